@@ -1,0 +1,310 @@
+//! The resolved compose model: what `docker compose config --format json` prints.
+//!
+//! Only what repair decides on is typed; everything else is kept in `extra`, so that a model can be compared before
+//! and after an edit. The model holds interpolated secrets: it may be planned with, never stored or shown.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::limits;
+
+/// Why a model could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text is not what compose prints as JSON.
+    #[error(
+        "the compose model is not valid: {0}; it must be the output of `docker compose config --format json`"
+    )]
+    Json(#[from] serde_json::Error),
+    /// The text is longer than [`limits::MODEL_BYTES_MAX`].
+    #[error("the compose model has {0} bytes, at most {max} are read", max = limits::MODEL_BYTES_MAX)]
+    TooLong(usize),
+    /// The service is not in the model.
+    #[error("the stack has no service {service}; its services are: {known}")]
+    NoService {
+        /// The name that was asked for.
+        service: String,
+        /// The names there are, joined by commas.
+        known: String,
+    },
+}
+
+/// A whole stack as compose resolves it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Model {
+    /// Project name.
+    pub name: String,
+    /// Services by name.
+    pub services: BTreeMap<String, Service>,
+    /// The stack's policy, as written; [`crate::Policy`] reads it.
+    #[serde(rename = "x-cooper", skip_serializing_if = "Option::is_none")]
+    pub x_cooper: Option<Value>,
+    /// Everything else (networks, volumes, …), as printed.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+/// One service of the stack.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// How its image is built, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// Image reference, if given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Fixed container name, if given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_name: Option<String>,
+    /// Environment, resolved; `None` is a name without a value.
+    pub environment: BTreeMap<String, Option<String>>,
+    /// Healthcheck, if the compose file sets one (the image may bring another).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Healthcheck>,
+    /// Services this one waits for.
+    pub depends_on: BTreeMap<String, Dependency>,
+    /// Published ports.
+    pub ports: Vec<Port>,
+    /// Mounts.
+    pub volumes: Vec<Mount>,
+    /// Environment files, as printed (their shape differs between compose versions).
+    pub env_file: Value,
+    /// The service's policy, as written; [`crate::Policy`] reads it.
+    #[serde(rename = "x-cooper", skip_serializing_if = "Option::is_none")]
+    pub x_cooper: Option<Value>,
+    /// Everything else, as printed.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+/// How an image is built.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Build {
+    /// Context directory; compose prints it absolute.
+    pub context: String,
+    /// Dockerfile, relative to the context; compose fills in `Dockerfile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dockerfile: Option<String>,
+    /// A Dockerfile written inside the compose file, instead of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dockerfile_inline: Option<String>,
+    /// Build arguments.
+    pub args: BTreeMap<String, Option<String>>,
+    /// Stage to build; the last one if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Named further contexts.
+    pub additional_contexts: BTreeMap<String, String>,
+    /// Everything else, as printed.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+impl Build {
+    /// The Dockerfile's path relative to the context, `Dockerfile` where none is named.
+    pub fn dockerfile(&self) -> &str {
+        self.dockerfile.as_deref().unwrap_or("Dockerfile")
+    }
+}
+
+/// A healthcheck as compose prints it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Healthcheck {
+    /// `["CMD", …]`, `["CMD-SHELL", "…"]` or `["NONE"]`.
+    pub test: Option<Vec<String>>,
+    /// True where the healthcheck is switched off.
+    pub disable: bool,
+    /// Interval, retries and times, as printed.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+/// An edge of `depends_on`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dependency {
+    /// `service_started`, `service_healthy` or `service_completed_successfully`.
+    pub condition: String,
+    /// False where the stack may start without it.
+    pub required: bool,
+}
+
+/// A published port.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Port {
+    /// Port inside the container.
+    pub target: u16,
+    /// Port on the host: a number, a range or empty (chosen by the engine); compose prints a string.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published: Option<Value>,
+    /// Host address it listens on; every address if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<String>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+}
+
+impl Port {
+    /// True if other machines may reach the port.
+    pub fn is_public(&self) -> bool {
+        let Some(host) = self.host_ip.as_deref().filter(|host| !host.is_empty()) else {
+            return true;
+        };
+        !host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+/// A mount of a service.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mount {
+    /// `bind`, `volume`, `tmpfs`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Path or volume name on the host's side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Path in the container.
+    pub target: String,
+    /// True if the container cannot write to it.
+    pub read_only: bool,
+}
+
+/// What a service looks like from outside, read from its image name and its ports' habits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Keeps data: a repair gone wrong can cost it.
+    Database,
+    /// Carries messages or a cache that others rely on.
+    Broker,
+    /// Stands in front of other services.
+    Proxy,
+}
+
+/// Image base names by role. An image counts if its last path part, without tag, is or starts with one of these.
+const ROLES: &[(Role, &[&str])] = &[
+    (
+        Role::Database,
+        &[
+            "postgres",
+            "postgis",
+            "timescaledb",
+            "pgvector",
+            "mysql",
+            "mariadb",
+            "percona",
+            "mongo",
+            "mssql",
+            "cockroach",
+            "cassandra",
+            "scylla",
+            "clickhouse",
+            "elasticsearch",
+            "opensearch",
+            "influxdb",
+            "neo4j",
+            "couchdb",
+            "couchbase",
+            "minio",
+            "etcd",
+            "qdrant",
+            "weaviate",
+            "milvus",
+            "oracle",
+        ],
+    ),
+    (
+        Role::Broker,
+        &[
+            "redis",
+            "valkey",
+            "keydb",
+            "dragonfly",
+            "memcached",
+            "rabbitmq",
+            "kafka",
+            "redpanda",
+            "zookeeper",
+            "nats",
+            "pulsar",
+            "activemq",
+            "artemis",
+            "mosquitto",
+            "emqx",
+            "nsq",
+            "consul",
+            "vault",
+        ],
+    ),
+    (
+        Role::Proxy,
+        &[
+            "nginx",
+            "traefik",
+            "haproxy",
+            "caddy",
+            "envoy",
+            "httpd",
+            "apache",
+            "kong",
+            "squid",
+            "varnish",
+            "pgbouncer",
+            "docker-socket-proxy",
+            "oauth2-proxy",
+            "cloudflared",
+        ],
+    ),
+];
+
+impl Service {
+    /// The role its image name tells, if any. A service that is built is judged by its `image` name too, if it has one.
+    pub fn role(&self) -> Option<Role> {
+        let image = self.image.as_deref()?;
+        let name = image.rsplit('/').next()?.split(['@', ':']).next()?.to_ascii_lowercase();
+        ROLES
+            .iter()
+            .find(|(_, names)| names.iter().any(|known| name.starts_with(known)))
+            .map(|(role, _)| *role)
+    }
+
+    /// The ports other machines may reach.
+    pub fn public_ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.iter().filter(|port| port.is_public())
+    }
+}
+
+impl Model {
+    /// Reads what `docker compose config --format json` printed.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        if text.len() > limits::MODEL_BYTES_MAX {
+            return Err(Error::TooLong(text.len()));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// The service of that name.
+    pub fn service(&self, name: &str) -> Result<&Service, Error> {
+        self.services.get(name).ok_or_else(|| Error::NoService {
+            service: name.to_owned(),
+            known: self.services.keys().cloned().collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// The services that name this one in their `depends_on`, in order of name.
+    pub fn dependents(&self, name: &str) -> Vec<&str> {
+        self.services
+            .iter()
+            .filter(|(_, service)| service.depends_on.contains_key(name))
+            .map(|(dependent, _)| dependent.as_str())
+            .collect()
+    }
+}

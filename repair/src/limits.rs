@@ -1,0 +1,38 @@
+//! Every limit of this crate, units last. Input beyond a limit is cut with a visible mark or refused, never ignored.
+
+/// Bytes of a normalised log that are kept; a longer one keeps its head and tail around a mark.
+pub const LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Share of [`LOG_BYTES_MAX`] kept from the start of a log that is too long (the failure is nearly always at its end).
+pub const LOG_HEAD_BYTES: usize = 256 * 1024;
+/// Bytes of one log line that are kept; the rest of the line is dropped.
+pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of the output of `docker compose config --format json`.
+pub const MODEL_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of a file that an edit may read or write.
+pub const FILE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a path in a change.
+pub const PATH_BYTES_MAX: usize = 1024;
+/// Files one plan may change.
+pub const PLAN_FILES_MAX: usize = 3;
+/// Lines one plan may add and remove, together. Real repairs are small: median 4, 90 % within 8.
+pub const PLAN_LINES_MAX: usize = 40;
+/// Bytes of an instruction.
+pub const INSTRUCTION_BYTES_MAX: usize = 2 * 1024;
+/// Bytes of one rules file.
+pub const RULES_BYTES_MAX: usize = 1024 * 1024;
+/// Memory one compiled rule pattern may take.
+pub const PATTERN_BYTES_MAX: usize = 1024 * 1024;
+/// Attempts of one run, each a plan of its own; `max_attempts` of a policy can only lower it.
+pub const ATTEMPTS_MAX: u32 = 3;
+/// Candidate lines that are looked at in one log, best first.
+pub const CANDIDATES_MAX: usize = 64;
+/// How long a service must stay well before it counts as verified, where its policy does not say.
+pub const STABLE_FOR_DEFAULT_MS: u64 = 5_000;
+/// Longest `stable_for` a policy may ask for.
+pub const STABLE_FOR_MAX_MS: u64 = 600_000;
+/// Time to become well after a restart, before the stability window starts.
+pub const BECOME_WELL_DEFAULT_MS: u64 = 60_000;
+/// Time limit of a build step.
+pub const BUILD_TIMEOUT_MS: u64 = 1_800_000;
+/// Time limit of every other step, on top of what it waits for by plan.
+pub const STEP_TIMEOUT_MS: u64 = 120_000;
