@@ -36,6 +36,7 @@ run_logged() {
 archives() {
   local here
   here="$(. /etc/os-release && [[ "$ID" == debian ]] && echo "$VERSION_CODENAME")" || true
+  # shellcheck disable=SC2016 # apt expands these
   [[ -n "$here" ]] && apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' \
     | awk -v here="$here" -v codename="$codename" '
         $1 ~ /^https?:/ && $3 == "main" && $2 ~ "^" here "([-/](updates|security))?$" && !seen[$1, $2]++ {
@@ -139,10 +140,11 @@ make_debian() {
     changes+=(-c "ENV SSL_CERT_FILE=$bundle PIP_CERT=$bundle REQUESTS_CA_BUNDLE=$bundle NODE_EXTRA_CA_CERTS=$bundle")
   fi
 
+  find "$root/usr/share/doc" -type f ! -name copyright -delete
   tar -C "$root" --one-file-system --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' --exclude='./run/*' \
     --exclude='./tmp/*' --exclude='./var/cache/apt/*.bin' --exclude='./var/cache/apt/archives/*.deb' \
-    --exclude='./var/lib/apt/lists/*_*' --exclude='./var/log/*' --exclude='./usr/share/doc/*/*[!t]' \
-    --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./usr/share/info/*' -c . \
+    --exclude='./var/lib/apt/lists/*_*' --exclude='./var/log/*' --exclude='./usr/share/man/*' \
+    --exclude='./usr/share/locale/*' --exclude='./usr/share/info/*' -c . \
     | docker import "${changes[@]}" - "$debian" >/dev/null
   rm -rf --one-file-system "$root"
   say "made $debian in $((SECONDS - start)) s ($number extra certificates)"
@@ -184,7 +186,7 @@ main() {
   (($#)) || set -- "$debian" "$python"
   timeout 15 docker info >/dev/null 2>&1 || fail "no Docker engine answers; run scripts/ensure-engine.sh first"
   mkdir -p "$work"
-  # One maker at a time; who waited finds the image. The lock is not inherited by what runs below.
+  # One maker at a time; who waited finds the image.
   exec 9>"$work/lock"
   flock -w "$make_seconds_max" 9 || fail "another call holds $work/lock; see what it waits for"
   for image in "$@"; do provide "$image"; done

@@ -81,11 +81,10 @@ unpack() {
   write_sources "$apt/sources.d" ||
     fail "found no $host_codename source with component main in /etc/apt; add the Debian mirror there, or install Docker Engine with Compose v2 yourself"
   say "fetching ${packages[*]} of Debian $next_codename"
-  private_apt apt-get -qq update >"$engine/apt.log" 2>&1 &&
-    (cd "$debs" && private_apt apt-get -qq download "${packages[@]}" >>"$engine/apt.log" 2>&1) || {
+  if ! { private_apt apt-get -qq update && cd "$debs" && private_apt apt-get -qq download "${packages[@]}"; } >"$engine/apt.log" 2>&1; then
     tail -n 5 "$engine/apt.log" >&2
     fail "apt could not fetch them (log: $engine/apt.log); check the mirror in /etc/apt, or install Docker Engine with Compose v2 yourself"
-  }
+  fi
   for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$engine/root"; done
   rm -rf "$debs" "$apt"
   touch "$engine/root/.complete"
