@@ -1,0 +1,147 @@
+//! Errors as users meet them at every door: a stable code, what happened, what to do next.
+//!
+//! docs/errors.md lists every code; a test keeps the two equal.
+
+use std::fmt;
+
+/// Broad kind: decides the gRPC status, the HTTP status and the CLI's exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The request can never succeed as it is.
+    Invalid,
+    /// No such thing, or another tenant's (I10).
+    NotFound,
+    /// Somebody or something else holds what is needed; the state does not allow it.
+    Conflict,
+    /// No or unknown token.
+    Unauthenticated,
+    /// The token's scope does not allow it.
+    Forbidden,
+    /// A limit is reached; later it may work.
+    Exhausted,
+    /// A part that is needed is away; try again.
+    Unavailable,
+    /// Took longer than allowed.
+    Timeout,
+    /// A fault of Cooper's or of its machine.
+    Internal,
+}
+
+macro_rules! codes {
+    ($($variant:ident = $text:literal, $kind:ident, $hint:literal;)*) => {
+        /// Stable codes. New ones may come; none changes its meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $($variant,)* }
+
+        impl Code {
+            /// Every code, for documentation and tests.
+            pub const ALL: &'static [Code] = &[$(Code::$variant,)*];
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $text,)* }
+            }
+            pub const fn kind(self) -> Kind {
+                match self { $(Code::$variant => Kind::$kind,)* }
+            }
+            /// What to do next, unless the error says something better.
+            pub const fn hint(self) -> &'static str {
+                match self { $(Code::$variant => $hint,)* }
+            }
+            /// The code written as `text`.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Code::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidArgument = "invalid_argument", Invalid, "correct the request and send it again";
+    TooLarge = "too_large", Invalid, "send less; limits are in docs/limits.md";
+    SessionNotFound = "session_not_found", NotFound, "see `cooper session list`";
+    TaskNotFound = "task_not_found", NotFound, "see `cooper tasks list`";
+    RunNotFound = "run_not_found", NotFound, "see `cooper runs list`";
+    ArtifactNotFound = "artifact_not_found", NotFound, "see `cooper runs artifacts RUN`";
+    StackNotFound = "stack_not_found", NotFound, "see `cooper stacks`; register one with COOPER_STACKS=name=dir on a worker, or give a directory with --stack";
+    ServiceNotFound = "service_not_found", NotFound, "name a service of the stack's compose file";
+    TokenNotFound = "token_not_found", NotFound, "see `cooper token list`";
+    WorkerNotFound = "worker_not_found", NotFound, "see `cooper workers`";
+    FileNotFound = "file_not_found", NotFound, "see `cooper files ls SESSION`";
+    PathEscapes = "path_escapes", Invalid, "name a path inside the session's workspace";
+    NotAFile = "not_a_file", Invalid, "name a regular file";
+    SessionNotReady = "session_not_ready", Conflict, "wait until the session is ready, or create another";
+    SessionEnded = "session_ended", Conflict, "create a new session";
+    SessionBusy = "session_busy", Exhausted, "wait for the session's executions, or use another session";
+    NameTaken = "name_taken", Conflict, "choose another name or destroy the session that has it";
+    IdempotencyConflict = "idempotency_conflict", Conflict, "use a fresh idempotency key for a different request";
+    NotAwaitingApproval = "not_awaiting_approval", Conflict, "see `cooper runs show RUN`";
+    PlanChanged = "plan_changed", Conflict, "read the plan again and decide about that";
+    ServiceLocked = "service_locked", Conflict, "wait for the run that works on this service; see `cooper runs list`";
+    NoCapacity = "no_capacity", Exhausted, "destroy a session, raise MAX_SESSIONS, add a worker, or wait with --wait";
+    NoWorker = "no_worker", Unavailable, "start a worker (`cooper worker`) and see `cooper workers`";
+    Overloaded = "overloaded", Exhausted, "send less at once and try again";
+    Unauthenticated = "unauthenticated", Unauthenticated, "give a token: COOPER_TOKEN, COOPER_TOKEN_FILE, or the data directory's admin.token";
+    Forbidden = "forbidden", Forbidden, "use a token with the scope that is needed (`cooper token create --scope`)";
+    StaleLease = "stale_lease", Conflict, "nothing: a newer grant owns this";
+    ProtocolVersion = "protocol_version", Conflict, "upgrade the older side";
+    WorkerIdTaken = "worker_id_taken", Conflict, "give each worker its own WORKER_ID and data directory";
+    WorkerLost = "worker_lost", Unavailable, "the worker's host ended while this ran; run it again if that is safe";
+    TimedOut = "timed_out", Timeout, "give it more time (--timeout) or make it faster";
+    Cancelled = "cancelled", Conflict, "";
+    InterpreterDied = "interpreter_died", Internal, "the interpreter ended (exit, crash or out of memory); the next execution starts a new one";
+    SpawnFailed = "spawn_failed", Invalid, "check the command and the session's limits";
+    PythonMissing = "python_missing", Unavailable, "install Python 3.9 or newer, or name one with COOPER_PYTHON";
+    InstallFailed = "install_failed", Invalid, "read the installer's output";
+    NoDiagnosis = "no_diagnosis", Conflict, "read the evidence in the run's artifacts; give --log or --instruction";
+    PolicyRefused = "policy_refused", Forbidden, "change the stack's x-cooper policy if this should be allowed";
+    PromotionConflict = "promotion_conflict", Conflict, "apply patch.diff by hand";
+    StepFailed = "step_failed", Internal, "read the step's log in the run's artifacts";
+    VerifyFailed = "verify_failed", Conflict, "read verify.log in the run's artifacts";
+    RollbackFailed = "rollback_failed", Internal, "restore by hand: rollback.log says what is left";
+    EngineUnavailable = "engine_unavailable", Unavailable, "start the Docker engine, or `scripts/ensure-engine.sh`";
+    StoreUnavailable = "store_unavailable", Unavailable, "check the data directory's disk and permissions";
+    StoreFull = "store_full", Unavailable, "free space on the data directory's disk";
+    DataBusy = "data_busy", Conflict, "stop the other cooper on this data directory, or use another --data";
+    DataUnusable = "data_unusable", Invalid, "choose a data directory that this user may write";
+    PortTaken = "port_taken", Conflict, "stop what listens there, or choose another --listen";
+    ConfigInvalid = "config_invalid", Invalid, "correct the setting; `cooper config show --origin` says where each comes from";
+    Unavailable = "unavailable", Unavailable, "try again; see `cooper status`";
+    Internal = "internal", Internal, "this is a fault of Cooper's: please report it with the log";
+}
+
+/// An error with everything a person or a program needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    pub code: Code,
+    /// What happened, to what.
+    pub message: String,
+    /// What to do next; empty means the code's own hint.
+    pub hint: String,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: String::new() }
+    }
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+    pub fn hint(&self) -> &str {
+        if self.hint.is_empty() { self.code.hint() } else { &self.hint }
+    }
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, message)
+    }
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.message)
+    }
+}
+impl std::error::Error for Error {}

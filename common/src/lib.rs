@@ -1,0 +1,13 @@
+//! What every crate of Cooper shares: ids, limits, errors, configuration, tokens, clocks, telemetry.
+
+pub mod backoff;
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod limits;
+
+pub mod telemetry;
+pub mod token;
+
+/// Version of this build, as shown by `cooper --version` and `/health`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,104 @@
+//! Every bound of Cooper in one place, units last (I12). What happens at each is said where it is used.
+
+/// Times of the link (DESIGN §5).
+pub mod link {
+    /// Floor of the heartbeat interval; the coordinator adds n/200 s for n workers.
+    pub const HEARTBEAT_MIN_MS: u64 = 2_000;
+    /// Missed beats after which no new work is sent.
+    pub const SUSPECT_BEATS: u64 = 3;
+    pub const LEASE_MS: u64 = 30_000;
+    pub const LOST_MS: u64 = 60_000;
+    /// After a coordinator start nothing is called lost before this time.
+    pub const REATTACH_GRACE_MS: u64 = 60_000;
+    pub const RECONNECT_BASE_MS: u64 = 100;
+    pub const RECONNECT_CAP_MS: u64 = 5_000;
+    /// Largest link or client message either side decodes.
+    pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+    /// Output that rides inside a result, per stream.
+    pub const INLINE_OUTPUT_BYTES_MAX: usize = 16 << 10;
+    /// One piece of output or file content.
+    pub const CHUNK_BYTES_MAX: usize = 64 << 10;
+    /// Output of one attempt on its way and not acked.
+    pub const ATTEMPT_WINDOW_BYTES: u64 = 256 << 10;
+    /// Output of one worker on its way and not acked.
+    pub const WORKER_WINDOW_BYTES: u64 = 4 << 20;
+    /// Messages that wait to be written to one worker; a worker that lets them pile up gets no new work.
+    pub const OUTBOUND_MESSAGES_MAX: usize = 1024;
+    /// TCP accept backlog: 10,000 workers may come back at once.
+    pub const ACCEPT_BACKLOG: u32 = 16_384;
+    /// Protocol versions this build speaks.
+    pub const PROTOCOL_MIN: u32 = 1;
+    pub const PROTOCOL_MAX: u32 = 1;
+}
+
+/// What a request may hold.
+pub mod request {
+    pub const CODE_BYTES_MAX: usize = 1 << 20;
+    pub const ARGV_MAX: usize = 1024;
+    pub const ARGV_BYTES_MAX: usize = 1 << 20;
+    pub const STDIN_BYTES_MAX: usize = 1 << 20;
+    pub const ENV_ENTRIES_MAX: usize = 256;
+    pub const ENV_BYTES_MAX: usize = 64 << 10;
+    pub const LABELS_MAX: usize = 64;
+    pub const LABEL_BYTES_MAX: usize = 256;
+    pub const PACKAGES_MAX: usize = 256;
+    pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+    pub const NAME_BYTES_MAX: usize = 63;
+    pub const PATH_BYTES_MAX: usize = 4096;
+    pub const LOG_BYTES_MAX: usize = 4 << 20;
+    pub const INSTRUCTION_BYTES_MAX: usize = 4 << 10;
+    pub const COMMENT_BYTES_MAX: usize = 4 << 10;
+    pub const PAGE_DEFAULT: u32 = 100;
+    pub const PAGE_MAX: u32 = 1000;
+    pub const SUBMIT_BATCH_MAX: usize = 512;
+    pub const SESSION_WAIT_MS_MAX: u64 = 600_000;
+    pub const FILES_LISTED_MAX: usize = 10_000;
+}
+
+/// What an execution may use when nothing else is said.
+pub mod exec {
+    pub const TIMEOUT_MS: u64 = 300_000;
+    pub const TIMEOUT_MS_MAX: u64 = 86_400_000;
+    pub const STEP_TIMEOUT_MS: u64 = 1_800_000;
+    pub const OUTPUT_BYTES: u64 = 64 << 20;
+    pub const OUTPUT_BYTES_MAX: u64 = 1 << 30;
+    pub const FILE_SIZE_BYTES: u64 = 1 << 30;
+    pub const OPEN_FILES: u32 = 1024;
+    /// Value and displays of one execution, together.
+    pub const RESULT_BYTES_MAX: usize = 1 << 20;
+    pub const TRACEBACK_BYTES_MAX: usize = 64 << 10;
+    pub const DISPLAYS_MAX: usize = 64;
+    /// From SIGINT to SIGKILL.
+    pub const INTERRUPT_GRACE_MS: u64 = 1_000;
+    /// Tasks of one session that may wait or run; more are refused (`session_busy`).
+    pub const QUEUED_PER_SESSION_MAX: usize = 1024;
+}
+
+/// The coordinator's store.
+pub mod store {
+    /// Changes in one group commit.
+    pub const COMMIT_CHANGES_MAX: usize = 4096;
+    /// Commits that wait for the writer; more are refused (`overloaded`).
+    pub const WRITER_QUEUE_MAX: usize = 8192;
+    /// Tasks known and not ended, per coordinator.
+    pub const LIVE_TASKS_MAX: usize = 1_000_000;
+    pub const EVENTS_KEPT_MAX: u64 = 1_000_000;
+    pub const ENDED_TASKS_KEPT_MAX: u64 = 200_000;
+    pub const RETENTION_EVERY_MS: u64 = 60_000;
+}
+
+/// Repair runs.
+pub mod run {
+    pub const APPROVAL_TTL_MS: u64 = 24 * 3_600_000;
+    pub const ARTIFACT_BYTES_MAX: usize = 64 << 20;
+    /// Log of one step kept as an artifact.
+    pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;
+}
+
+/// How long anything may take to stop.
+pub mod stop {
+    /// Ctrl-C to nothing left (budget 5 s).
+    pub const UP_MS: u64 = 4_500;
+    pub const COORDINATOR_MS: u64 = 2_000;
+    pub const HOST_MS: u64 = 3_000;
+}
