@@ -18,6 +18,7 @@ pub mod names;
 pub mod plan;
 pub mod policy;
 pub mod rules;
+pub mod step;
 
 pub use diagnosis::{Diagnosis, Evidence, NoDiagnosis, diagnose};
 pub use edit::{Edit, FileChange};

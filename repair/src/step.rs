@@ -1,0 +1,112 @@
+//! The contract of a step: what the coordinator asks of the worker that owns the stack, and what it hears back. Both
+//! travel as JSON inside the task (`StepSpec.input_json`, `Outcome.step_json`).
+//!
+//! The worker keeps what a step leaves for later ones (stage, pre-images, start record, journal) under its own data
+//! directory, by run id; every step may therefore be repeated after a crash without double effect.
+
+use serde::{Deserialize, Serialize};
+
+use crate::diagnosis::Evidence;
+use crate::plan::RepairPlan;
+
+/// What to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Input {
+    /// Records how everything is at the start and collects evidence. Touches nothing: a build it needs goes to a tag of
+    /// its own.
+    Analyze {
+        stack: StackRef,
+        service: String,
+        /// A log to diagnose instead of what would be collected.
+        #[serde(default)]
+        log: Option<String>,
+        #[serde(default)]
+        instruction: Option<String>,
+    },
+    /// Copies the build context into the stage and applies the plan's edits there.
+    Patch { stack: StackRef, plan: RepairPlan },
+    /// Builds the stage into a candidate tag; the service's own tag is not moved.
+    Build { stack: StackRef, plan: RepairPlan },
+    /// Moves the service's tag to the candidate and recreates the service's container.
+    Restart { stack: StackRef, plan: RepairPlan },
+    /// Watches the service as the plan says.
+    Verify { stack: StackRef, plan: RepairPlan },
+    /// Writes the edits into the checkout, under their base hashes.
+    Promote { stack: StackRef, plan: RepairPlan },
+    /// Puts back bytes, image and container, and compares with the start record (I7).
+    Rollback { stack: StackRef, plan: RepairPlan },
+}
+
+/// A stack as registered on the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackRef {
+    pub name: String,
+    /// Absolute directory on the worker's machine; the worker refuses one that is not registered on it.
+    pub dir: String,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    pub ok: bool,
+    /// Stable error code when not ok, e.g. `verify_failed`, `policy_refused`, `promotion_conflict`.
+    pub code: String,
+    /// One sentence: what was done, or what failed and what to do.
+    pub message: String,
+    /// Analyze: what was found.
+    pub evidence: Option<Evidence>,
+    /// Analyze: how everything was.
+    pub start: Option<StartRecord>,
+    /// Small text artifacts, already redacted, e.g. `patch.diff`. The step's log is the task's output.
+    pub artifacts: Vec<Artifact>,
+    /// Promote: `promoted` or `conflict`.
+    pub promotion: String,
+    /// Rollback: true when bytes, image and container configuration equal the start record and the health class is no
+    /// worse. False makes the run `rollback_failed`.
+    pub restored: bool,
+}
+
+/// A named text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    pub name: String,
+    pub content: String,
+}
+
+/// How a service was before a run touched anything (I7).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartRecord {
+    /// Tag compose runs the service from.
+    pub image_ref: String,
+    /// Image id behind the tag; empty = there was none.
+    pub image_id: String,
+    /// Image id the container ran from; empty = there was no container. May differ from `image_id` after a build that was
+    /// never deployed.
+    pub container_image_id: String,
+    pub container_id: String,
+    /// Label `com.docker.compose.config-hash`.
+    pub config_hash: String,
+    pub health: HealthClass,
+    /// Container ids of the project's other services, which must be the same at the end.
+    pub neighbours: std::collections::BTreeMap<String, String>,
+}
+
+/// How well a service is, from worst to best.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthClass {
+    /// No container.
+    #[default]
+    Absent,
+    /// Exited, dead, created but never started, or restarting.
+    Down,
+    /// Runs, and its healthcheck or probe fails.
+    Unhealthy,
+    /// Runs; no healthcheck or probe says more.
+    Running,
+    /// Runs and its healthcheck or probe is green.
+    Healthy,
+}
