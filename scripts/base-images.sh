@@ -35,6 +35,7 @@ run_logged() {
 # Every Debian mirror carries all supported releases, so a machine on another release serves too.
 archives() {
   local here
+  # shellcheck disable=SC1091
   here="$(. /etc/os-release && [[ "$ID" == debian ]] && echo "$VERSION_CODENAME")" || true
   # shellcheck disable=SC2016 # apt expands these
   [[ -n "$here" ]] && apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' \

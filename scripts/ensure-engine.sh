@@ -5,8 +5,8 @@
 #   scripts/ensure-engine.sh --stop    stop the engine, if this script started it
 #
 # Where Docker already works this only says so. On Debian 12 as root, whose own docker.io has no Compose v2, it
-# unpacks the next release's packages into the cache directory (nothing is installed over the system's packages, and
-# the system's apt sources stay as they are) and starts dockerd in the background on the default socket. Calling it
+# unpacks the next release's packages into the cache directory (no package of the system is replaced, and its apt
+# sources stay as they are) and starts dockerd in the background on the default socket. Calling it
 # again, after a reboot or a kill, starts only the daemon. Everywhere else it says what to install.
 set -euo pipefail
 
@@ -102,15 +102,18 @@ install_host_tools() {
     >"$engine/apt.log" 2>&1 || { tail -n 5 "$engine/apt.log" >&2; fail "apt-get install ${missing[*]} failed (log: $engine/apt.log)"; }
 }
 
-# Puts the CLI and its plugins where every shell and every HOME finds them; never replaces what is there.
-link_cli() {
+# Puts the CLI and its plugins where every shell and every user finds them; never replaces what works. Copies, because
+# other users cannot follow a link into this one's cache.
+install_cli() {
   local plugins=/usr/local/lib/docker/cli-plugins plugin
-  command -v docker >/dev/null || { ln -sfn "$engine/root/usr/bin/docker" /usr/local/bin/docker; say "linked /usr/local/bin/docker"; }
-  mkdir -p "$plugins"
+  if ! command -v docker >/dev/null; then
+    install -m 755 "$engine/root/usr/bin/docker" /usr/local/bin/docker
+    say "installed /usr/local/bin/docker"
+  fi
   for plugin in compose buildx; do
     docker "$plugin" version >/dev/null 2>&1 && continue
-    ln -sfn "$(find "$engine/root" -path "*/cli-plugins/docker-$plugin" | head -n 1)" "$plugins/docker-$plugin"
-    say "linked $plugins/docker-$plugin"
+    install -D -m 755 "$(find "$engine/root" -path "*/cli-plugins/docker-$plugin" | head -n 1)" "$plugins/docker-$plugin"
+    say "installed $plugins/docker-$plugin"
   done
 }
 
@@ -150,6 +153,24 @@ stop_daemon() {
   say "stopped dockerd (pid $pid)"
 }
 
+# Ends with what is missing and what to do where this script cannot help.
+can_set_up() {
+  local found='no Docker engine with Compose v2 answers' remedy='install Docker Engine with Compose v2 for this system and start it'
+  if ! engine_answers; then
+    [[ -z "${DOCKER_HOST:-}" ]] || fail "the engine at DOCKER_HOST=$DOCKER_HOST does not answer; start it, or unset DOCKER_HOST"
+    [[ ! -S "$socket" || -w "$socket" ]] || fail "this user may not use $socket; run as root, or join the group that owns it"
+  fi
+  # shellcheck disable=SC1091
+  [[ -r /etc/os-release ]] && . /etc/os-release
+  [[ "${ID:-}" == debian && "${VERSION_CODENAME:-}" == "$host_codename" ]] ||
+    fail "$found; setting one up works on Debian 12 only, this is ${PRETTY_NAME:-$(uname -s)}: $remedy"
+  ((EUID == 0)) || fail "$found; setting one up needs root: run this script as root, or $remedy"
+  # Where a service manager owns the installed engine, starting another one beside it would be wrong.
+  if [[ -d /run/systemd/system ]] && ! engine_answers && systemctl is-enabled docker.service >/dev/null 2>&1; then
+    fail 'Docker is installed but does not answer: systemctl start docker'
+  fi
+}
+
 main() {
   local stop=0
   case "${1:-}" in
@@ -158,28 +179,20 @@ main() {
     *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 
-  if ((!stop)) && engine_answers && compose_answers; then describe; return; fi
+  if ((!stop)); then
+    if engine_answers && compose_answers; then describe; return; fi
+    can_set_up
+  fi
 
-  # Several callers at once (tests, helpers): one works, the others wait for it and then find the engine.
+  # Several callers at once: one works, the others wait for it and then find the engine.
   mkdir -p "$engine"
   exec 9>"$engine/lock"
   flock -w 600 9 || fail "another call holds $engine/lock for 10 minutes; see what it waits for"
 
   if ((stop)); then stop_daemon; return; fi
   if engine_answers && compose_answers; then describe; return; fi
-
-  local install='install Docker Engine with Compose v2 for this system and start it'
-  [[ -z "${DOCKER_HOST:-}" ]] || engine_answers || fail "the engine at DOCKER_HOST=$DOCKER_HOST does not answer; start it, or unset DOCKER_HOST"
-  [[ -r /etc/os-release ]] && . /etc/os-release
-  [[ "${VERSION_CODENAME:-}" == "$host_codename" && "${ID:-}" == debian ]] ||
-    fail "no Docker engine with Compose v2 answers; setting one up works on Debian 12 only (this is ${PRETTY_NAME:-$(uname -s)}): $install"
-  ((EUID == 0)) || fail "no Docker engine with Compose v2 answers; setting one up needs root: run this script as root, or $install"
-  if ! engine_answers && systemctl is-enabled docker.service >/dev/null 2>&1 && [[ -d /run/systemd/system ]]; then
-    fail "Docker is installed but does not answer: systemctl start docker"
-  fi
-
   unpack
-  link_cli
+  install_cli
   if ! engine_answers; then
     install_host_tools
     start_daemon
