@@ -1,0 +1,37 @@
+//! Edits of scripts and other plain text.
+
+use super::{Error, check};
+
+/// CRLF becomes LF.
+pub(super) fn use_unix_line_ends(old: &str) -> Result<String, Error> {
+    if !old.contains("\r\n") {
+        return Err(Error::NoEffect("LF at every line end".to_owned()));
+    }
+    Ok(old.replace("\r\n", "\n"))
+}
+
+/// Puts an interpreter line in front of a script.
+pub(super) fn add_shebang(old: &str, interpreter: &str) -> Result<String, Error> {
+    check("interpreter", interpreter, "/", "/._-")?;
+    if old.starts_with("#!") {
+        return Err(Error::NoEffect("an interpreter line".to_owned()));
+    }
+    if old.contains('\0') {
+        return Err(Error::NoPlace("the file is a program, not a script: it was built for another machine".to_owned()));
+    }
+    Ok(format!("#!{interpreter}\n{old}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_get_unix_line_ends_and_an_interpreter_once() {
+        assert_eq!(use_unix_line_ends("a\r\nb\n").unwrap(), "a\nb\n");
+        assert!(matches!(use_unix_line_ends("a\n"), Err(Error::NoEffect(_))));
+        assert_eq!(add_shebang("exec app\n", "/bin/sh").unwrap(), "#!/bin/sh\nexec app\n");
+        assert!(matches!(add_shebang("#!/bin/sh\n", "/bin/sh"), Err(Error::NoEffect(_))));
+        assert!(matches!(add_shebang("\u{7f}ELF\0", "/bin/sh"), Err(Error::NoPlace(_))));
+    }
+}
