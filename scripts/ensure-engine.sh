@@ -81,7 +81,7 @@ unpack() {
   write_sources "$apt/sources.d" ||
     fail "found no $host_codename source with component main in /etc/apt; add the Debian mirror there, or install Docker Engine with Compose v2 yourself"
   say "fetching ${packages[*]} of Debian $next_codename"
-  if ! { private_apt apt-get -qq update && cd "$debs" && private_apt apt-get -qq download "${packages[@]}"; } >"$engine/apt.log" 2>&1; then
+  if ! (cd "$debs" && private_apt apt-get -qq update && private_apt apt-get -qq download "${packages[@]}") >"$engine/apt.log" 2>&1; then
     tail -n 5 "$engine/apt.log" >&2
     fail "apt could not fetch them (log: $engine/apt.log); check the mirror in /etc/apt, or install Docker Engine with Compose v2 yourself"
   fi
