@@ -59,8 +59,9 @@ write_sources() {
   done
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
     [[ -f "$file" ]] || continue
-    { grep -E "^deb[ \t]+(\[[^]]*\][ \t]*)?[^ \t]+[ \t]+$host_codename([-/](updates|security))?[ \t]+(.*[ \t])?main([ \t]|$)" "$file" || true; } \
-      | sed -E "s#[ \t]$host_codename([-/][a-z]+)?[ \t]# $next_codename\1 #" >>"$dir/next.list"
+    # deb [options] URI SUITE COMPONENTS...
+    { grep -E "^deb +(\[[^]]*\] *)?[^ ]+ +$host_codename([-/](updates|security))? +(.* )?main( |$)" <(tr -s '\t ' ' ' <"$file") || true; } \
+      | sed -E "s# $host_codename([-/][a-z]+)? # $next_codename\1 #" >>"$dir/next.list"
   done
   [[ -s "$dir/next.sources" || -s "$dir/next.list" ]]
 }
