@@ -1,12 +1,24 @@
 //! From evidence to a diagnosis: which rule explains the failure, and which edits remove its cause.
 
-use std::collections::BTreeMap;
+mod fix;
+mod instruction;
+mod python;
+mod scene;
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::compose::Model;
-use crate::edit::FileChange;
-use crate::rules::{Class, RuleSet};
+use crate::edit::{self, FileChange};
+use crate::limits;
+use crate::log::{Failure, Log};
+use crate::rules::{Class, Rule, RuleSet, fill};
+
+use fix::Resolved;
+use scene::Scene;
 
 /// Where a failure showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,9 +127,142 @@ pub struct NoDiagnosis {
 
 /// Finds the cause of a failure and the edits that remove it.
 ///
+/// A cause that no edit is known for is a diagnosis too: its remedy is [`Remedy::Escalate`].
+///
 /// # Errors
-/// [`NoDiagnosis`] if no rule explains it, no fix could be worked out, or the instruction is not understood.
+/// [`NoDiagnosis`] if no rule explains the failure, or the instruction is not understood.
 pub fn diagnose(rules: &RuleSet, evidence: &Evidence) -> Result<Diagnosis, NoDiagnosis> {
-    let _ = rules;
-    Err(NoDiagnosis { reasons: vec![], looked_at: vec![evidence.service.clone()] })
+    let instruction = evidence.instruction.as_deref().map(str::trim).filter(|text| !text.is_empty());
+    if let Some(instruction) = instruction
+        && let Some(asked) = instruction::follow(rules, evidence, instruction)?
+    {
+        return Ok(asked);
+    }
+    let found = Found::of(evidence);
+    let mut candidates = candidates(rules, evidence.phase, &found.lines);
+    if candidates.is_empty() {
+        let reasons = vec![format!("no rule explains what was printed ({} lines)", found.lines.len())];
+        return Err(NoDiagnosis { reasons, looked_at: found.looked_at });
+    }
+    candidates.truncate(limits::CANDIDATES_MAX);
+    let scene = Scene::new(evidence, rules.names(), found.failure);
+    let mut first_without_remedy = None;
+    for candidate in candidates {
+        match fix::resolve(&scene, candidate.rule, &candidate.captures) {
+            Ok(resolved) => return Ok(candidate.diagnosis(evidence, resolved)),
+            Err(reason) => {
+                first_without_remedy.get_or_insert((candidate, reason));
+            }
+        }
+    }
+    match first_without_remedy {
+        Some((candidate, reason)) => Ok(candidate.escalated(evidence, &reason)),
+        None => Err(NoDiagnosis { reasons: vec![], looked_at: found.looked_at }),
+    }
+}
+
+/// The lines to ask the rules about, and what they were taken from.
+struct Found {
+    lines: Vec<String>,
+    failure: Failure,
+    looked_at: Vec<String>,
+}
+
+impl Found {
+    fn of(evidence: &Evidence) -> Self {
+        let mut looked_at = Vec::new();
+        let mut lines = Vec::new();
+        let mut failure = Failure::default();
+        if evidence.phase == Phase::Build {
+            let log = Log::normalise(evidence.build_log.as_bytes());
+            failure = log.failure();
+            looked_at.push(format!("build log: {} lines", log.lines.len()));
+            lines.extend(log.suspects(&failure).map(str::to_owned));
+        } else {
+            let log = Log::normalise(evidence.container_log.as_bytes());
+            looked_at.push(format!("container log: {} lines", log.lines.len()));
+            lines.extend(log.lines.into_iter().map(|line| line.text));
+        }
+        if let Some(state) = &evidence.state {
+            looked_at.push("container state".to_owned());
+            let health = Log::normalise(state.health_output.as_bytes());
+            lines.extend(health.lines.into_iter().map(|line| line.text));
+            lines.extend(Log::normalise(state.error.as_bytes()).lines.into_iter().map(|line| line.text));
+            // The state as a line, so that rules can speak about it.
+            lines.push(format!(
+                "container state: status={} exit_code={} oom_killed={}",
+                state.status, state.exit_code, state.oom_killed
+            ));
+        }
+        looked_at.extend(evidence.files.keys().take(limits::CANDIDATES_MAX).map(|path| format!("file {path}")));
+        Self { lines, failure, looked_at }
+    }
+}
+
+/// A rule that matched a line.
+struct Candidate<'a> {
+    rule: &'a Rule,
+    captures: BTreeMap<String, String>,
+    line: &'a str,
+}
+
+/// Every rule that matches, best first: by priority, then the first line in a build (what follows is fallout) and the
+/// last in a container's log (it tells of the newest start).
+fn candidates<'a>(rules: &'a RuleSet, phase: Phase, lines: &'a [String]) -> Vec<Candidate<'a>> {
+    let mut best: BTreeMap<&str, (usize, Candidate<'a>)> = BTreeMap::new();
+    for (number, line) in lines.iter().enumerate() {
+        for (rule, captures) in rules.matches(phase, line) {
+            let candidate = Candidate { rule, captures, line };
+            match best.get_mut(rule.id.as_str()) {
+                Some(_) if phase == Phase::Build => {}
+                Some(known) => *known = (number, candidate),
+                None => {
+                    best.insert(&rule.id, (number, candidate));
+                }
+            }
+        }
+    }
+    let mut found: Vec<_> = best.into_values().collect();
+    found.sort_by_key(|(number, candidate)| {
+        let order = if phase == Phase::Build { *number } else { usize::MAX - number };
+        (u8::MAX - candidate.rule.priority, order)
+    });
+    found.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+impl Candidate<'_> {
+    fn diagnosis(&self, evidence: &Evidence, resolved: Resolved) -> Diagnosis {
+        Diagnosis {
+            rule_id: self.rule.id.clone(),
+            cause: fill(&self.rule.cause, &self.captures),
+            confidence: self.rule.confidence.min(resolved.confidence),
+            class: self.rule.class.max(resolved.class),
+            evidence_line: self.line.to_owned(),
+            remedy: resolved.remedy,
+            edits: resolved.edits,
+            fingerprint: fingerprint(&self.rule.id, &self.captures, self.line, &evidence.service),
+        }
+    }
+
+    /// The cause is known, but nothing that may be done about it.
+    fn escalated(&self, evidence: &Evidence, reason: &str) -> Diagnosis {
+        let resolved = Resolved { class: Class::Escalate, ..Resolved::nothing(Remedy::Escalate) };
+        let mut diagnosis = self.diagnosis(evidence, resolved);
+        if !reason.is_empty() {
+            diagnosis.cause = format!("{} Not repaired: {reason}.", diagnosis.cause);
+        }
+        diagnosis
+    }
+}
+
+static NUMBERS: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"\b[0-9a-f]{8,}\b|\d+").expect("the pattern is constant and tested")
+});
+
+/// Names a failure: the same for the same rule, captures and line, whatever the service, numbers and ids in it.
+fn fingerprint(rule: &str, captures: &BTreeMap<String, String>, line: &str, service: &str) -> String {
+    let line = NUMBERS.replace_all(line, "N");
+    let line = if service.is_empty() { line.into_owned() } else { line.replace(service, "SERVICE") };
+    let captures: String = captures.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    edit::sha256(format!("{rule}\n{captures}{line}").as_bytes())
 }

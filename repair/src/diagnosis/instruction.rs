@@ -1,0 +1,64 @@
+//! Instructions that are understood without a model: a table of forms in `rules/instructions.toml`.
+
+use crate::limits;
+use crate::log::Failure;
+use crate::rules::{Class, Request, RuleSet};
+
+use super::fix::{self, Resolved};
+use super::scene::Scene;
+use super::{Diagnosis, Evidence, NoDiagnosis, Remedy, fingerprint, python};
+
+/// Follows an instruction. `None` if it asks for what diagnosis does anyway.
+pub(super) fn follow(
+    rules: &RuleSet,
+    evidence: &Evidence,
+    instruction: &str,
+) -> Result<Option<Diagnosis>, NoDiagnosis> {
+    let refused = |reason: String| {
+        let looked_at = vec![format!("instruction: {}", instruction.chars().take(200).collect::<String>())];
+        NoDiagnosis { reasons: vec![reason], looked_at }
+    };
+    if instruction.len() > limits::INSTRUCTION_BYTES_MAX {
+        return Err(refused(format!("the instruction is longer than {} bytes", limits::INSTRUCTION_BYTES_MAX)));
+    }
+    let Some((form, captures)) = rules.request(instruction) else {
+        let forms: Vec<_> = rules.instruction_forms().collect();
+        return Err(refused(format!("the instruction is not understood; these forms are: {}", forms.join(", "))));
+    };
+    if let Some(other) = captures.get("service").filter(|name| **name != evidence.service) {
+        return Err(refused(format!("the instruction is about {other}, this run about {}", evidence.service)));
+    }
+    // A person named the place: whatever a log says about a failing line does not matter.
+    let scene = Scene::new(evidence, rules.names(), Failure::default());
+    let package = captures.get("package").map(String::as_str).unwrap_or_default();
+    let (id, cause, resolved) = match form.request {
+        Request::Fix => return Ok(None),
+        Request::Restart => {
+            let restart = Resolved::nothing(Remedy::Restart);
+            ("instruction.restart", "A restart was asked for.".to_owned(), Ok(restart))
+        }
+        Request::AddPackage => {
+            let known = rules.names().knows_distribution(package.split("==").next().unwrap_or(package));
+            let added = python::add(&scene, package).map(Resolved::patch);
+            let cause = format!("The Python distribution {package} was asked for.");
+            ("instruction.add-package", cause, if known { added } else { added.map(Resolved::guessed) })
+        }
+        Request::InstallAptPackage => {
+            let added = fix::apt_packages(&scene, vec![package.to_owned()]);
+            let cause = format!("The Debian package {package} was asked for.");
+            let known = rules.names().knows_apt(package);
+            ("instruction.install-apt-package", cause, if known { added } else { added.map(Resolved::guessed) })
+        }
+    };
+    let resolved = resolved.map_err(refused)?;
+    Ok(Some(Diagnosis {
+        rule_id: id.to_owned(),
+        cause,
+        confidence: resolved.confidence,
+        class: resolved.class.max(Class::Auto),
+        evidence_line: instruction.to_owned(),
+        remedy: resolved.remedy,
+        edits: resolved.edits,
+        fingerprint: fingerprint(id, &captures, "", &evidence.service),
+    }))
+}
