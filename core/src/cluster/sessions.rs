@@ -1,0 +1,183 @@
+//! Creating and ending sessions.
+
+use cooper_common::{
+    error::{Code, Error, Result},
+    ids::SessionId,
+};
+
+use super::{Cluster, Effect, Message, Out};
+use crate::{
+    Now,
+    lease::Fence,
+    session::{Create, Reason, Session, State},
+    task::End,
+};
+
+/// What a worker says about a session it was granted.
+#[derive(Debug, Clone)]
+pub enum Update {
+    Ready { python_version: String, facilities: Vec<String> },
+    Failed(Reason),
+    Destroyed,
+}
+
+impl Cluster {
+    /// Places a session on the worker with the most free room.
+    ///
+    /// # Errors
+    /// `name_taken`; `no_worker` when none is attached; `no_capacity` when all are full.
+    pub fn create_session(&mut self, now: Now, create: Create) -> Result<Out> {
+        let mut out = Out { full: true, ..Out::default() };
+        let name = (create.tenant.clone(), create.name.clone());
+        if !create.name.is_empty() && self.names.contains_key(&name) {
+            return Err(Error::new(
+                Code::NameTaken,
+                format!("a live session is already named {:?}", create.name),
+            ));
+        }
+        let worker = self
+            .workers
+            .values()
+            .filter(|worker| worker.free_sessions() > 0)
+            .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
+            .map(|worker| worker.id.clone())
+            .ok_or_else(|| self.no_room())?;
+        let session = Session::new(now, create, &worker, self.epoch);
+        let (id, fence, spec) = (session.id, session.body.fence, session.spec.clone());
+        if !name.1.is_empty() {
+            self.names.insert(name, id);
+        }
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.sessions.insert(id);
+        }
+        self.sessions.insert(id, session);
+        out.sessions.insert(id);
+        self.send(&worker, Message::SessionGrant { session: id, fence, spec }, &mut out);
+        self.finish(now, &mut out);
+        Ok(out)
+    }
+
+    fn no_room(&self) -> Error {
+        let hosts: Vec<_> =
+            self.workers.values().filter(|w| w.accepts() && w.body.capabilities.contains("python")).collect();
+        if hosts.is_empty() {
+            return Error::new(Code::NoWorker, "no worker with Python is attached");
+        }
+        let (held, max) =
+            hosts.iter().fold((0, 0), |(held, max), w| (held + w.sessions.len(), max + w.body.sessions_max));
+        Error::new(
+            Code::NoCapacity,
+            format!("all {} worker(s) are full: {held} of {max} sessions", hosts.len()),
+        )
+    }
+
+    /// A worker reports on a session. Under an old fence it changes nothing.
+    pub fn session_update(
+        &mut self,
+        now: Now,
+        worker: &str,
+        attach: u64,
+        id: SessionId,
+        fence: Fence,
+        update: Update,
+    ) -> Out {
+        let mut out = Out { full: true, ..Out::default() };
+        if !self.is_current(worker, attach) {
+            return out;
+        }
+        self.seen(now, worker);
+        let Some(session) = self.sessions.get_mut(&id) else { return out };
+        if session.body.fence != fence || session.body.worker != worker {
+            return out;
+        }
+        let moved = match update {
+            Update::Ready { python_version, facilities } => {
+                let moved = session.to(State::Ready);
+                if moved {
+                    session.body.python_version = python_version;
+                    session.body.facilities = facilities;
+                }
+                moved
+            }
+            Update::Failed(reason) => {
+                session.body.reason = Some(reason);
+                session.to(State::Failed)
+            }
+            Update::Destroyed => session.to(State::Destroyed),
+        };
+        if moved {
+            if session.body.state.ended() {
+                self.end_tasks_of(now, id, Code::SessionEnded, "the session ended", &mut out);
+            }
+            out.sessions.insert(id);
+            self.pump_session(now, id, &mut out);
+        }
+        self.finish(now, &mut out);
+        out
+    }
+
+    /// Ends a session: its tasks are cancelled, its worker removes it. With its worker away it is destroyed at once, and
+    /// the worker is told when it comes back.
+    pub fn destroy_session(&mut self, now: Now, id: SessionId) -> Result<Out> {
+        let mut out = Out { full: true, ..Out::default() };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Err(Error::new(Code::SessionNotFound, format!("there is no session {id}")));
+        };
+        if session.body.state == State::Draining {
+            return Ok(out);
+        }
+        let fence = session.body.fence;
+        let worker = self.workers.get(session.body.worker.as_str()).filter(|w| w.attached.is_some());
+        match worker.map(|w| w.id.clone()) {
+            Some(worker) => {
+                session.to(State::Draining);
+                self.send(&worker, Message::SessionEnd { session: id, fence }, &mut out);
+            }
+            None => {
+                session.to(State::Destroyed);
+            }
+        }
+        self.end_tasks_of(now, id, Code::Cancelled, "the session was destroyed", &mut out);
+        out.sessions.insert(id);
+        self.finish(now, &mut out);
+        Ok(out)
+    }
+
+    /// Ends every task of a session that is going away.
+    pub(super) fn end_tasks_of(&mut self, now: Now, id: SessionId, code: Code, message: &str, out: &mut Out) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let queued = std::mem::take(&mut session.queue);
+        let running = session.running.clone();
+        let worker = session.body.worker.clone();
+        if let Some(worker) = self.workers.get_mut(worker.as_str()) {
+            worker.waiting.remove(&id);
+        }
+        for task in queued.into_iter().chain(running) {
+            self.end_by_us(now, task, End::Cancelled, code, message, out);
+        }
+    }
+
+    pub(super) fn forget_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        self.names.remove(&(session.tenant, session.body.name));
+        if let Some(worker) = self.workers.get_mut(session.body.worker.as_str()) {
+            worker.sessions.remove(&id);
+            worker.waiting.remove(&id);
+        }
+    }
+
+    /// A session of a worker that says it does not have it any more.
+    pub(super) fn fail_session(&mut self, now: Now, id: SessionId, code: Code, message: &str, out: &mut Out) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let next = if session.body.state == State::Draining { State::Destroyed } else { State::Failed };
+        if next == State::Failed {
+            session.body.reason =
+                Some(Reason { code: code.as_str().to_owned(), message: message.to_owned() });
+        }
+        if session.to(next) {
+            self.end_tasks_of(now, id, code, message, out);
+            out.sessions.insert(id);
+            out.effects.push(Effect::CapacityChanged);
+        }
+    }
+}
