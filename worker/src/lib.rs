@@ -1,1 +1,4 @@
-//! placeholder
+//! A worker: the host process holds everything that runs, the link process talks to the coordinator.
+
+pub mod config;
+pub mod frame;

@@ -1,0 +1,110 @@
+//! What a worker is told: the host gets [`Config`] from the command line's crate, the link gets [`LinkConfig`] from
+//! the host.
+
+use std::{collections::BTreeMap, fmt, fs::File, io::Read, os::fd::OwnedFd, path::PathBuf};
+
+use cooper_common::{
+    error::{Code, Error, Result},
+    token::Secret,
+};
+use serde::{Deserialize, Serialize};
+
+/// Everything the host of a worker needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The worker's own directory; one live host at a time. It holds the lock, the spool, `stacks.json`, `tools/`.
+    pub dir: PathBuf,
+    /// Sessions live in `<base_workspace>/<session id>`. None = `<dir>/sessions`.
+    pub base_workspace: Option<PathBuf>,
+    /// None = made once and kept in `<dir>/worker_id`.
+    pub worker_id: Option<String>,
+    /// `host:port` or URL of the coordinator.
+    pub coordinator_addr: String,
+    /// Token of scope `worker`.
+    pub join_token: Secret,
+    /// None = from cores and memory.
+    pub max_sessions: Option<u32>,
+    /// Attempts at once, of all kinds. None = max_sessions + 8.
+    pub max_tasks: Option<u32>,
+    /// Base interpreter of the sessions. None = the first usable python3 on PATH; without one the worker has no
+    /// capability `python`. Named but unusable is an error.
+    pub python: Option<PathBuf>,
+    /// Name and directory of each stack; the first is the default.
+    pub stacks: Vec<(String, PathBuf)>,
+    pub labels: BTreeMap<String, String>,
+    /// A tracing filter.
+    pub log_level: String,
+    /// Where the link serves health and metrics, e.g. `127.0.0.1:50052`. None = nowhere.
+    pub health_listen: Option<String>,
+    /// The link runs as this uid and gid when the host is root.
+    pub link_uid: u32,
+}
+
+/// The uid that owns nothing ("nobody").
+pub const NOBODY: u32 = 65_534;
+
+impl Config {
+    /// Defaults for everything that has one.
+    pub fn new(dir: impl Into<PathBuf>, coordinator_addr: impl Into<String>, join_token: Secret) -> Self {
+        Self {
+            dir: dir.into(),
+            base_workspace: None,
+            worker_id: None,
+            coordinator_addr: coordinator_addr.into(),
+            join_token,
+            max_sessions: None,
+            max_tasks: None,
+            python: None,
+            stacks: Vec::new(),
+            labels: BTreeMap::new(),
+            log_level: "info".to_owned(),
+            health_listen: None,
+            link_uid: NOBODY,
+        }
+    }
+}
+
+/// What the link is told, as JSON in the memfd that is its descriptor 4. Never on a command line: those are readable
+/// by everyone on the machine.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct LinkConfig {
+    pub coordinator_addr: String,
+    pub join_token: String,
+    pub labels: BTreeMap<String, String>,
+    pub log_level: String,
+    pub health_listen: Option<String>,
+}
+
+impl LinkConfig {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            coordinator_addr: config.coordinator_addr.clone(),
+            join_token: config.join_token.expose().to_owned(),
+            labels: config.labels.clone(),
+            log_level: config.log_level.clone(),
+            health_listen: config.health_listen.clone(),
+        }
+    }
+
+    /// Reads the link's descriptor 4.
+    pub fn read(memfd: OwnedFd) -> Result<Self> {
+        let mut json = String::new();
+        File::from(memfd).read_to_string(&mut json).map_err(|e| {
+            Error::new(Code::ConfigInvalid, format!("the link's configuration cannot be read: {e}"))
+        })?;
+        serde_json::from_str(&json).map_err(|e| {
+            Error::new(Code::ConfigInvalid, format!("the link's configuration is malformed: {e}"))
+        })
+    }
+}
+
+/// The join token is a secret.
+impl fmt::Debug for LinkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkConfig")
+            .field("coordinator_addr", &self.coordinator_addr)
+            .field("labels", &self.labels)
+            .field("health_listen", &self.health_listen)
+            .finish_non_exhaustive()
+    }
+}
