@@ -2,9 +2,11 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod redact;
 
 pub mod telemetry;
 pub mod token;

@@ -1,0 +1,258 @@
+//! The table of settings: data, not code. A new setting is a row here and nothing else.
+
+/// What a process is. Each role has its own settings; all roles may share one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A user's command.
+    Client,
+    /// `cooper up`.
+    Up,
+    Coordinator,
+    Worker,
+}
+
+impl Role {
+    pub const ALL: [Role; 4] = [Role::Client, Role::Up, Role::Coordinator, Role::Worker];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Client => "client",
+            Role::Up => "up",
+            Role::Coordinator => "coordinator",
+            Role::Worker => "worker",
+        }
+    }
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text)
+    }
+}
+
+/// What texts a setting takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    /// `[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}`
+    Name,
+    /// Made absolute: against the working directory, or against the file that sets it.
+    Path,
+    /// A command looked up in PATH, or a path.
+    Program,
+    /// `IP:PORT`, or `localhost:PORT`.
+    Address,
+    /// `host:port` or an `http(s)://` URL.
+    Url,
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    /// `error warn info debug trace off`, or a tracing filter.
+    LogLevel,
+    Choice(&'static [&'static str]),
+    /// `name=value,…`; a table in the file.
+    Pairs,
+    /// `name=directory,…`; a table in the file. Directories are made absolute.
+    Dirs,
+    /// From the environment only, never printed.
+    Secret,
+}
+
+/// The value when nobody gives one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Default {
+    Text(&'static str),
+    /// A path inside the data directory.
+    InData(&'static str),
+    /// From cores and memory of this machine.
+    SessionsOfThisMachine,
+    None,
+}
+
+/// One row.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Key in the file; with `-` for `_` the flag.
+    pub key: &'static str,
+    /// Environment variables, the first one set wins.
+    pub env: &'static [&'static str],
+    /// A variable that replaces only the port of this address.
+    pub port_env: Option<&'static str>,
+    pub roles: &'static [Role],
+    pub kind: Kind,
+    pub default: Default,
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+impl Setting {
+    pub fn belongs_to(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+}
+
+const EVERY: &[Role] = &Role::ALL;
+const SERVERS: &[Role] = &[Role::Up, Role::Coordinator, Role::Worker];
+const COORDINATORS: &[Role] = &[Role::Up, Role::Coordinator];
+const WORKERS: &[Role] = &[Role::Up, Role::Worker];
+const WORKER: &[Role] = &[Role::Worker];
+const CLIENT: &[Role] = &[Role::Client];
+
+const BLANK: Setting = Setting {
+    key: "",
+    env: &[],
+    port_env: None,
+    roles: EVERY,
+    kind: Kind::Text,
+    default: Default::None,
+    doc: "",
+};
+
+/// Every setting of Cooper.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "data",
+        env: &["COOPER_DATA"],
+        kind: Kind::Path,
+        default: Default::Text(".cooper"),
+        doc: "Directory for everything that Cooper keeps.",
+        ..BLANK
+    },
+    Setting {
+        key: "listen",
+        env: &["COOPER_LISTEN"],
+        port_env: Some("GRPC_PORT"),
+        roles: COORDINATORS,
+        kind: Kind::Address,
+        default: Default::Text("127.0.0.1:50051"),
+        doc: "Address the coordinator listens on; GRPC_PORT replaces its port.",
+    },
+    Setting {
+        key: "log_level",
+        env: &["LOG_LEVEL"],
+        roles: SERVERS,
+        kind: Kind::LogLevel,
+        default: Default::Text("info"),
+        doc: "How much is logged: error, warn, info, debug, trace, off or a tracing filter.",
+        ..BLANK
+    },
+    Setting {
+        key: "url",
+        env: &["COOPER_URL"],
+        roles: CLIENT,
+        kind: Kind::Url,
+        doc: "Coordinator that commands talk to; without it the data directory's `endpoint` says so.",
+        ..BLANK
+    },
+    Setting {
+        key: "token",
+        env: &["COOPER_TOKEN"],
+        roles: CLIENT,
+        kind: Kind::Secret,
+        doc: "Token that commands use.",
+        ..BLANK
+    },
+    Setting {
+        key: "token_file",
+        env: &["COOPER_TOKEN_FILE"],
+        roles: CLIENT,
+        kind: Kind::Path,
+        doc: "File with the token that commands use; without it the data directory's `admin.token`.",
+        ..BLANK
+    },
+    Setting {
+        key: "coordinator_addr",
+        env: &["COORDINATOR_ADDR"],
+        roles: WORKER,
+        kind: Kind::Url,
+        default: Default::Text("127.0.0.1:50051"),
+        doc: "Coordinator that the worker dials: host:port or URL.",
+        ..BLANK
+    },
+    Setting {
+        key: "join_token",
+        env: &["COOPER_JOIN_TOKEN"],
+        roles: WORKER,
+        kind: Kind::Secret,
+        doc: "Token that the worker joins with.",
+        ..BLANK
+    },
+    Setting {
+        key: "join_token_file",
+        env: &["COOPER_JOIN_TOKEN_FILE"],
+        roles: WORKER,
+        kind: Kind::Path,
+        default: Default::InData("worker.token"),
+        doc: "File with the token that the worker joins with.",
+        ..BLANK
+    },
+    Setting {
+        key: "worker_id",
+        env: &["WORKER_ID"],
+        roles: WORKERS,
+        kind: Kind::Name,
+        doc: "Stable id of the worker; without it one is made at the first start and kept in the data directory.",
+        ..BLANK
+    },
+    Setting {
+        key: "max_sessions",
+        env: &["MAX_SESSIONS"],
+        roles: WORKERS,
+        kind: Kind::Integer { min: 0, max: 10_000 },
+        default: Default::SessionsOfThisMachine,
+        doc: "Sessions the worker holds at most.",
+        ..BLANK
+    },
+    Setting {
+        key: "base_workspace",
+        env: &["BASE_WORKSPACE"],
+        roles: WORKERS,
+        kind: Kind::Path,
+        default: Default::InData("worker/sessions"),
+        doc: "Directory for the workspaces of sessions.",
+        ..BLANK
+    },
+    Setting {
+        key: "python",
+        env: &["COOPER_PYTHON"],
+        roles: WORKERS,
+        kind: Kind::Program,
+        doc: "Python that sessions run on; without it python3 from PATH.",
+        ..BLANK
+    },
+    Setting {
+        key: "stacks",
+        env: &["COOPER_STACKS"],
+        roles: WORKERS,
+        kind: Kind::Dirs,
+        doc: "Compose stacks the worker may repair, name=directory,…; the first is the default.",
+        ..BLANK
+    },
+    Setting {
+        key: "compose",
+        env: &["COOPER_COMPOSE"],
+        roles: WORKERS,
+        kind: Kind::Choice(&["auto", "off"]),
+        default: Default::Text("auto"),
+        doc: "auto: offer compose when Docker answers; off: never.",
+        ..BLANK
+    },
+    Setting {
+        key: "labels",
+        env: &["COOPER_LABELS"],
+        roles: WORKERS,
+        kind: Kind::Pairs,
+        doc: "Labels of the worker, name=value,….",
+        ..BLANK
+    },
+    Setting {
+        key: "health_port",
+        env: &["COOPER_HEALTH_PORT", "GRPC_PORT"],
+        roles: WORKER,
+        kind: Kind::Integer { min: 1, max: 65_535 },
+        doc: "Loopback port where the worker answers /health and /metrics; without it there is none.",
+        ..BLANK
+    },
+];
+
+/// The row of a key that is known to exist.
+pub fn setting(key: &str) -> &'static Setting {
+    SETTINGS.iter().find(|setting| setting.key == key).unwrap_or(&SETTINGS[0])
+}
