@@ -291,6 +291,26 @@ impl Model {
         Ok(serde_json::from_str(text)?)
     }
 
+    /// The model without values: every environment variable and build argument keeps its name and loses its value,
+    /// and what the stack defines as secrets and configs is left out. Diagnosis and policy decide the same on it, so
+    /// this is the one to send and to store.
+    pub fn without_values(mut self) -> Self {
+        for part in ["secrets", "configs"] {
+            self.extra.remove(part);
+        }
+        for service in self.services.values_mut() {
+            let build = service.build.iter_mut().flat_map(|build| build.args.values_mut());
+            service.environment.values_mut().chain(build).for_each(|value| *value = None);
+            // Commands, labels and logging options may carry secrets as well, and nothing here reads them.
+            service.extra.clear();
+            service.env_file = Value::Null;
+            if let Some(healthcheck) = &mut service.healthcheck {
+                healthcheck.test = None;
+            }
+        }
+        self
+    }
+
     /// The service of that name.
     pub fn service(&self, name: &str) -> Result<&Service, Error> {
         self.services.get(name).ok_or_else(|| Error::NoService {
@@ -306,5 +326,50 @@ impl Model {
             .filter(|(_, service)| service.depends_on.contains_key(name))
             .map(|(dependent, _)| dependent.as_str())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: &str = r#"{
+        "name": "p", "networks": {"default": {"name": "p_default"}}, "secrets": {"s": {"environment": "hunter2"}},
+        "services": {
+            "db": {"image": "ghcr.io/x/pgvector:pg16", "environment": {"PASSWORD": "hunter2", "EMPTY": null}},
+            "web": {"build": {"context": "/s/web", "dockerfile": "Dockerfile", "args": {"TOKEN": "hunter2"}},
+                    "command": ["run", "hunter2"], "env_file": [{"path": "/s/.env", "required": true}],
+                    "depends_on": {"db": {"condition": "service_started", "required": true}},
+                    "ports": [{"mode": "ingress", "host_ip": "::1", "target": 80, "published": "8080", "protocol": "tcp"}]}
+        }
+    }"#;
+
+    #[test]
+    fn a_model_is_read_with_what_it_has_beyond_these_types() {
+        let model = Model::from_json(MODEL).unwrap();
+        assert_eq!(model.dependents("db"), ["web"]);
+        assert_eq!(model.service("db").unwrap().role(), Some(Role::Database));
+        assert_eq!(model.service("web").unwrap().public_ports().count(), 0);
+        assert!(model.extra.contains_key("networks"));
+        assert!(model.service("nope").unwrap_err().to_string().ends_with("its services are: db, web"));
+    }
+
+    #[test]
+    fn a_port_is_public_unless_it_listens_on_loopback_alone() {
+        let port = |host_ip: Option<&str>| Port { host_ip: host_ip.map(str::to_owned), ..Port::default() };
+        for host in [None, Some(""), Some("0.0.0.0"), Some("::"), Some("192.0.2.1")] {
+            assert!(port(host).is_public(), "{host:?}");
+        }
+        for host in [Some("127.0.0.1"), Some("127.1.2.3"), Some("::1"), Some("[::1]")] {
+            assert!(!port(host).is_public(), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_model_without_values_has_no_secret_and_the_same_services() {
+        let model = Model::from_json(MODEL).unwrap().without_values();
+        let text = serde_json::to_string(&model).unwrap();
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(model.service("web").unwrap().build.is_some() && text.contains("PASSWORD"));
     }
 }

@@ -12,6 +12,27 @@ pub fn unified(path: &str, old: Option<&str>, new: &str) -> String {
     diff.unified_diff().context_radius(CONTEXT_LINES).header(&before, &format!("b/{path}")).to_string()
 }
 
+/// The texts before and after, as far as a unified diff shows them: its context with what it removes, and with what
+/// it adds.
+pub fn sides(diff: &str) -> (String, String) {
+    let (mut before, mut after) = (String::new(), String::new());
+    let mut in_hunk = false;
+    for line in diff.split_inclusive('\n') {
+        in_hunk |= line.starts_with("@@");
+        let body = line.get(1..).unwrap_or_default();
+        match line.as_bytes().first() {
+            Some(b' ') if in_hunk => {
+                before.push_str(body);
+                after.push_str(body);
+            }
+            Some(b'-') if in_hunk => before.push_str(body),
+            Some(b'+') if in_hunk => after.push_str(body),
+            _ => {}
+        }
+    }
+    (before, after)
+}
+
 /// What a change adds and removes, line by line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Lines {
@@ -45,6 +66,12 @@ mod tests {
         assert!(diff.starts_with("--- a/app/requirements.txt\n+++ b/app/requirements.txt\n@@"), "{diff}");
         assert!(diff.contains("-flask\n\\ No newline at end of file\n+flask\n+pyyaml\n"), "{diff}");
         assert!(unified("new", None, "x\n").starts_with("--- /dev/null\n+++ b/new\n"));
+    }
+
+    #[test]
+    fn a_diff_shows_both_sides() {
+        let diff = unified("x", Some("a\n--- b\n"), "a\n+++ c\n");
+        assert_eq!(sides(&diff), ("a\n--- b\n".to_owned(), "a\n+++ c\n".to_owned()));
     }
 
     #[test]
