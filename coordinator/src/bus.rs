@@ -20,3 +20,17 @@ impl Default for Bus {
         Self { sender: broadcast::Sender::new(COMMITS_BUFFERED_MAX) }
     }
 }
+
+impl Bus {
+    /// Whether anybody would receive what is published now.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.sender.receiver_count() > 0
+    }
+
+    /// The events of one commit. Nobody there is no error.
+    pub(crate) fn publish(&self, events: Vec<Event>) {
+        if !events.is_empty() {
+            let _ = self.sender.send(events.into());
+        }
+    }
+}

@@ -1,1 +1,397 @@
-//! SQLite in the data directory.
+//! SQLite in the data directory: one writer, two readers and a checkpointer on threads of their own.
+//!
+//! rusqlite rather than sqlx, whose every statement is a hop between threads (docs/dependencies.md). In memory the same
+//! SQL runs inline on the calling thread, so that a simulation is deterministic.
+
+mod checkpoint;
+mod lock;
+mod read;
+mod retain;
+mod schema;
+mod write;
+mod writer;
+
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use cooper_core::change::Aggregate;
+use futures::{FutureExt, future};
+use rusqlite::{Connection, OpenFlags, params};
+use tokio::sync::oneshot;
+
+use self::{
+    checkpoint::Checkpointer,
+    lock::Lock,
+    read::Readers,
+    write::Pen,
+    writer::{Command, Writer},
+};
+use super::{
+    Answer, Batch, Durability, Error, EventPage, Filter, Keep, Page, Record, Removed, Result, Store,
+};
+use crate::bus::Bus;
+
+/// File names in the data directory.
+const DATABASE: &str = "cooper.db";
+const LOCK: &str = "store.lock";
+/// Only readers of a foreign tool can make us wait.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than there are statements: each aggregate has ten, lists have their combinations.
+const STATEMENTS_CACHED: usize = 256;
+
+/// The store. Cloning gives another handle on the same one.
+#[derive(Clone)]
+pub struct Sqlite {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    mode: Mode,
+    closed: AtomicBool,
+}
+
+enum Mode {
+    Threads { writer: Writer, readers: Readers, database: PathBuf },
+    Inline(Mutex<Pen>),
+}
+
+impl Sqlite {
+    /// Opens, and where needed creates, the store of a data directory. Events go to `bus` once they are committed.
+    ///
+    /// Errors: [`Error::Busy`] when another coordinator has it, [`Error::Newer`], [`Error::Unusable`].
+    pub fn open(data: &Path, bus: Bus) -> Result<Self> {
+        let database = data.join(DATABASE);
+        fs::create_dir_all(data).map_err(|cause| unusable(data, cause))?;
+        let lock = Lock::take(&data.join(LOCK))?;
+        // Its log and index files take over the mode.
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&database)
+            .map_err(|cause| unusable(&database, cause))?;
+        Self::open_locked(&database, lock, bus).map_err(|error| match error {
+            Error::Unavailable(cause) => unusable(&database, cause),
+            other => other,
+        })
+    }
+
+    fn open_locked(database: &Path, lock: Lock, bus: Bus) -> Result<Self> {
+        let mut connection = connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let (found, known) = (schema::version(&connection).map_err(|e| write::error(&e))?, schema::VERSION);
+        if found > known {
+            return Err(Error::Newer { path: database.display().to_string(), found, known });
+        }
+        let pen = prepare(&mut connection)
+            .and_then(|()| Pen::new(connection, Some(lock)))
+            .map_err(|cause| write::error(&cause))?;
+        let checkpoints = connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let readers = Readers::start(|| connect(database, OpenFlags::SQLITE_OPEN_READ_ONLY))?;
+        let writer = Writer::start(pen, bus.clone(), Checkpointer::start(checkpoints)?)?;
+        let mode = Mode::Threads { writer, readers, database: database.to_owned() };
+        Ok(Self { inner: Arc::new(Inner { bus, mode, closed: AtomicBool::new(false) }) })
+    }
+
+    /// A store that is gone with its last handle. Everything happens on the calling thread, `done` included; answers
+    /// are ready at once.
+    pub fn memory(bus: Bus) -> Result<Self> {
+        let open = || -> rusqlite::Result<Pen> {
+            let mut connection = Connection::open_in_memory()?;
+            configure(&connection)?;
+            schema::migrate(&mut connection)?;
+            Pen::new(connection, None)
+        };
+        let mode = Mode::Inline(Mutex::new(open().map_err(|cause| write::error(&cause))?));
+        Ok(Self { inner: Arc::new(Inner { bus, mode, closed: AtomicBool::new(false) }) })
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Acquire)
+    }
+
+    /// Runs a read on a reader's connection.
+    fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<T> {
+        if self.is_closed() {
+            return future::ready(Err(Error::Closed)).boxed();
+        }
+        match &self.inner.mode {
+            Mode::Inline(pen) => {
+                let pen = pen.lock().unwrap_or_else(PoisonError::into_inner);
+                future::ready(work(&pen.connection).map_err(|cause| write::error(&cause))).boxed()
+            }
+            Mode::Threads { readers, .. } => {
+                let (sender, answer) = oneshot::channel();
+                let job: read::Job = Box::new(move |connection| {
+                    // Nobody waits any more for what a caller has dropped.
+                    if !sender.is_closed() {
+                        let _ = sender.send(work(connection).map_err(|cause| write::error(&cause)));
+                    }
+                });
+                match readers.submit(job) {
+                    true => answer.map(|answer| answer.unwrap_or(Err(Error::Closed))).boxed(),
+                    false => future::ready(Err(Error::Overloaded)).boxed(),
+                }
+            }
+        }
+    }
+
+    /// Runs a write of another kind than a batch on the writer's connection, in the order of the commits.
+    fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Pen) -> Result<T> + Send + 'static,
+    ) -> Answer<T> {
+        if self.is_closed() {
+            return future::ready(Err(Error::Closed)).boxed();
+        }
+        match &self.inner.mode {
+            Mode::Inline(pen) => {
+                let mut pen = pen.lock().unwrap_or_else(PoisonError::into_inner);
+                future::ready(work(&mut pen)).boxed()
+            }
+            Mode::Threads { writer, .. } => {
+                let (sender, answer) = oneshot::channel();
+                let job: writer::Job = Box::new(move |pen| drop(sender.send(work(pen))));
+                match writer.submit(Command::Job(job)) {
+                    Ok(()) => answer.map(|answer| answer.unwrap_or(Err(Error::Closed))).boxed(),
+                    Err((_, reason)) => future::ready(Err(reason)).boxed(),
+                }
+            }
+        }
+    }
+}
+
+impl Store for Sqlite {
+    fn commit(&self, batch: Batch) {
+        if self.is_closed() {
+            return (batch.done)(Err(Error::Closed));
+        }
+        match &self.inner.mode {
+            Mode::Inline(pen) => {
+                let group = vec![batch];
+                // Let go before `done`, which may commit again.
+                let outcomes = pen.lock().unwrap_or_else(PoisonError::into_inner).write(&group);
+                writer::settle(group, outcomes, &self.inner.bus);
+            }
+            Mode::Threads { writer, .. } => {
+                if let Err((Command::Commit(batch), reason)) = writer.submit(Command::Commit(batch)) {
+                    metrics::counter!("cooper_store_refused_total").increment(1);
+                    (batch.done)(Err(reason));
+                }
+            }
+        }
+    }
+
+    fn get(&self, aggregate: Aggregate, id: &str) -> Answer<Option<Record>> {
+        let id = id.to_owned();
+        self.read(move |c| read::get(c, aggregate, &id))
+    }
+
+    fn by_key(&self, aggregate: Aggregate, tenant: Option<&str>, key: &str) -> Answer<Option<Record>> {
+        let (tenant, key) = (tenant.map(str::to_owned), key.to_owned());
+        self.read(move |c| read::by_key(c, aggregate, tenant.as_deref(), &key))
+    }
+
+    fn live(&self, aggregate: Aggregate) -> Answer<Vec<Record>> {
+        self.read(move |c| read::live(c, aggregate))
+    }
+
+    fn list(&self, aggregate: Aggregate, filter: Filter) -> Answer<Page> {
+        self.read(move |c| read::list(c, aggregate, &filter))
+    }
+
+    fn last_seq(&self) -> Answer<u64> {
+        self.read(read::last_seq)
+    }
+
+    fn events(&self, tenant: Option<&str>, from_seq: u64, limit: usize) -> Answer<EventPage> {
+        let tenant = tenant.map(str::to_owned);
+        self.read(move |c| read::events(c, tenant.as_deref(), from_seq, limit))
+    }
+
+    fn inline_output(&self, task: &str, stream: u8) -> Answer<Option<Vec<u8>>> {
+        let task = task.to_owned();
+        self.read(move |c| read::inline_output(c, &task, stream))
+    }
+
+    fn meta_get(&self, key: &str) -> Answer<Option<String>> {
+        let key = key.to_owned();
+        self.read(move |c| read::meta(c, &key))
+    }
+
+    fn meta_put(&self, key: &str, value: &str) -> Answer<()> {
+        let (key, value) = (key.to_owned(), value.to_owned());
+        self.write(move |pen| pen.transact(Durability::Full, |c| put_meta(c, &key, &value)))
+    }
+
+    fn next_epoch(&self) -> Answer<u64> {
+        self.write(|pen| {
+            pen.transact(Durability::Full, |c| {
+                let last = read::meta(c, "epoch")?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+                put_meta(c, "epoch", &(last + 1).to_string())?;
+                Ok(last + 1)
+            })
+        })
+    }
+
+    fn retain(&self, keep: Keep) -> Answer<Removed> {
+        let store = self.clone();
+        async move {
+            let mut removed = Removed::default();
+            for aggregate in Aggregate::ALL {
+                store.retain_rows(aggregate, keep.ended_rows, &mut removed).await?;
+            }
+            loop {
+                // What retention deletes need not be on the disk before anything else is.
+                let step = move |pen: &mut Pen| {
+                    let last = pen.last_seq;
+                    pen.transact(Durability::Relaxed, |c| retain::delete_events(c, last, keep.events))
+                };
+                match store.write(step).await? {
+                    0 => return Ok(removed),
+                    gone => removed.events += gone,
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn probe(&self) -> Answer<()> {
+        // A real write: a full disk answers reads happily.
+        let now = cooper_common::clock::wall_ms().to_string();
+        self.write(move |pen| pen.transact(Durability::Relaxed, |c| put_meta(c, "probed_at_ms", &now)))
+    }
+
+    fn check(&self) -> Answer<Vec<String>> {
+        self.read(read::check)
+    }
+
+    fn backup(&self, path: &Path) -> Answer<()> {
+        let Some(path) = path.to_str().map(str::to_owned) else {
+            return future::ready(Err(unusable(path, "its name is not UTF-8"))).boxed();
+        };
+        let copy = |c: &Connection, path: &str| c.execute("VACUUM INTO ?1", [path]).map(drop);
+        match &self.inner.mode {
+            Mode::Inline(_) => self.read(move |c| copy(c, &path)),
+            // On a connection and a thread of its own: it takes as long as the disk does.
+            Mode::Threads { database, .. } => {
+                let database = database.clone();
+                tokio::task::spawn_blocking(move || {
+                    let connection = connect(&database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+                    copy(&connection, &path).map_err(|cause| write::error(&cause))
+                })
+                .map(|joined| joined.unwrap_or_else(|cause| Err(Error::Unavailable(cause.to_string()))))
+                .boxed()
+            }
+        }
+    }
+
+    fn close(&self) -> Answer<()> {
+        if self.inner.closed.swap(true, Ordering::AcqRel) {
+            return future::ready(Ok(())).boxed();
+        }
+        let store = self.clone();
+        async move {
+            let Mode::Threads { writer, .. } = &store.inner.mode else { return Ok(()) };
+            let (sender, closed) = oneshot::channel();
+            let mut command = Command::Close(Box::new(move || drop(sender.send(()))));
+            // The one command that is worth waiting for a place in the queue.
+            loop {
+                match writer.submit(command) {
+                    Ok(()) => break,
+                    Err((_, Error::Closed)) => return Ok(()),
+                    Err((refused, _)) => command = refused,
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let _ = closed.await;
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+impl Sqlite {
+    async fn retain_rows(&self, aggregate: Aggregate, keep: u64, removed: &mut Removed) -> Result<()> {
+        let mut surplus = self.read(move |c| retain::surplus(c, aggregate, keep)).await?;
+        let mut after = 0;
+        while surplus > 0 {
+            let count = surplus.min(retain::STEP_ROWS);
+            let step = move |pen: &mut Pen| {
+                pen.transact(Durability::Relaxed, |c| retain::delete_rows(c, aggregate, after, count))
+            };
+            let (reached, ids) = self.write(step).await?;
+            if ids.is_empty() {
+                break;
+            }
+            after = reached;
+            surplus = surplus.saturating_sub(ids.len() as u64);
+            removed.rows.extend(ids.into_iter().map(|id| (aggregate, id)));
+        }
+        Ok(())
+    }
+}
+
+fn put_meta(c: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
+    c.prepare_cached(retain::UPSERT_META)?.execute(params![key, value]).map(drop)
+}
+
+/// A connection of one thread (SQLite's own mutexes are left out).
+fn connect(database: &Path, mode: OpenFlags) -> Result<Connection> {
+    let open = || -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(database, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        configure(&connection)?;
+        if mode.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+            connection.pragma_update(None, "query_only", true)?;
+        }
+        Ok(connection)
+    };
+    open().map_err(|cause| write::error(&cause))
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute_batch(
+        "PRAGMA trusted_schema=OFF; PRAGMA foreign_keys=ON; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY;
+         PRAGMA cache_size=-16384;",
+    )
+}
+
+/// Makes the writer's connection a writer's.
+fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
+    let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(rusqlite::Error::ToSqlConversionFailure(
+            format!("its file system has no shared memory (journal mode {mode}); network file systems cannot hold it")
+                .into(),
+        ));
+    }
+    connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
+    schema::migrate(connection)
+}
+
+fn unusable(path: &Path, cause: impl ToString) -> Error {
+    Error::Unusable { path: path.display().to_string(), cause: cause.to_string() }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(cause: std::io::Error) -> Self {
+        match cause.kind() {
+            std::io::ErrorKind::StorageFull => Error::Full,
+            _ => Error::Unavailable(cause.to_string()),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The tables, how they come to be, and the statements on them.
+
+use std::sync::OnceLock;
+
+use cooper_core::change::Aggregate;
+use rusqlite::{Connection, params};
+
+use cooper_common::clock;
+
+/// One step from a schema to the next. Frozen once released: a change is a new step.
+struct Migration {
+    name: &'static str,
+    run: fn(&Connection) -> rusqlite::Result<()>,
+}
+
+const MIGRATIONS: &[Migration] = &[Migration { name: "first", run: first }];
+
+/// What this build writes; `PRAGMA user_version` of the file.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Brings the schema to [`VERSION`]. The caller has refused newer ones.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    for (migration, number) in MIGRATIONS.iter().zip(1i64..) {
+        if version(connection)? >= number {
+            continue;
+        }
+        let transaction = connection.transaction()?;
+        (migration.run)(&transaction)?;
+        transaction.execute(
+            "INSERT INTO migration (version, name, at_ms) VALUES (?1, ?2, ?3)",
+            params![number, migration.name, clock::wall_ms()],
+        )?;
+        transaction.pragma_update(None, "user_version", number)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+const FIRST_AGGREGATES: [&str; 10] =
+    ["session", "task", "run", "step", "plan", "approval", "artifact", "token", "worker", "stack"];
+
+fn first(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "CREATE TABLE migration (version INTEGER PRIMARY KEY, name TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
+         CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE TABLE event (
+           seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, tenant TEXT NOT NULL,
+           kind TEXT NOT NULL, subject TEXT NOT NULL, body TEXT NOT NULL) STRICT;
+         CREATE TABLE output (
+           task TEXT NOT NULL, stream INTEGER NOT NULL, bytes BLOB NOT NULL,
+           PRIMARY KEY (task, stream)) STRICT, WITHOUT ROWID;",
+    )?;
+    for table in FIRST_AGGREGATES {
+        // `n` is the order of creation: the cursor of lists, and short in every index. A table WITHOUT ROWID would save
+        // the index on `id`, but holds rows badly that are larger than a twentieth of a page, as these are.
+        connection.execute_batch(&format!(
+            "CREATE TABLE {table} (
+               n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, tenant TEXT NOT NULL,
+               state TEXT NOT NULL, ended INTEGER NOT NULL, parent TEXT NOT NULL, key TEXT NOT NULL,
+               created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
+               body TEXT NOT NULL, spec BLOB, result BLOB) STRICT;
+             CREATE UNIQUE INDEX {table}_key ON {table} (key, tenant) WHERE key <> '';
+             CREATE INDEX {table}_live ON {table} (n) WHERE ended = 0;
+             CREATE INDEX {table}_parent ON {table} (parent, n) WHERE parent <> '';
+             CREATE INDEX {table}_tenant ON {table} (tenant, n);"
+        ))?;
+    }
+    Ok(())
+}
+
+/// The columns of a record, in the order that `read::record` takes them.
+pub(super) const COLUMNS: &str =
+    "n, id, version, tenant, state, ended, parent, key, created_ms, updated_ms, body, spec, result";
+
+/// The statements on one aggregate's table. Built once, so that the statement cache is asked with the same text.
+pub(super) struct Sql {
+    pub insert: String,
+    pub update: String,
+    pub version_of: String,
+    pub holder_of_key: String,
+    pub get: String,
+    pub by_key: String,
+    pub live: String,
+    pub ended_count: String,
+    pub oldest_ended: String,
+    pub delete: String,
+}
+
+pub(super) fn sql(aggregate: Aggregate) -> &'static Sql {
+    static ALL: OnceLock<Vec<(Aggregate, Sql)>> = OnceLock::new();
+    let all = ALL.get_or_init(|| Aggregate::ALL.into_iter().map(|a| (a, Sql::on(a.name()))).collect());
+    match all.get(aggregate as usize) {
+        Some((at, sql)) if *at == aggregate => sql,
+        _ => unreachable!("Aggregate::ALL lists every aggregate in the order of its declaration"),
+    }
+}
+
+impl Sql {
+    fn on(table: &str) -> Self {
+        Self {
+            // A row that is in the way is not an error of the statement: nothing was inserted, and the reason is asked
+            // for afterwards. Likewise below.
+            insert: format!(
+                "INSERT INTO {table} (id, version, tenant, state, ended, parent, key, created_ms, updated_ms, body,
+                   spec, result) VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO NOTHING"
+            ),
+            // What never changes is left out: SQLite rewrites every index whose columns are named here.
+            update: format!(
+                "UPDATE OR IGNORE {table} SET version = version + 1, state = ?3, ended = ?4, key = ?5,
+                   updated_ms = ?6, body = ?7, spec = coalesce(?8, spec), result = coalesce(?9, result)
+                 WHERE id = ?1 AND version = ?2"
+            ),
+            version_of: format!("SELECT version FROM {table} WHERE id = ?1"),
+            holder_of_key: format!(
+                "SELECT id FROM {table} WHERE key = ?1 AND key <> ''
+                   AND tenant = coalesce((SELECT tenant FROM {table} WHERE id = ?3), ?2)"
+            ),
+            get: format!("SELECT {COLUMNS} FROM {table} WHERE id = ?1"),
+            by_key: format!(
+                "SELECT {COLUMNS} FROM {table} WHERE key = ?1 AND key <> '' AND (?2 IS NULL OR tenant = ?2) LIMIT 1"
+            ),
+            live: format!("SELECT {COLUMNS} FROM {table} WHERE ended = 0 ORDER BY n"),
+            ended_count: format!(
+                "SELECT (SELECT count(*) FROM {table}) - (SELECT count(*) FROM {table} WHERE ended = 0)"
+            ),
+            oldest_ended: format!("SELECT n, id FROM {table} WHERE ended <> 0 AND n > ?1 ORDER BY n LIMIT ?2"),
+            delete: format!("DELETE FROM {table} WHERE n = ?1 AND ended <> 0"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_aggregate_has_its_table() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        for aggregate in Aggregate::ALL {
+            for text in [&sql(aggregate).live, &sql(aggregate).get] {
+                connection.prepare(text).unwrap();
+            }
+        }
+        assert_eq!(version(&connection).unwrap(), VERSION);
+    }
+
+    #[test]
+    fn migrating_twice_changes_nothing() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        migrate(&mut connection).unwrap();
+        let steps: i64 = connection.query_row("SELECT count(*) FROM migration", [], |r| r.get(0)).unwrap();
+        assert_eq!(steps, VERSION);
+    }
+}
