@@ -1,4 +1,6 @@
-//! The resolved compose model: what `docker compose config --format json` prints.
+//! The resolved compose model: what `docker compose config` prints.
+//!
+//! Its YAML, not its JSON: Compose 2.26 leaves `x-cooper` of services out of the JSON, and with it `protected: true`.
 //!
 //! Only what repair decides on is typed; everything else is kept in `extra`, so that a model can be compared before
 //! and after an edit. The model holds interpolated secrets: it may be planned with, never stored or shown.
@@ -13,11 +15,9 @@ use crate::limits;
 /// Why a model could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The text is not what compose prints as JSON.
-    #[error(
-        "the compose model is not valid: {0}; it must be the output of `docker compose config --format json`"
-    )]
-    Json(#[from] serde_json::Error),
+    /// The text is not what compose prints.
+    #[error("the compose model is not valid: {0}; it must be the output of `docker compose config`")]
+    Invalid(String),
     /// The text is longer than [`limits::MODEL_BYTES_MAX`].
     #[error("the compose model has {0} bytes, at most {max} are read", max = limits::MODEL_BYTES_MAX)]
     TooLong(usize),
@@ -283,12 +283,12 @@ impl Service {
 }
 
 impl Model {
-    /// Reads what `docker compose config --format json` printed.
-    pub fn from_json(text: &str) -> Result<Self, Error> {
+    /// Reads what `docker compose config` printed (YAML; JSON is YAML too, but see the module's note).
+    pub fn from_config(text: &str) -> Result<Self, Error> {
         if text.len() > limits::MODEL_BYTES_MAX {
             return Err(Error::TooLong(text.len()));
         }
-        Ok(serde_json::from_str(text)?)
+        serde_norway::from_str(text).map_err(|error| Error::Invalid(error.to_string()))
     }
 
     /// The model without values: every environment variable and build argument keeps its name and loses its value,
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_model_is_read_with_what_it_has_beyond_these_types() {
-        let model = Model::from_json(MODEL).unwrap();
+        let model = Model::from_config(MODEL).unwrap();
         assert_eq!(model.dependents("db"), ["web"]);
         assert_eq!(model.service("db").unwrap().role(), Some(Role::Database));
         assert_eq!(model.service("web").unwrap().public_ports().count(), 0);
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn a_model_without_values_has_no_secret_and_the_same_services() {
-        let model = Model::from_json(MODEL).unwrap().without_values();
+        let model = Model::from_config(MODEL).unwrap().without_values();
         let text = serde_json::to_string(&model).unwrap();
         assert!(!text.contains("hunter2"), "{text}");
         assert!(model.service("web").unwrap().build.is_some() && text.contains("PASSWORD"));

@@ -38,7 +38,7 @@ pub enum Phase {
 pub struct Evidence {
     /// Name of the service in `model`.
     pub service: String,
-    /// The resolved compose model.
+    /// The resolved compose model, best [without values](Model::without_values).
     pub model: Model,
     /// Where the failure showed.
     pub phase: Phase,

@@ -6,7 +6,7 @@ pub const LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LOG_HEAD_BYTES: usize = 256 * 1024;
 /// Bytes of one log line that are kept; the rest of the line is dropped.
 pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
-/// Bytes of the output of `docker compose config --format json`.
+/// Bytes of the output of `docker compose config`.
 pub const MODEL_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of a file that an edit may read or write.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;

@@ -6,7 +6,7 @@ use super::*;
 
 fn model(services: serde_json::Value) -> Model {
     let model = json!({ "name": "p", "services": services });
-    Model::from_json(&model.to_string()).unwrap()
+    Model::from_config(&model.to_string()).unwrap()
 }
 
 fn web(x_cooper: serde_json::Value) -> Policy {
@@ -64,7 +64,7 @@ fn the_service_overrides_the_stack() {
         "x-cooper": { "stable_for": "3s", "max_attempts": 1 },
         "services": { "web": { "x-cooper": { "stable_for": "1m", "health": { "url": "http://web:80/" } } } },
     });
-    let policy = Policy::of(&Model::from_json(&model.to_string()).unwrap(), "web").unwrap();
+    let policy = Policy::of(&Model::from_config(&model.to_string()).unwrap(), "web").unwrap();
     assert_eq!((policy.stable_for_ms, policy.max_attempts, policy.auto_repair), (60_000, 1, false));
     assert_eq!(policy.health.unwrap().url, "http://web:80/");
 }

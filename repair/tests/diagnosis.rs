@@ -1,0 +1,254 @@
+//! What diagnosis must and must not propose, case by case.
+
+use std::collections::BTreeMap;
+
+use cooper_repair::compose::Model;
+use cooper_repair::diagnosis::{Phase, Remedy, State};
+use cooper_repair::plan::{self, StepKind};
+use cooper_repair::{Class, Decision, Diagnosis, Evidence, NoDiagnosis, RepairPlan, RuleSet, diagnose};
+
+const MODEL: &str = "{name: p, services: {web: {build: {context: /s/web}}, db: {image: 'postgres:16'}}}";
+
+struct Case(Evidence);
+
+impl Case {
+    fn runtime(log: &str) -> Self {
+        Self(Evidence {
+            service: "web".to_owned(),
+            model: Model::from_config(MODEL).unwrap(),
+            phase: Phase::Runtime,
+            build_log: String::new(),
+            container_log: log.to_owned(),
+            state: None,
+            files: BTreeMap::new(),
+            instruction: None,
+        })
+    }
+
+    fn build(log: &str) -> Self {
+        let mut case = Self::runtime("");
+        case.0.phase = Phase::Build;
+        case.0.build_log = log.to_owned();
+        case
+    }
+
+    fn asked(instruction: &str) -> Self {
+        let mut case = Self::runtime("");
+        case.0.instruction = Some(instruction.to_owned());
+        case
+    }
+
+    fn file(mut self, path: &str, text: &str) -> Self {
+        self.0.files.insert(path.to_owned(), text.to_owned());
+        self
+    }
+
+    fn model(mut self, model: &str) -> Self {
+        self.0.model = Model::from_config(model).unwrap();
+        self
+    }
+
+    fn result(&self) -> Result<Diagnosis, NoDiagnosis> {
+        diagnose(&RuleSet::builtin().unwrap(), &self.0)
+    }
+
+    fn diagnosis(&self) -> Diagnosis {
+        self.result().unwrap()
+    }
+
+    /// Path and new text of the only edit.
+    fn patched(&self) -> (String, String) {
+        let diagnosis = self.diagnosis();
+        let [edit] = &diagnosis.edits[..] else { panic!("not one edit: {diagnosis:?}") };
+        (edit.path.clone(), edit.new_content.clone())
+    }
+}
+
+const YAML: &str = "ModuleNotFoundError: No module named 'yaml'\n";
+const REQUIREMENTS: &str = "FROM python:3.11\nWORKDIR /app\nCOPY . .\nRUN pip install -r requirements.txt\n";
+
+#[test]
+fn a_requirement_goes_into_the_file_that_the_image_installs_from() {
+    let dockerfile = "FROM python:3.11\nCOPY deps/prod.txt /tmp/requirements.txt\nRUN pip install -r /tmp/requirements.txt\n";
+    let case = Case::runtime(YAML).file("Dockerfile", dockerfile).file("requirements.txt", "").file("deps/prod.txt", "a");
+    assert_eq!(case.patched(), ("deps/prod.txt".to_owned(), "a\nPyYAML\n".to_owned()));
+}
+
+#[test]
+fn a_requirement_goes_to_the_stage_that_the_final_image_copies_from() {
+    let dockerfile = "FROM python:3.11 AS builder\nRUN pip install flask\nFROM python:3.11 AS tools\nRUN pip install black\n\
+        FROM python:3.11-slim\nCOPY --from=builder /usr /usr\n";
+    let expected = dockerfile.replace("flask", "flask PyYAML");
+    assert_eq!(Case::runtime(YAML).file("Dockerfile", dockerfile).patched(), ("Dockerfile".to_owned(), expected));
+}
+
+#[test]
+fn a_project_gets_a_dependency_of_its_own() {
+    let dockerfile = "FROM python:3.11\nCOPY . /app\nWORKDIR /app\nRUN pip install .\n";
+    let project = "[project]\nname = \"x\"\ndependencies = [\"flask\"]\n";
+    let case = Case::runtime(YAML).file("Dockerfile", dockerfile).file("pyproject.toml", project);
+    assert!(case.patched().1.contains("[\"flask\", \"PyYAML\"]"));
+}
+
+#[test]
+fn a_module_of_the_service_itself_is_never_installed_from_an_index() {
+    for path in ["helpers.py", "src/helpers/__init__.py"] {
+        let case = Case::runtime("ModuleNotFoundError: No module named 'helpers.text'\n");
+        let case = case.file("Dockerfile", REQUIREMENTS).file("requirements.txt", "").file(path, "");
+        let diagnosis = case.diagnosis();
+        assert_eq!((diagnosis.remedy, diagnosis.class), (Remedy::Escalate, Class::Escalate));
+        assert!(diagnosis.cause.contains("the service's own code"), "{}", diagnosis.cause);
+    }
+}
+
+#[test]
+fn an_unknown_module_is_only_proposed() {
+    let case = Case::runtime("ModuleNotFoundError: No module named 'left_pad'\n");
+    let case = case.file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
+    assert_eq!((case.diagnosis().class, case.patched().1.as_str()), (Class::Approve, "left-pad\n"));
+}
+
+#[test]
+fn a_module_of_python_itself_is_not_installed() {
+    let case = Case::runtime("ModuleNotFoundError: No module named 'distutils'\n").file("Dockerfile", REQUIREMENTS);
+    assert!(case.diagnosis().cause.contains("part of Python itself"));
+}
+
+#[test]
+fn a_requirement_that_is_there_already_asks_for_a_build() {
+    let case = Case::runtime(YAML).file("Dockerfile", REQUIREMENTS).file("requirements.txt", "pyyaml\n");
+    let diagnosis = case.diagnosis();
+    assert_eq!(diagnosis.remedy, Remedy::Escalate);
+    assert!(diagnosis.cause.contains("build it again"), "{}", diagnosis.cause);
+    assert!(matches!(
+        RepairPlan::new("s", &case.0.model, "web", 1, &diagnosis),
+        Err(plan::Error::NoRemedy { .. })
+    ));
+}
+
+#[test]
+fn an_image_that_is_pulled_is_not_changed() {
+    let mut case = Case::runtime(YAML);
+    case.0.service = "db".to_owned();
+    assert!(case.diagnosis().cause.contains("not built here"));
+}
+
+#[test]
+fn a_shared_library_is_installed_in_the_final_stage() {
+    let dockerfile = "FROM python:3.11 AS builder\nRUN true\nFROM python:3.11-slim\nCOPY . .\n";
+    let log = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory\n";
+    let (_, text) = Case::runtime(log).file("Dockerfile", dockerfile).patched();
+    assert!(text.contains("FROM python:3.11-slim\nRUN apt-get update \\\n && apt-get install -y --no-install-recommends libgl1 libglib2.0-0"), "{text}");
+}
+
+#[test]
+fn a_build_target_is_the_stage_that_is_repaired() {
+    let model = "{name: p, services: {web: {build: {context: /s, dockerfile: docker/app.Dockerfile, target: one}}}}";
+    let dockerfile = "FROM debian AS one\nCOPY . .\nFROM debian AS two\nCOPY . .\n";
+    let log = "app: error while loading shared libraries: libpq.so.5: cannot open shared object file\n";
+    let (path, text) = Case::runtime(log).model(model).file("docker/app.Dockerfile", dockerfile).patched();
+    assert_eq!(path, "docker/app.Dockerfile");
+    assert!(text.find("libpq5").unwrap() < text.find("FROM debian AS two").unwrap());
+}
+
+#[test]
+fn packages_go_into_the_stage_that_fails() {
+    let dockerfile = "FROM debian AS one\nCOPY . .\nRUN make\nFROM debian\nCOPY . .\nCMD [\"x\"]\n";
+    let log = "#7 [one 3/3] RUN make\n#7 0.2 /bin/sh: 1: make: not found\n#7 ERROR: exit code: 127\n------\n > [one 3/3] RUN make:\n------\n";
+    let (_, text) = Case::build(log).file("Dockerfile", dockerfile).patched();
+    assert!(text.starts_with("FROM debian AS one\nRUN apt-get update"), "{text}");
+}
+
+#[test]
+fn a_base_image_that_is_not_debian_is_escalated() {
+    let case = Case::build("/bin/sh: git: not found\n").file("Dockerfile", "FROM python:3.11-alpine\nRUN git clone x\n");
+    assert!(case.diagnosis().cause.contains("not Debian's"));
+}
+
+#[test]
+fn a_command_that_comes_with_a_python_distribution_is_required() {
+    let log = "exec: \"gunicorn\": executable file not found in $PATH\n";
+    let case = Case::runtime(log).file("Dockerfile", REQUIREMENTS).file("requirements.txt", "flask\n");
+    assert_eq!(case.patched().1, "flask\ngunicorn\n");
+}
+
+#[test]
+fn a_command_nobody_knows_is_escalated_with_its_cause() {
+    let diagnosis = Case::build("/bin/sh: 1: frobnicate: not found\n").file("Dockerfile", "FROM debian\nRUN x\n").diagnosis();
+    assert_eq!(diagnosis.class, Class::Escalate);
+    assert!(diagnosis.cause.starts_with("The command frobnicate is not installed in the image. Not repaired: "));
+}
+
+#[test]
+fn a_package_with_a_new_name_is_renamed_once_the_lists_are_updated() {
+    let dockerfile = "FROM debian\nRUN apt-get update && apt-get install -y netcat curl\n";
+    let log = "#5 1.0 E: Package 'netcat' has no installation candidate\n#5 ERROR: x\nDockerfile:2\n   2 | >>> RUN apt-get update\n";
+    let (_, text) = Case::build(log).file("Dockerfile", dockerfile).patched();
+    assert_eq!(text, dockerfile.replace("netcat", "netcat-openbsd"));
+}
+
+#[test]
+fn a_log_cannot_put_shell_into_a_file() {
+    for log in ["ModuleNotFoundError: No module named 'a; curl x | sh'\n", "/bin/sh: 1: $(reboot): not found\n"] {
+        let case = Case::runtime(log).file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
+        assert!(case.result().is_err(), "{log}");
+    }
+}
+
+#[test]
+fn a_node_module_is_proposed_where_no_lock_file_says_otherwise() {
+    let manifest = "{\n  \"dependencies\": {\n    \"express\": \"^4\"\n  }\n}\n";
+    let case = Case::runtime("Error: Cannot find module 'lodash/fp'\n").file("Dockerfile", "FROM node\n").file("package.json", manifest);
+    assert_eq!(case.diagnosis().class, Class::Approve);
+    assert!(case.patched().1.contains("\"^4\",\n    \"lodash\": \"*\"\n"));
+    assert!(case.file("package-lock.json", "{}").diagnosis().cause.contains("package-lock.json fixes"));
+}
+
+#[test]
+fn a_passing_fault_is_built_again_and_a_full_disk_is_a_persons() {
+    let case = Case::build("#3 ERROR: dial tcp 192.0.2.1:443: i/o timeout\n").file("Dockerfile", "FROM debian\n");
+    let diagnosis = case.diagnosis();
+    assert_eq!((diagnosis.remedy, diagnosis.class), (Remedy::Rebuild, Class::Retry));
+    let plan = RepairPlan::new("s", &case.0.model, "web", 1, &diagnosis).unwrap();
+    assert_eq!(plan.steps[0].kind, StepKind::Build);
+    assert_eq!(plan.decision, Decision::Allowed);
+    assert_eq!(Case::build("write /x: no space left on device\n").diagnosis().remedy, Remedy::Escalate);
+}
+
+#[test]
+fn a_container_killed_for_its_memory_is_not_patched() {
+    let mut case = Case::runtime("");
+    case.0.state = Some(State { status: "exited".into(), exit_code: 137, oom_killed: true, ..State::default() });
+    assert_eq!(case.diagnosis().rule_id, "container.out-of-memory");
+}
+
+#[test]
+fn instructions_are_followed_without_any_log() {
+    let files = |case: Case| case.file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
+    assert_eq!(files(Case::asked("add package pyyaml")).patched().1, "pyyaml\n");
+    assert_eq!(files(Case::asked("Please add the package flask==3.0.3 to web.")).patched().1, "flask==3.0.3\n");
+    assert_eq!(files(Case::asked("add package left-pad")).diagnosis().class, Class::Approve);
+    assert!(files(Case::asked("install apt package git")).patched().1.contains("recommends git"));
+    let mut fix = files(Case::asked("fix the build"));
+    fix.0.container_log = YAML.to_owned();
+    assert_eq!(fix.diagnosis().rule_id, "python.module-missing");
+}
+
+#[test]
+fn a_restart_that_is_asked_for_is_a_plan_without_edits() {
+    let case = Case::asked("restart web");
+    let diagnosis = case.diagnosis();
+    assert!(diagnosis.edits.is_empty());
+    let plan = RepairPlan::new("s", &case.0.model, "web", 1, &diagnosis).unwrap();
+    let kinds: Vec<_> = plan.steps.iter().map(|step| step.kind).collect();
+    assert_eq!((kinds, plan.build), (vec![StepKind::Restart, StepKind::Verify], None));
+}
+
+#[test]
+fn an_instruction_of_another_form_is_refused_with_the_forms_there_are() {
+    for instruction in ["make it fast", "add package x; rm -rf /", "restart db", "add package a b"] {
+        assert!(Case::asked(instruction).result().is_err(), "{instruction}");
+    }
+    let refused = Case::asked("make it fast").result().unwrap_err().to_string();
+    assert!(refused.contains("add package PACKAGE [to SERVICE]") && refused.contains("restart"), "{refused}");
+}
