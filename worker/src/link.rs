@@ -1,0 +1,203 @@
+//! The link process of a worker: dials the coordinator and carries messages between it and the host.
+//!
+//! It owns nothing that matters. Sessions, executions, spools and results are the host's; a link that dies is started
+//! again, gets the inventory and goes on. `attach.rs` is the loop, `ledger.rs` decides what is said next,
+//! `attached.rs` says it.
+//!
+//! One thread runs everything: a message then never waits for another thread to wake up, and there is nothing to
+//! lock. Only file bodies and directories of sessions are read on threads of their own.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+    process::ExitCode,
+};
+
+use cooper_common::{clock, error::Error, telemetry};
+use cooper_proto::host::{LinkHello, to_host, to_link};
+use tracing::error;
+
+use crate::{config::LinkConfig, frame::Buffer};
+use dial::Dial;
+use health::Status;
+use host_socket::HostSocket;
+use ledger::{Ledger, Order};
+
+mod attach;
+mod attached;
+mod calls;
+mod dial;
+mod health;
+mod host_socket;
+mod ledger;
+mod listing;
+mod output;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+/// Hidden first argument of a process that is a link.
+pub const ARGV: &str = "worker-link";
+/// SOCK_SEQPACKET to the host.
+pub const HOST_FD: RawFd = 3;
+/// memfd with [`LinkConfig`] as JSON.
+pub const CONFIG_FD: RawFd = 4;
+/// Versions of the host protocol this link speaks.
+const HOST_PROTOCOL: (u32, u32) = (1, 1);
+/// Threads that read and write files of sessions, at most.
+const BLOCKING_THREADS_MAX: usize = 32;
+
+/// Why the process ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// An orderly end: goodbye is said.
+    Drained,
+    /// The host is gone, and with it everything the link was for.
+    HostGone,
+    /// Something that a new link may do better.
+    Broken(String),
+}
+
+/// What a process with [`ARGV`] does, on the descriptors [`HOST_FD`] and [`CONFIG_FD`].
+pub fn main() -> ExitCode {
+    // SAFETY: the host starts this process with exactly these two descriptors open, and nothing here took them yet.
+    #[allow(unsafe_code)]
+    let (host, config) = unsafe { (OwnedFd::from_raw_fd(HOST_FD), OwnedFd::from_raw_fd(CONFIG_FD)) };
+    // What the link starts (nothing, today) must not inherit them.
+    let _ = rustix::io::fcntl_setfd(&host, rustix::io::FdFlags::CLOEXEC);
+    let config = match LinkConfig::read(config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("cooper worker-link: {error}; {}", error.hint());
+            return ExitCode::FAILURE;
+        }
+    };
+    telemetry::init(&config.log_level);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            error!("no runtime: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let end = runtime.block_on(run(host, config));
+    // A file operation that hangs must not keep the process.
+    runtime.shutdown_background();
+    match end {
+        Ok(End::Drained | End::HostGone) => ExitCode::SUCCESS,
+        Ok(End::Broken(why)) => {
+            error!("the link ends: {why}");
+            ExitCode::FAILURE
+        }
+        Err(e) => {
+            error!("{e}; {}", e.hint());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The link on an open socket to its host, to its end.
+pub async fn run(host: OwnedFd, config: LinkConfig) -> Result<End, Error> {
+    let dial = Dial::new(&config)?;
+    let broken = |e: io::Error| Error::internal(format!("the socket to the host: {e}"));
+    let host = HostSocket::new(host).map_err(broken)?;
+    let mut buffer = Buffer::default();
+
+    // The host speaks first of what it has; without that there is nothing to say to a coordinator.
+    let (version_min, version_max) = HOST_PROTOCOL;
+    let hello = to_host::Message::Hello(LinkHello { version_min, version_max });
+    if host.try_send(hello).map_err(broken)?.is_err() {
+        return Err(Error::internal("the socket to the host is full from the start"));
+    }
+    let hello = loop {
+        match host.recv(&mut buffer).await.map_err(broken)? {
+            Some((to_link::Message::Hello(hello), _)) => break hello,
+            Some(_) => {}
+            None => return Ok(End::HostGone),
+        }
+    };
+
+    let status = health::serve(config.health_listen.as_deref(), &hello.worker_id).await;
+    let link = Link {
+        host,
+        buffer,
+        ledger: Ledger::new(hello),
+        dial,
+        labels: config.labels,
+        coordinator_epoch: 0,
+        attaches: 0,
+        status,
+    };
+    Ok(link.run().await)
+}
+
+/// The link between attaches.
+struct Link {
+    host: HostSocket,
+    buffer: Buffer,
+    ledger: Ledger,
+    dial: Dial,
+    labels: BTreeMap<String, String>,
+    /// Highest seen.
+    coordinator_epoch: u64,
+    /// Times it was welcomed.
+    attaches: u64,
+    status: tokio::sync::watch::Sender<Status>,
+}
+
+impl Link {
+    /// Gives what came from the host to the ledger.
+    fn take_packet(
+        &mut self,
+        packet: io::Result<Option<(to_link::Message, Vec<OwnedFd>)>>,
+    ) -> Result<Option<Order>, End> {
+        match packet {
+            Ok(Some((message, fds))) => Ok(self.ledger.from_host(clock::mono_ms(), message, fds)),
+            Ok(None) => Err(End::HostGone),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(End::HostGone),
+            Err(e) => Err(End::Broken(format!("the host's message cannot be read: {e}"))),
+        }
+    }
+
+    /// Sends the host what fits into the socket.
+    fn flush_host(&mut self) -> Result<(), End> {
+        while let Some(message) = self.ledger.poll_host() {
+            match self.host.try_send(message) {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => {
+                    self.ledger.unpoll_host(message);
+                    break;
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                    return Err(End::HostGone);
+                }
+                // Losing one message silently would leave an attempt waiting for ever; a new link has the inventory.
+                Err(e) => return Err(End::Broken(format!("the host cannot be told: {e}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the health listener shows.
+    fn show_status(&self, attached: bool) {
+        let status = Status {
+            attached,
+            coordinator_epoch: self.coordinator_epoch,
+            attaches: self.attaches,
+            sessions: self.ledger.sessions(),
+            running: self.ledger.running(),
+            results_unacked: self.ledger.unacked(),
+            counters: self.ledger.counters,
+        };
+        self.status.send_if_modified(|shown| {
+            let news = *shown != status;
+            *shown = status;
+            news
+        });
+    }
+}

@@ -1,0 +1,240 @@
+//! Calls: short file requests into a session. The host opens, the link reads or writes, the coordinator hears.
+//!
+//! Each call is a task of its own; the loop only passes messages between the tasks and the host. What a call needs is
+//! all in its attach: when that ends, its calls end with it, and files half written are thrown away.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cooper_common::error::{Code, Error, Result};
+use cooper_proto::{
+    host::{CloseFile, FileClosed, FileOpened, OpenFile, open_file::Mode, to_host},
+    v1::{self, FileStat, call, call_result, up},
+};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+};
+use tonic::transport::Channel;
+
+use super::{dial::Bulk, ledger::Ledger, listing, transfer};
+
+/// Calls at work at once.
+const CALLS_MAX: usize = 32;
+/// Calls that wait for their turn; more are refused (`overloaded`).
+const CALLS_WAITING_MAX: usize = 1024;
+
+/// Ids of files at the host. They start somewhere else in every link, so that a late answer to the link before this
+/// one cannot be taken for an answer to this one.
+static NEXT_ID: std::sync::LazyLock<AtomicU64> =
+    std::sync::LazyLock::new(|| AtomicU64::new(u64::from(rand::random::<u32>()) << 32));
+
+pub struct Calls {
+    desk: Desk,
+    requests: mpsc::Receiver<Request>,
+    opening: HashMap<u64, oneshot::Sender<Opened>>,
+    closing: HashMap<u64, oneshot::Sender<FileClosed>>,
+    /// Files open for writing at the host.
+    writing: HashSet<u64>,
+    tasks: JoinSet<()>,
+}
+
+type Opened = (FileOpened, Option<OwnedFd>);
+
+/// What a task asks of the loop.
+pub enum Request {
+    Open(OpenFile, oneshot::Sender<Opened>),
+    Close(CloseFile, oneshot::Sender<FileClosed>),
+    Answer(v1::CallResult),
+}
+
+impl Calls {
+    pub fn new(bulk: Bulk) -> Self {
+        let (sender, requests) = mpsc::channel(CALLS_MAX);
+        let desk = Desk { bulk, requests: sender, slots: Arc::new(Semaphore::new(CALLS_MAX)) };
+        Self {
+            desk,
+            requests,
+            opening: HashMap::new(),
+            closing: HashMap::new(),
+            writing: HashSet::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    pub fn begin(&mut self, call: v1::Call, ledger: &mut Ledger) {
+        while self.tasks.try_join_next().is_some() {}
+        if self.tasks.len() >= CALLS_MAX + CALLS_WAITING_MAX {
+            let error =
+                Error::new(Code::Overloaded, format!("{CALLS_WAITING_MAX} file requests wait already"));
+            ledger.tell(up::Message::CallResult(refusal(call.call_id, error.into_wire())));
+            return;
+        }
+        self.tasks.spawn(serve(self.desk.clone(), call));
+    }
+
+    pub async fn request(&mut self) -> Request {
+        match self.requests.recv().await {
+            Some(request) => request,
+            // Cannot be: the desk here holds a sender.
+            None => std::future::pending().await,
+        }
+    }
+
+    pub fn take(&mut self, request: Request, ledger: &mut Ledger) {
+        match request {
+            Request::Open(open, reply) => {
+                self.opening.insert(open.call_id, reply);
+                if open.mode() == Mode::Write {
+                    self.writing.insert(open.call_id);
+                }
+                ledger.tell_host(to_host::Message::OpenFile(open));
+            }
+            Request::Close(close, reply) => {
+                self.writing.remove(&close.call_id);
+                self.closing.insert(close.call_id, reply);
+                ledger.tell_host(to_host::Message::CloseFile(close));
+            }
+            Request::Answer(result) => ledger.tell(up::Message::CallResult(result)),
+        }
+    }
+
+    pub fn opened(&mut self, opened: FileOpened, fds: Vec<OwnedFd>) {
+        if opened.error.is_some() {
+            self.writing.remove(&opened.call_id);
+        }
+        if let Some(reply) = self.opening.remove(&opened.call_id) {
+            let _ = reply.send((opened, fds.into_iter().next()));
+        }
+    }
+
+    pub fn closed(&mut self, closed: FileClosed) {
+        if let Some(reply) = self.closing.remove(&closed.call_id) {
+            let _ = reply.send(closed);
+        }
+    }
+
+    /// Ends every call. What the host has to be told: files that were being written are thrown away.
+    pub fn abandon(self) -> Vec<to_host::Message> {
+        let close = |call_id| to_host::Message::CloseFile(CloseFile { call_id, commit: false });
+        self.writing.into_iter().map(close).collect()
+    }
+}
+
+async fn serve(desk: Desk, call: v1::Call) {
+    let Ok(_slot) = desk.slots.clone().acquire_owned().await else { return };
+    let v1::Call { call_id, session_id, op } = call;
+    let done = match op {
+        Some(call::Op::List(list)) => {
+            let files = list_files(&desk, session_id, list.path).await;
+            match files {
+                Ok(files) => {
+                    desk.answer(v1::CallResult { call_id, result: Some(call_result::Result::List(files)) })
+                        .await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        }
+        Some(call::Op::Read(read)) => transfer::read(&desk, call_id, session_id, read).await,
+        Some(call::Op::Write(write)) => transfer::write(&desk, call_id, session_id, write).await,
+        None => Err(Error::invalid("this worker does not know that call").into_wire()),
+    };
+    if let Err(error) = done {
+        desk.answer(refusal(call_id, error)).await;
+    }
+}
+
+async fn list_files(
+    desk: &Desk,
+    session_id: String,
+    path: String,
+) -> Result<v1::ListFilesResponse, v1::Error> {
+    let open = OpenFile { session_id, path: path.clone(), mode: Mode::List.into(), ..OpenFile::default() };
+    let opened = desk.open(open).await?;
+    blocking(move || listing::list(opened.fd, &path)).await.map_err(IntoWire::into_wire)
+}
+
+fn refusal(call_id: u64, error: v1::Error) -> v1::CallResult {
+    v1::CallResult { call_id, result: Some(call_result::Result::Error(error)) }
+}
+
+/// What a call's task works with.
+#[derive(Clone)]
+pub struct Desk {
+    pub bulk: Bulk,
+    requests: mpsc::Sender<Request>,
+    slots: Arc<Semaphore>,
+}
+
+/// A file the host opened for a call.
+pub struct OpenedFile {
+    pub id: u64,
+    pub fd: OwnedFd,
+    pub stat: Option<FileStat>,
+}
+
+impl Desk {
+    /// Has the host open a file; `call_id` is filled in here.
+    pub async fn open(&self, mut open: OpenFile) -> Result<OpenedFile, v1::Error> {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        open.call_id = id;
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::new(Code::Unavailable, "the worker's host did not answer").into_wire();
+        self.requests.send(Request::Open(open, reply)).await.map_err(|_| gone())?;
+        let (opened, fd) = answer.await.map_err(|_| gone())?;
+        match (opened.error, fd) {
+            (Some(error), _) => Err(error),
+            (None, Some(fd)) => Ok(OpenedFile { id, fd, stat: opened.stat }),
+            (None, None) => {
+                Err(Error::internal("the worker's host opened a file and did not hand it over").into_wire())
+            }
+        }
+    }
+
+    /// Ends the writing of a file: into place, or away.
+    pub async fn close(&self, id: u64, commit: bool) -> Result<FileStat, v1::Error> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::new(Code::Unavailable, "the worker's host did not answer").into_wire();
+        let close = CloseFile { call_id: id, commit };
+        self.requests.send(Request::Close(close, reply)).await.map_err(|_| gone())?;
+        let closed = answer.await.map_err(|_| gone())?;
+        match closed.error {
+            Some(error) => Err(error),
+            None => Ok(closed.stat.unwrap_or_default()),
+        }
+    }
+
+    pub async fn answer(&self, result: v1::CallResult) {
+        // Without the loop there is no attach, and nobody waits for the answer.
+        let _ = self.requests.send(Request::Answer(result)).await;
+    }
+
+    pub fn client(&self) -> v1::worker_link_client::WorkerLinkClient<Channel> {
+        self.bulk.client.clone()
+    }
+}
+
+/// Runs file work where it may block.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::internal("a file operation of the worker ended without an answer")),
+    }
+}
+
+/// [`Error`] as it travels.
+pub trait IntoWire {
+    fn into_wire(self) -> v1::Error;
+}
+impl IntoWire for Error {
+    fn into_wire(self) -> v1::Error {
+        v1::Error { code: self.code.as_str().to_owned(), hint: self.hint().to_owned(), message: self.message }
+    }
+}

@@ -1,0 +1,359 @@
+//! What may happen to the ledger: messages of the coordinator and of the host, acks, cuts, time.
+
+use std::os::fd::OwnedFd;
+
+use cooper_common::{
+    error::{Code, Error},
+    limits::link::{CHUNK_BYTES_MAX, HEARTBEAT_MIN_MS, LEASE_MS, MESSAGE_BYTES_MAX},
+};
+use cooper_proto::{
+    host::to_link,
+    v1::{Assign, Verdict, Welcome, down, task_spec},
+};
+
+use prost::Message as _;
+
+use super::*;
+
+/// What an outcome may have so that a message holds it, its tails and its names.
+const OUTCOME_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 2 * CHUNK_BYTES_MAX;
+
+impl Ledger {
+    // The attach.
+
+    /// The coordinator let us in: its verdicts correct whatever either side believed before.
+    pub fn welcome(&mut self, now: u64, welcome: &Welcome) {
+        let heartbeat_ms = or_default(welcome.heartbeat_ms, HEARTBEAT_MIN_MS);
+        self.terms = Some(Terms {
+            heartbeat_ms,
+            heartbeat_due: now + heartbeat_ms,
+            heartbeat_seq: 0,
+            lease_until: now + or_default(welcome.lease_ms, LEASE_MS),
+            assigns_seen: 0,
+            credit_told: None,
+        });
+        for verdict in &welcome.attempts {
+            let key = Key::new(&verdict.task_id, verdict.fence);
+            let Some(attempt) = self.attempts.get_mut(&key) else { continue };
+            match verdict.verdict() {
+                Verdict::Cancel | Verdict::Forget => self.discard(&key, INTERRUPT_GRACE_MS),
+                // Which of the two it is depends on whether the attempt has ended by now, and that is known here.
+                Verdict::Keep | Verdict::ResendResult | Verdict::Unspecified => {
+                    attempt.stdout.rewind_to(verdict.stdout_offset);
+                    attempt.stderr.rewind_to(verdict.stderr_offset);
+                }
+            }
+        }
+        for verdict in &welcome.sessions {
+            if let (Verdict::Forget | Verdict::Cancel, Some(session)) =
+                (verdict.verdict(), self.sessions.get(&verdict.session_id))
+            {
+                let (session_id, fence) = (verdict.session_id.clone(), session.item.fence);
+                let end = v1::SessionEnd { session_id, fence };
+                self.to_host.push_back(to_host::Message::SessionDestroy(end));
+            }
+        }
+        // What was said in an attach that broke may not have arrived.
+        let words = self.sessions.values().filter_map(|session| session.update.clone());
+        self.updates.extend(words.map(up::Message::Session));
+        for key in self.attempts.keys().cloned().collect::<Vec<_>>() {
+            let started =
+                self.attempts.get(&key).is_some_and(|it| it.running() && it.started && !it.discarded);
+            if started {
+                self.timers.insert((now, Timer::Started(key.clone())));
+            }
+            self.review(now, &key);
+        }
+    }
+
+    /// The attach is over: whatever was on its way may be lost.
+    pub fn detached(&mut self) {
+        self.said_hello = false;
+        self.terms = None;
+        self.timers.clear();
+        self.line.clear();
+        self.results.clear();
+        // Ended sessions are told of by their absence in the inventory; all else is told again.
+        self.updates.clear();
+        self.in_flight = 0;
+        for attempt in self.attempts.values_mut() {
+            attempt.stdout.forget_in_flight();
+            attempt.stderr.forget_in_flight();
+            (attempt.aged, attempt.ageing, attempt.in_line) = (false, false, false);
+            if let Some(end) = &mut attempt.end {
+                end.sent = false;
+            }
+        }
+    }
+
+    /// Time passed. Says so when the lease ran out: the attach is worth nothing then, and a new one brings verdicts.
+    pub fn tick(&mut self, now: u64) -> Option<Order> {
+        let terms = self.terms.as_mut()?;
+        if now >= terms.lease_until {
+            return Some(Order::Reattach("no heartbeat was answered within the lease"));
+        }
+        if now >= terms.heartbeat_due {
+            terms.heartbeat_due = now + terms.heartbeat_ms;
+            terms.heartbeat_seq += 1;
+            let (sessions, running) = (self.sessions.len() as u32, self.running as u32);
+            let heartbeat = v1::Heartbeat { seq: terms.heartbeat_seq, sessions, running };
+            // Ahead of the rest: it tells that we live.
+            self.updates.push_front(up::Message::Heartbeat(heartbeat));
+        }
+        while self.timers.first().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, timer)) = self.timers.pop_first() else { break };
+            match timer {
+                Timer::Started(key) => self.say_started(&key),
+                Timer::Output(key) => {
+                    if let Some(attempt) = self.attempts.get_mut(&key) {
+                        (attempt.ageing, attempt.aged) = (false, true);
+                        self.stand_in_line(&key);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn say_started(&mut self, key: &Key) {
+        if self.attempts.get(key).is_some_and(|attempt| attempt.running() && !attempt.discarded) {
+            let (task_id, fence) = (key.task.to_string(), key.fence.into());
+            self.updates.push_back(up::Message::Started(v1::Started { task_id, fence }));
+        }
+    }
+
+    // The coordinator.
+
+    pub fn from_coordinator(&mut self, now: u64, message: down::Message) -> Option<Order> {
+        match message {
+            down::Message::Assign(assign) => return self.assign(now, assign),
+            down::Message::ResultAck(ack) => {
+                let key = Key::new(&ack.task_id, ack.fence);
+                if self.attempts.get(&key).is_some_and(|attempt| !attempt.running()) {
+                    self.counters.results_acked += 1;
+                    self.forget(&key);
+                }
+            }
+            down::Message::HeartbeatAck(ack) => {
+                if let Some(terms) = &mut self.terms {
+                    terms.lease_until = now + or_default(ack.lease_ms, LEASE_MS);
+                }
+            }
+            down::Message::Cancel(cancel) => {
+                // Of no use to one that has ended: its result is on its way. An unknown one is settled by inventory.
+                let key = Key::new(&cancel.task_id, cancel.fence);
+                match self.attempts.get(&key) {
+                    Some(attempt) if attempt.running() => {
+                        self.to_host.push_back(to_host::Message::Stop(cancel));
+                    }
+                    _ => self.counters.stale += 1,
+                }
+            }
+            down::Message::SessionCreate(grant) => self.grant(grant),
+            down::Message::SessionDestroy(end) => {
+                let known = self.sessions.get(&end.session_id).map(|session| session.item.fence.into());
+                if known.is_some_and(|known: Fence| known > end.fence.into()) {
+                    self.counters.stale += 1;
+                } else {
+                    // Also one that is unknown here: the host answers that it is destroyed.
+                    self.to_host.push_back(to_host::Message::SessionDestroy(end));
+                }
+            }
+            down::Message::StackAdd(add) => self.to_host.push_back(to_host::Message::StackAdd(add)),
+            down::Message::Call(call) => return Some(Order::Call(call)),
+            down::Message::Reattach(_) => return Some(Order::Reattach("the coordinator asked for it")),
+            // A second Welcome means nothing.
+            down::Message::Welcome(_) => {}
+        }
+        None
+    }
+
+    fn assign(&mut self, now: u64, assign: Assign) -> Option<Order> {
+        let terms = self.terms.as_mut()?;
+        if now >= terms.lease_until {
+            return Some(Order::Reattach("work arrived after the lease had run out"));
+        }
+        terms.assigns_seen += 1;
+        self.counters.assigns += 1;
+        let key = Key::new(&assign.task_id, assign.fence);
+        match self.newest(&key.task) {
+            Some(known) if known >= key.fence => {
+                self.counters.stale += 1;
+                return None;
+            }
+            Some(fence) => self.discard(&Key { task: key.task.clone(), fence }, INTERRUPT_GRACE_MS),
+            None => {}
+        }
+        // Not taken, and in no inventory: the coordinator gives it to another worker once we said goodbye.
+        if self.draining {
+            return None;
+        }
+        let noop = matches!(
+            assign.spec.as_ref().and_then(|spec| spec.kind.as_ref()),
+            Some(task_spec::Kind::Noop(_))
+        );
+        if noop {
+            // Answered here and at once: what it measures is the road, not the host.
+            self.counters.noops += 1;
+            let end =
+                End { state: v1::TaskState::Succeeded.into(), outcome: v1::Outcome::default(), sent: false };
+            self.attempts.insert(key.clone(), Attempt { end: Some(Box::new(end)), ..Attempt::default() });
+            self.results.push_back(key);
+        } else {
+            self.running += 1;
+            self.attempts.insert(key, Attempt { on_host: true, ..Attempt::default() });
+            self.to_host.push_back(to_host::Message::Start(assign));
+        }
+        None
+    }
+
+    fn grant(&mut self, grant: v1::SessionGrant) {
+        match self.sessions.get(&grant.session_id) {
+            Some(known) if Fence::from(known.item.fence) > Fence::from(grant.fence) => {
+                self.counters.stale += 1;
+                return;
+            }
+            Some(known) if known.item.fence == grant.fence => {}
+            Some(_) | None => {
+                let item = v1::SessionItem {
+                    session_id: grant.session_id.clone(),
+                    fence: grant.fence,
+                    state: "initializing".to_owned(),
+                    interpreter_restarted: false,
+                };
+                self.sessions.insert(grant.session_id.clone(), Session { item, update: None });
+            }
+        }
+        self.to_host.push_back(to_host::Message::SessionCreate(grant));
+    }
+
+    /// The coordinator holds an attempt's output up to these offsets.
+    pub fn output_acked(&mut self, now: u64, ack: &v1::OutputAck) {
+        let key = Key::new(&ack.task_id, ack.fence);
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let before = attempt.in_flight();
+        attempt.stdout.ack(ack.stdout_offset);
+        attempt.stderr.ack(ack.stderr_offset);
+        self.in_flight -= before - attempt.in_flight();
+        self.review(now, &key);
+    }
+
+    /// The second connection broke while the first lives: go on from what was acked.
+    pub fn output_cut(&mut self, now: u64) {
+        self.in_flight = 0;
+        for key in self.attempts.keys().cloned().collect::<Vec<_>>() {
+            let Some(attempt) = self.attempts.get_mut(&key) else { continue };
+            if attempt.in_flight() > 0 {
+                attempt.stdout.forget_in_flight();
+                attempt.stderr.forget_in_flight();
+                self.review(now, &key);
+            }
+        }
+    }
+
+    // The host.
+
+    pub fn from_host(&mut self, now: u64, message: to_link::Message, fds: Vec<OwnedFd>) -> Option<Order> {
+        match message {
+            to_link::Message::Started(started) => {
+                let key = Key::new(&started.task_id, started.fence);
+                if let Some(attempt) = self.attempts.get_mut(&key) {
+                    attempt.started = true;
+                    if self.terms.is_some() {
+                        self.timers.insert((now + STARTED_DELAY_MS, Timer::Started(key)));
+                    }
+                }
+            }
+            to_link::Message::Grew(grew) => self.grew(now, &grew, fds),
+            to_link::Message::Ended(ended) => self.ended(now, ended, fds),
+            to_link::Message::Session(update) => self.session_changed(update),
+            to_link::Message::Stacks(update) => {
+                self.host.stacks.clone_from(&update.stacks);
+                if self.said_hello {
+                    self.updates.push_back(up::Message::Stacks(update));
+                }
+            }
+            to_link::Message::FileOpened(opened) => return Some(Order::Opened(opened, fds)),
+            to_link::Message::FileClosed(closed) => return Some(Order::Closed(closed)),
+            to_link::Message::Drain(drain) => return Some(Order::Drain(drain.reason)),
+            to_link::Message::Hello(_) => {}
+        }
+        None
+    }
+
+    fn grew(&mut self, now: u64, grew: &Grew, fds: Vec<OwnedFd>) {
+        let key = Key::new(&grew.task_id, grew.fence);
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let spool = attempt.spool(grew.stream());
+        spool.len = spool.len.max(grew.bytes);
+        if let Some(fd) = fds.into_iter().next() {
+            spool.file = Some(Arc::new(File::from(fd)));
+        }
+        self.review(now, &key);
+    }
+
+    fn ended(&mut self, now: u64, ended: Ended, fds: Vec<OwnedFd>) {
+        let state = ended.state;
+        let key = Key::new(&ended.task_id, ended.fence);
+        let Some(attempt) = self.attempts.get_mut(&key) else {
+            // Nobody waits for it; without a word the host would keep it for ever.
+            return self.tell_host_to_forget(&key);
+        };
+        let mut outcome = ended.outcome.unwrap_or_default();
+        shorten(&mut outcome);
+        let mut fds = fds.into_iter();
+        let bytes = [outcome.stdout_bytes, outcome.stderr_bytes];
+        for ((_, spool), bytes) in attempt.spools().into_iter().zip(bytes) {
+            spool.len = spool.len.max(bytes);
+            if spool.file.is_none() && spool.len > 0 {
+                spool.file = fds.next().map(|fd| Arc::new(File::from(fd)));
+            }
+            if spool.file.is_none() && spool.len > 0 {
+                // The host broke its word. A result that says so is better than none.
+                spool.cut_at(0);
+            }
+        }
+        self.running -= usize::from(attempt.running());
+        let sent = attempt.end.as_ref().is_some_and(|end| end.sent);
+        attempt.end = Some(Box::new(End { state, outcome, sent }));
+        if attempt.discarded {
+            self.forget(&key);
+        } else {
+            self.review(now, &key);
+        }
+    }
+
+    fn session_changed(&mut self, update: v1::SessionUpdate) {
+        if update.state == "destroyed" {
+            self.sessions.remove(&update.session_id);
+        } else if let Some(session) = self.sessions.get_mut(&update.session_id) {
+            session.item.state.clone_from(&update.state);
+            session.update = Some(update.clone());
+        }
+        if self.said_hello {
+            self.updates.push_back(up::Message::Session(update));
+        }
+    }
+}
+
+/// A result that does not fit into a message would break every attach it is said in.
+fn shorten(outcome: &mut v1::Outcome) {
+    let bytes = outcome.encoded_len();
+    if bytes > OUTCOME_BYTES_MAX {
+        outcome.result = None;
+        outcome.displays.clear();
+        outcome.step_json.clear();
+        let message = format!("the result has {bytes} bytes; its values were dropped");
+        let error = Error::new(Code::TooLarge, message);
+        outcome.error.get_or_insert(v1::Error {
+            code: error.code.as_str().to_owned(),
+            hint: error.hint().to_owned(),
+            message: error.message,
+        });
+    }
+}
+
+/// 0 on the wire means the default.
+fn or_default(value: u64, default: u64) -> u64 {
+    if value == 0 { default } else { value }
+}
