@@ -194,7 +194,8 @@ impl Found {
                 state.status, state.exit_code, state.oom_killed
             ));
         }
-        looked_at.extend(evidence.files.keys().take(limits::CANDIDATES_MAX).map(|path| format!("file {path}")));
+        looked_at
+            .extend(evidence.files.keys().take(limits::CANDIDATES_MAX).map(|path| format!("file {path}")));
         Self { lines, failure, looked_at }
     }
 }
@@ -255,9 +256,8 @@ impl Candidate<'_> {
     }
 }
 
-static NUMBERS: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"\b[0-9a-f]{8,}\b|\d+").expect("the pattern is constant and tested")
-});
+static NUMBERS: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\b[0-9a-f]{8,}\b|\d+").expect("the pattern is constant and tested"));
 
 /// Names a failure: the same for the same rule, captures and line, whatever the service, numbers and ids in it.
 fn fingerprint(rule: &str, captures: &BTreeMap<String, String>, line: &str, service: &str) -> String {

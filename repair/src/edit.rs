@@ -212,8 +212,12 @@ impl Edit {
             Self::AppendRequirement { requirement } => python::append_requirement(old, requirement),
             Self::PinRequirement { package, version } => python::pin_requirement(old, package, version),
             Self::FixRequirementOperator { requirement } => python::fix_operator(old, requirement),
-            Self::AppendProjectDependency { requirement } => python::append_project_dependency(old, requirement),
-            Self::ExtendPipInstall { line, requirement } => python::extend_pip_install(old, *line, requirement),
+            Self::AppendProjectDependency { requirement } => {
+                python::append_project_dependency(old, requirement)
+            }
+            Self::ExtendPipInstall { line, requirement } => {
+                python::extend_pip_install(old, *line, requirement)
+            }
             Self::InstallAptPackages { stage, before_line, packages } => {
                 apt::install(old, *stage, *before_line, packages)
             }
@@ -225,7 +229,9 @@ impl Edit {
             Self::AddUser { stage, user } => instruction::add_user(old, *stage, user),
             Self::SetEnv { stage, name, value } => instruction::set_env(old, *stage, name, value),
             Self::RenameInstruction { line, from, to } => instruction::rename(old, *line, from, to),
-            Self::AddNodeDependency { package, version } => package_json::add_dependency(old, package, version),
+            Self::AddNodeDependency { package, version } => {
+                package_json::add_dependency(old, package, version)
+            }
             Self::UseUnixLineEnds => text::use_unix_line_ends(old),
             Self::AddShebang { interpreter } => text::add_shebang(old, interpreter),
         }

@@ -70,7 +70,8 @@ impl Names {
     /// # Errors
     /// The file and what is wrong with it.
     pub fn builtin() -> Result<Self, (&'static str, toml::de::Error)> {
-        let python = toml::from_str(include_str!("../maps/python.toml")).map_err(|error| ("python.toml", error))?;
+        let python =
+            toml::from_str(include_str!("../maps/python.toml")).map_err(|error| ("python.toml", error))?;
         let apt = toml::from_str(include_str!("../maps/apt.toml")).map_err(|error| ("apt.toml", error))?;
         Ok(Self { python, apt })
     }
@@ -79,8 +80,9 @@ impl Names {
     pub fn distribution(&self, module: &str) -> Distribution {
         let top = module.split('.').next().unwrap_or(module);
         // The longest known prefix decides: `google.protobuf` and `google.cloud.storage` come from different places.
-        let prefixes = module.match_indices('.').map(|(at, _)| &module[..at]).chain([module]);
-        if let Some(known) = prefixes.filter_map(|prefix| self.python.import.get(prefix)).last() {
+        let shorter = module.rmatch_indices('.').map(|(at, _)| &module[..at]);
+        if let Some(known) = [module].into_iter().chain(shorter).find_map(|name| self.python.import.get(name))
+        {
             return Distribution::Known(known.clone());
         }
         if self.python.standard.contains(top) {
@@ -143,7 +145,10 @@ mod tests {
         let names = Names::builtin().unwrap();
         assert_eq!(names.apt(Provides::Command, "git"), Some(&["git".to_owned()][..]));
         assert_eq!(names.apt(Provides::Header, "libpq-fe.h"), Some(&["libpq-dev".to_owned()][..]));
-        assert_eq!(names.apt(Provides::Soname, "libGL.so.1").map(|packages| packages[0].as_str()), Some("libgl1"));
+        assert_eq!(
+            names.apt(Provides::Soname, "libGL.so.1").map(|packages| packages[0].as_str()),
+            Some("libgl1")
+        );
         assert_eq!(names.apt(Provides::Library, "nothing"), None);
     }
 }

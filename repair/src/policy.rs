@@ -114,10 +114,34 @@ const ALLOW_DEFAULT: &[&str] = &[
 
 /// Files that never change, whatever `allow` says: secrets, and what gives others access or code.
 const NEVER: &[&str] = &[
-    "**/.env*", "**/*.env", "**/*secret*", "**/*secret*/**", "**/*credential*", "**/*.pem", "**/*.key", "**/*.p12",
-    "**/*.pfx", "**/*.jks", "**/id_rsa*", "**/id_ed25519*", "**/.ssh/**", "**/.git/**", "**/.gitmodules", "**/.netrc",
-    "**/.npmrc", "**/.pypirc", "**/pip.conf", "**/.docker/**", "**/.aws/**", "**/.kube/**", "**/*.tf", "**/*.tfvars",
-    "**/.github/**", "**/.gitlab-ci.yml", "**/.ci/**", "**/Jenkinsfile",
+    "**/.env*",
+    "**/*.env",
+    "**/*secret*",
+    "**/*secret*/**",
+    "**/*credential*",
+    "**/*.pem",
+    "**/*.key",
+    "**/*.p12",
+    "**/*.pfx",
+    "**/*.jks",
+    "**/id_rsa*",
+    "**/id_ed25519*",
+    "**/.ssh/**",
+    "**/.git/**",
+    "**/.gitmodules",
+    "**/.netrc",
+    "**/.npmrc",
+    "**/.pypirc",
+    "**/pip.conf",
+    "**/.docker/**",
+    "**/.aws/**",
+    "**/.kube/**",
+    "**/*.tf",
+    "**/*.tfvars",
+    "**/.github/**",
+    "**/.gitlab-ci.yml",
+    "**/.ci/**",
+    "**/Jenkinsfile",
 ];
 
 /// Compose files, which hold policy and wiring: only with approval.
@@ -159,7 +183,8 @@ impl Policy {
         allow.retain(|pattern| !pattern.is_empty());
         let invalid = |error: globset::Error| Error::Invalid { place, problem: format!("allow: {error}") };
         let allowed = globs(&allow).map_err(invalid)?;
-        let constant = |patterns: &[&str]| globs(patterns).expect("the patterns of this file are constant and tested");
+        let constant =
+            |patterns: &[&str]| globs(patterns).expect("the patterns of this file are constant and tested");
         Ok(Self {
             guarded: match own.protected.or(top.protected) {
                 Some(true) => vec![format!("{service} is protected by x-cooper")],
@@ -169,7 +194,10 @@ impl Policy {
             approvers: own.approvers.or(top.approvers).unwrap_or_default(),
             allow,
             health: own.health,
-            stable_for_ms: own.stable_for.or(top.stable_for).map_or(limits::STABLE_FOR_DEFAULT_MS, |time| time.0),
+            stable_for_ms: own
+                .stable_for
+                .or(top.stable_for)
+                .map_or(limits::STABLE_FOR_DEFAULT_MS, |time| time.0),
             auto_repair: own.auto_repair.or(top.auto_repair).unwrap_or(false),
             max_attempts: own.max_attempts.or(top.max_attempts).unwrap_or(limits::ATTEMPTS_MAX),
             allowed,
@@ -252,7 +280,9 @@ impl Policy {
                 reasons.push(format!("{path} lies outside what a fix of this kind may change"));
             }
         } else if !self.allowed.is_match(path) {
-            reasons.push(format!("{path} is not in the service's allow list: add it to x-cooper.allow, or change it by hand"));
+            reasons.push(format!(
+                "{path} is not in the service's allow list: add it to x-cooper.allow, or change it by hand"
+            ));
         }
         if change.mode.is_some_and(|mode| mode & !0o755 != 0) {
             reasons.push(format!("{path} would get permissions beyond 0755"));

@@ -305,7 +305,8 @@ impl RuleSet {
             }
             let read: RulesFile = toml::from_str(text).map_err(|source| toml_error(file, source))?;
             for rule in read.rule {
-                let wrong = |problem| Error::Rule { file: (*file).to_owned(), rule: rule.id.clone(), problem };
+                let wrong =
+                    |problem| Error::Rule { file: (*file).to_owned(), rule: rule.id.clone(), problem };
                 if !ids.insert(rule.id.clone()) {
                     return Err(wrong("the id is taken by an earlier rule".to_owned()));
                 }
@@ -360,7 +361,9 @@ impl RuleSet {
 
     /// What an instruction asks for, with its captures.
     pub(crate) fn request(&self, instruction: &str) -> Option<(&Form, BTreeMap<String, String>)> {
-        self.forms.iter().find_map(|(form, pattern)| Some((form, named(pattern, &pattern.captures(instruction)?))))
+        self.forms
+            .iter()
+            .find_map(|(form, pattern)| Some((form, named(pattern, &pattern.captures(instruction)?))))
     }
 }
 
@@ -421,7 +424,9 @@ fn check_rule(rule: &Rule) -> Result<Regex, String> {
         Class::Escalate => rule.fix == Fix::Escalate,
     };
     if !consistent {
-        return Err("class retry goes with fix rebuild, class escalate with fix escalate, and no other".to_owned());
+        return Err(
+            "class retry goes with fix rebuild, class escalate with fix escalate, and no other".to_owned()
+        );
     }
     if rule.confidence > 100 {
         return Err("confidence is a percentage".to_owned());
@@ -481,7 +486,9 @@ mod tests {
         assert!(broken(&RULE.replace("mine.x", "python.module-missing")).contains("the id is taken"));
         assert!(broken(&RULE.replace("{thing} is", "{other} is")).contains("no capture \"other\""));
         assert!(broken(&RULE.replace("no luck here", "luck")).contains("does not match its example"));
-        assert!(broken(&RULE.replace("(?P", "(?P(")).contains("mine.toml: rule mine.x: the pattern is not valid"));
+        assert!(
+            broken(&RULE.replace("(?P", "(?P(")).contains("mine.toml: rule mine.x: the pattern is not valid")
+        );
         assert!(broken(&RULE.replace("'auto'", "'escalate'")).contains("class escalate with fix escalate"));
     }
 }

@@ -1,4 +1,5 @@
 //! What diagnosis must and must not propose, case by case.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
@@ -70,7 +71,10 @@ const REQUIREMENTS: &str = "FROM python:3.11\nWORKDIR /app\nCOPY . .\nRUN pip in
 #[test]
 fn a_requirement_goes_into_the_file_that_the_image_installs_from() {
     let dockerfile = "FROM python:3.11\nCOPY deps/prod.txt /tmp/requirements.txt\nRUN pip install -r /tmp/requirements.txt\n";
-    let case = Case::runtime(YAML).file("Dockerfile", dockerfile).file("requirements.txt", "").file("deps/prod.txt", "a");
+    let case = Case::runtime(YAML)
+        .file("Dockerfile", dockerfile)
+        .file("requirements.txt", "")
+        .file("deps/prod.txt", "a");
     assert_eq!(case.patched(), ("deps/prod.txt".to_owned(), "a\nPyYAML\n".to_owned()));
 }
 
@@ -79,7 +83,10 @@ fn a_requirement_goes_to_the_stage_that_the_final_image_copies_from() {
     let dockerfile = "FROM python:3.11 AS builder\nRUN pip install flask\nFROM python:3.11 AS tools\nRUN pip install black\n\
         FROM python:3.11-slim\nCOPY --from=builder /usr /usr\n";
     let expected = dockerfile.replace("flask", "flask PyYAML");
-    assert_eq!(Case::runtime(YAML).file("Dockerfile", dockerfile).patched(), ("Dockerfile".to_owned(), expected));
+    assert_eq!(
+        Case::runtime(YAML).file("Dockerfile", dockerfile).patched(),
+        ("Dockerfile".to_owned(), expected)
+    );
 }
 
 #[test]
@@ -110,7 +117,8 @@ fn an_unknown_module_is_only_proposed() {
 
 #[test]
 fn a_module_of_python_itself_is_not_installed() {
-    let case = Case::runtime("ModuleNotFoundError: No module named 'distutils'\n").file("Dockerfile", REQUIREMENTS);
+    let case =
+        Case::runtime("ModuleNotFoundError: No module named 'distutils'\n").file("Dockerfile", REQUIREMENTS);
     assert!(case.diagnosis().cause.contains("part of Python itself"));
 }
 
@@ -143,7 +151,8 @@ fn a_shared_library_is_installed_in_the_final_stage() {
 
 #[test]
 fn a_build_target_is_the_stage_that_is_repaired() {
-    let model = "{name: p, services: {web: {build: {context: /s, dockerfile: docker/app.Dockerfile, target: one}}}}";
+    let model =
+        "{name: p, services: {web: {build: {context: /s, dockerfile: docker/app.Dockerfile, target: one}}}}";
     let dockerfile = "FROM debian AS one\nCOPY . .\nFROM debian AS two\nCOPY . .\n";
     let log = "app: error while loading shared libraries: libpq.so.5: cannot open shared object file\n";
     let (path, text) = Case::runtime(log).model(model).file("docker/app.Dockerfile", dockerfile).patched();
@@ -161,7 +170,8 @@ fn packages_go_into_the_stage_that_fails() {
 
 #[test]
 fn a_base_image_that_is_not_debian_is_escalated() {
-    let case = Case::build("/bin/sh: git: not found\n").file("Dockerfile", "FROM python:3.11-alpine\nRUN git clone x\n");
+    let case = Case::build("/bin/sh: git: not found\n")
+        .file("Dockerfile", "FROM python:3.11-alpine\nRUN git clone x\n");
     assert!(case.diagnosis().cause.contains("not Debian's"));
 }
 
@@ -174,9 +184,13 @@ fn a_command_that_comes_with_a_python_distribution_is_required() {
 
 #[test]
 fn a_command_nobody_knows_is_escalated_with_its_cause() {
-    let diagnosis = Case::build("/bin/sh: 1: frobnicate: not found\n").file("Dockerfile", "FROM debian\nRUN x\n").diagnosis();
+    let diagnosis = Case::build("/bin/sh: 1: frobnicate: not found\n")
+        .file("Dockerfile", "FROM debian\nRUN x\n")
+        .diagnosis();
     assert_eq!(diagnosis.class, Class::Escalate);
-    assert!(diagnosis.cause.starts_with("The command frobnicate is not installed in the image. Not repaired: "));
+    assert!(
+        diagnosis.cause.starts_with("The command frobnicate is not installed in the image. Not repaired: ")
+    );
 }
 
 #[test]
@@ -189,7 +203,9 @@ fn a_package_with_a_new_name_is_renamed_once_the_lists_are_updated() {
 
 #[test]
 fn a_log_cannot_put_shell_into_a_file() {
-    for log in ["ModuleNotFoundError: No module named 'a; curl x | sh'\n", "/bin/sh: 1: $(reboot): not found\n"] {
+    for log in
+        ["ModuleNotFoundError: No module named 'a; curl x | sh'\n", "/bin/sh: 1: $(reboot): not found\n"]
+    {
         let case = Case::runtime(log).file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
         assert!(case.result().is_err(), "{log}");
     }
@@ -198,7 +214,9 @@ fn a_log_cannot_put_shell_into_a_file() {
 #[test]
 fn a_node_module_is_proposed_where_no_lock_file_says_otherwise() {
     let manifest = "{\n  \"dependencies\": {\n    \"express\": \"^4\"\n  }\n}\n";
-    let case = Case::runtime("Error: Cannot find module 'lodash/fp'\n").file("Dockerfile", "FROM node\n").file("package.json", manifest);
+    let case = Case::runtime("Error: Cannot find module 'lodash/fp'\n")
+        .file("Dockerfile", "FROM node\n")
+        .file("package.json", manifest);
     assert_eq!(case.diagnosis().class, Class::Approve);
     assert!(case.patched().1.contains("\"^4\",\n    \"lodash\": \"*\"\n"));
     assert!(case.file("package-lock.json", "{}").diagnosis().cause.contains("package-lock.json fixes"));
@@ -206,7 +224,8 @@ fn a_node_module_is_proposed_where_no_lock_file_says_otherwise() {
 
 #[test]
 fn a_passing_fault_is_built_again_and_a_full_disk_is_a_persons() {
-    let case = Case::build("#3 ERROR: dial tcp 192.0.2.1:443: i/o timeout\n").file("Dockerfile", "FROM debian\n");
+    let case =
+        Case::build("#3 ERROR: dial tcp 192.0.2.1:443: i/o timeout\n").file("Dockerfile", "FROM debian\n");
     let diagnosis = case.diagnosis();
     assert_eq!((diagnosis.remedy, diagnosis.class), (Remedy::Rebuild, Class::Retry));
     let plan = RepairPlan::new("s", &case.0.model, "web", 1, &diagnosis).unwrap();
@@ -218,7 +237,8 @@ fn a_passing_fault_is_built_again_and_a_full_disk_is_a_persons() {
 #[test]
 fn a_container_killed_for_its_memory_is_not_patched() {
     let mut case = Case::runtime("");
-    case.0.state = Some(State { status: "exited".into(), exit_code: 137, oom_killed: true, ..State::default() });
+    case.0.state =
+        Some(State { status: "exited".into(), exit_code: 137, oom_killed: true, ..State::default() });
     assert_eq!(case.diagnosis().rule_id, "container.out-of-memory");
 }
 
@@ -226,7 +246,10 @@ fn a_container_killed_for_its_memory_is_not_patched() {
 fn instructions_are_followed_without_any_log() {
     let files = |case: Case| case.file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
     assert_eq!(files(Case::asked("add package pyyaml")).patched().1, "pyyaml\n");
-    assert_eq!(files(Case::asked("Please add the package flask==3.0.3 to web.")).patched().1, "flask==3.0.3\n");
+    assert_eq!(
+        files(Case::asked("Please add the package flask==3.0.3 to web.")).patched().1,
+        "flask==3.0.3\n"
+    );
     assert_eq!(files(Case::asked("add package left-pad")).diagnosis().class, Class::Approve);
     assert!(files(Case::asked("install apt package git")).patched().1.contains("recommends git"));
     let mut fix = files(Case::asked("fix the build"));

@@ -1,9 +1,10 @@
 //! Logs that a real engine printed (`samples/`), and the repair that each of them must lead to.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
 use cooper_repair::compose::Model;
-use cooper_repair::diagnosis::{Phase, Remedy, State};
+use cooper_repair::diagnosis::{Phase, State};
 use cooper_repair::plan::StepKind;
 use cooper_repair::{Class, Decision, Diagnosis, Evidence, Policy, RepairPlan, RuleSet, diagnose};
 
@@ -64,7 +65,8 @@ fn a_missing_command_is_installed_before_the_first_copy() {
     let dockerfile = "FROM python:3.11-slim\n\nWORKDIR /app\nCOPY requirements.txt .\n\
         RUN pip install --no-cache-dir -r requirements.txt\nCOPY app.py .\nCOPY settings.json .\n\
         RUN jq --compact-output . settings.json > settings.min.json\n\nCMD [\"python\", \"app.py\"]\n";
-    let evidence = evidence(Phase::Build, sample!("missing-apt-package.build"), &[("Dockerfile", dockerfile)]);
+    let evidence =
+        evidence(Phase::Build, sample!("missing-apt-package.build"), &[("Dockerfile", dockerfile)]);
     let diagnosis = diagnosed(&evidence);
     assert_eq!(diagnosis.rule_id, "shell.command-missing");
     let (path, lines) = change(&evidence, &diagnosis);
@@ -77,7 +79,10 @@ fn a_missing_command_is_installed_before_the_first_copy() {
             "+ && rm -rf /var/lib/apt/lists/*"
         ]
     );
-    assert!(diagnosis.edits[0].new_content.find("jq \\").unwrap() < diagnosis.edits[0].new_content.find("COPY").unwrap());
+    assert!(
+        diagnosis.edits[0].new_content.find("jq \\").unwrap()
+            < diagnosis.edits[0].new_content.find("COPY").unwrap()
+    );
 }
 
 #[test]
@@ -88,7 +93,8 @@ fn a_missing_header_joins_the_install_that_is_there() {
          && rm -rf /var/lib/apt/lists/*\n",
         PIP.split_once("WORKDIR /app\n").unwrap().1
     );
-    let files = [("Dockerfile", dockerfile.as_str()), ("requirements.txt", "flask==3.1.*\npylibacl==0.7.3\n")];
+    let files =
+        [("Dockerfile", dockerfile.as_str()), ("requirements.txt", "flask==3.1.*\npylibacl==0.7.3\n")];
     let evidence = evidence(Phase::Build, sample!("missing-header.build"), &files);
     let diagnosis = diagnosed(&evidence);
     assert_eq!(diagnosis.rule_id, "cc.header-missing");
@@ -116,10 +122,34 @@ fn what_no_rule_explains_is_left_alone() {
 fn pip_failures_lead_to_their_own_rules() {
     let with = |requirements| [("Dockerfile", PIP), ("requirements.txt", requirements)];
     let expected = [
-        (sample!("psycopg.build"), "psycopg2==2.9.9\n", "pip.pg-config-missing", "Dockerfile", "libpq-dev gcc libc6-dev python3-dev"),
-        (sample!("gitreq.build"), "git+https://example.invalid/x.git\n", "pip.command-missing", "Dockerfile", "git"),
-        (sample!("version.build"), "flask==9.9.9\nrequests\n", "python.version-missing", "requirements.txt", "+flask==3"),
-        (sample!("operator.build"), "flask=3.0\n", "python.requirement-operator", "requirements.txt", "+flask==3.0"),
+        (
+            sample!("psycopg.build"),
+            "psycopg2==2.9.9\n",
+            "pip.pg-config-missing",
+            "Dockerfile",
+            "libpq-dev gcc libc6-dev python3-dev",
+        ),
+        (
+            sample!("gitreq.build"),
+            "git+https://example.invalid/x.git\n",
+            "pip.command-missing",
+            "Dockerfile",
+            "git",
+        ),
+        (
+            sample!("version.build"),
+            "flask==9.9.9\nrequests\n",
+            "python.version-missing",
+            "requirements.txt",
+            "+flask==3",
+        ),
+        (
+            sample!("operator.build"),
+            "flask=3.0\n",
+            "python.requirement-operator",
+            "requirements.txt",
+            "+flask==3.0",
+        ),
     ];
     for (log, requirements, rule, path, added) in expected {
         let evidence = evidence(Phase::Build, log, &with(requirements));
@@ -154,7 +184,12 @@ fn apt_linker_and_keyword_failures_are_repaired_in_place() {
             "cc.library-missing",
             "+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libpq-dev",
         ),
-        (sample!("keyword.build"), "FROM python:3.11-slim\nRUM true\n", "dockerfile.unknown-instruction", "+RUN true"),
+        (
+            sample!("keyword.build"),
+            "FROM python:3.11-slim\nRUM true\n",
+            "dockerfile.unknown-instruction",
+            "+RUN true",
+        ),
     ];
     for (log, dockerfile, rule, added) in expected {
         let evidence = evidence(Phase::Build, log, &[("Dockerfile", dockerfile)]);
@@ -169,14 +204,26 @@ fn apt_linker_and_keyword_failures_are_repaired_in_place() {
 fn a_container_that_cannot_start_is_repaired_by_what_the_engine_says() {
     let dockerfile = "FROM debian:bookworm-slim\nCOPY entrypoint.sh /entrypoint.sh\nUSER app\nENTRYPOINT [\"/entrypoint.sh\"]\n";
     let expected = [
-        (sample!("perm.container"), "#!/bin/sh\n", "container.not-executable", "+RUN chmod +x /entrypoint.sh"),
+        (
+            sample!("perm.container"),
+            "#!/bin/sh\n",
+            "container.not-executable",
+            "+RUN chmod +x /entrypoint.sh",
+        ),
         (sample!("fmt.container"), "echo hi\n", "container.exec-format", "+#!/bin/sh"),
         (sample!("crlf.container"), "#!/bin/sh\r\necho hi\r\n", "container.script-line-ends", "+#!/bin/sh"),
-        (sample!("user.container"), "#!/bin/sh\n", "container.user-missing", "+RUN useradd --create-home app"),
+        (
+            sample!("user.container"),
+            "#!/bin/sh\n",
+            "container.user-missing",
+            "+RUN useradd --create-home app",
+        ),
     ];
     for (error, script, rule, added) in expected {
-        let mut evidence = evidence(Phase::Runtime, "", &[("Dockerfile", dockerfile), ("entrypoint.sh", script)]);
-        evidence.state = Some(State { status: "created".to_owned(), error: error.to_owned(), ..State::default() });
+        let mut evidence =
+            evidence(Phase::Runtime, "", &[("Dockerfile", dockerfile), ("entrypoint.sh", script)]);
+        evidence.state =
+            Some(State { status: "created".to_owned(), error: error.to_owned(), ..State::default() });
         let diagnosis = diagnosed(&evidence);
         assert_eq!(diagnosis.rule_id, rule);
         let (_, lines) = change(&evidence, &diagnosis);
@@ -210,7 +257,8 @@ fn a_repair_becomes_a_plan_that_is_the_same_after_storing() {
 #[test]
 fn the_same_failure_has_the_same_fingerprint_whatever_service_and_numbers() {
     let files = [("Dockerfile", PIP), ("requirements.txt", "flask\n")];
-    let fingerprint = |log: &str, files: &[(&str, &str)]| diagnosed(&evidence(Phase::Build, log, files)).fingerprint;
+    let fingerprint =
+        |log: &str, files: &[(&str, &str)]| diagnosed(&evidence(Phase::Build, log, files)).fingerprint;
     let first = fingerprint("#9 1.1 /bin/sh: 1: jq: not found\n", &files);
     assert_eq!(first, fingerprint("#12 7.77 /bin/sh: 23: jq: not found\n", &files));
     assert_ne!(first, fingerprint("#9 1.1 /bin/sh: 1: git: not found\n", &files));

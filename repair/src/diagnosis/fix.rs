@@ -79,7 +79,9 @@ pub(super) fn resolve(
             let line = fill(line).parse().map_err(|_| "the log names no line".to_owned())?;
             let (from, to) = (fill(from), fill(to));
             let description = format!("line {line}: {to} in place of {from}");
-            scene.dockerfile_change(Edit::RenameInstruction { line, from, to }, description).map(Resolved::patch)
+            scene
+                .dockerfile_change(Edit::RenameInstruction { line, from, to }, description)
+                .map(Resolved::patch)
         }
         Fix::Rebuild => Ok(Resolved::nothing(Remedy::Rebuild)),
         Fix::Escalate => Ok(Resolved::nothing(Remedy::Escalate)),
@@ -106,19 +108,29 @@ fn in_stage(
 
 fn python_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
     let top = module.split('.').next().unwrap_or(module);
-    let is_own = |path: &String| path.split('/').any(|part| part == top || part.strip_suffix(".py") == Some(top));
+    let is_own =
+        |path: &String| path.split('/').any(|part| part == top || part.strip_suffix(".py") == Some(top));
     if let Some(path) = scene.evidence.files.keys().find(|path| is_own(path)) {
-        return Err(format!("{top} is the service's own code ({path}): the image does not copy it, or not to where it looks"));
+        return Err(format!(
+            "{top} is the service's own code ({path}): the image does not copy it, or not to where it looks"
+        ));
     }
     match scene.names.distribution(module) {
         Distribution::Known(requirement) => python::add(scene, &requirement).map(Resolved::patch),
         // The name may belong to somebody else's distribution: a person has to look.
         Distribution::Guessed(name) => Ok(Resolved::patch(python::add(scene, &name)?).guessed()),
-        Distribution::Standard => Err(format!("{top} is part of Python itself: this image's Python lacks it")),
+        Distribution::Standard => {
+            Err(format!("{top} is part of Python itself: this image's Python lacks it"))
+        }
     }
 }
 
-fn python_version(scene: &Scene<'_>, package: &str, version: &str, available: &str) -> Result<Resolved, String> {
+fn python_version(
+    scene: &Scene<'_>,
+    package: &str,
+    version: &str,
+    available: &str,
+) -> Result<Resolved, String> {
     let Some(nearest) = nearest(version, available) else {
         return Err(format!("{package} has no release that could stand in for {version}"));
     };
@@ -195,7 +207,9 @@ fn apt_package_missing(scene: &Scene<'_>, package: &str) -> Result<Resolved, Str
     let Some(now) = scene.names.renamed(package) else {
         return Err(match package {
             "" => "the package lists are updated in that layer already".to_owned(),
-            package => format!("the package lists are up to date and {package} is not in them: is its name right?"),
+            package => {
+                format!("the package lists are up to date and {package} is not in them: is its name right?")
+            }
         });
     };
     let edit = Edit::ReplaceAptPackage { line, from: package.to_owned(), to: now.to_owned() };
@@ -210,7 +224,9 @@ fn node_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
     scene.file(manifest)?;
     let locks = ["package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml"];
     if let Some(lock) = locks.iter().find(|lock| scene.evidence.files.contains_key(**lock)) {
-        return Err(format!("{lock} fixes what is installed: add {package} with its tool and commit the lock file"));
+        return Err(format!(
+            "{lock} fixes what is installed: add {package} with its tool and commit the lock file"
+        ));
     }
     let description = format!("{manifest}: depend on {package}");
     let edit = Edit::AddNodeDependency { package, version: "*".to_owned() };
@@ -220,7 +236,9 @@ fn node_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
 
 fn node_without_lock(scene: &Scene<'_>) -> Result<Resolved, String> {
     if scene.evidence.files.contains_key("package-lock.json") {
-        return Err("there is a package-lock.json, but the Dockerfile does not copy it before npm ci".to_owned());
+        return Err(
+            "there is a package-lock.json, but the Dockerfile does not copy it before npm ci".to_owned()
+        );
     }
     let description = "npm install, since there is no lock file".to_owned();
     at_failing_line(scene, description, |line| Edit::InstallWithoutLock { line })

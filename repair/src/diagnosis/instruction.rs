@@ -19,14 +19,23 @@ pub(super) fn follow(
         NoDiagnosis { reasons: vec![reason], looked_at }
     };
     if instruction.len() > limits::INSTRUCTION_BYTES_MAX {
-        return Err(refused(format!("the instruction is longer than {} bytes", limits::INSTRUCTION_BYTES_MAX)));
+        return Err(refused(format!(
+            "the instruction is longer than {} bytes",
+            limits::INSTRUCTION_BYTES_MAX
+        )));
     }
     let Some((form, captures)) = rules.request(instruction) else {
         let forms: Vec<_> = rules.instruction_forms().collect();
-        return Err(refused(format!("the instruction is not understood; these forms are: {}", forms.join(", "))));
+        return Err(refused(format!(
+            "the instruction is not understood; these forms are: {}",
+            forms.join(", ")
+        )));
     };
     if let Some(other) = captures.get("service").filter(|name| **name != evidence.service) {
-        return Err(refused(format!("the instruction is about {other}, this run about {}", evidence.service)));
+        return Err(refused(format!(
+            "the instruction is about {other}, this run about {}",
+            evidence.service
+        )));
     }
     // A person named the place: whatever a log says about a failing line does not matter.
     let scene = Scene::new(evidence, rules.names(), Failure::default());
@@ -47,7 +56,11 @@ pub(super) fn follow(
             let added = fix::apt_packages(&scene, vec![package.to_owned()]);
             let cause = format!("The Debian package {package} was asked for.");
             let known = rules.names().knows_apt(package);
-            ("instruction.install-apt-package", cause, if known { added } else { added.map(Resolved::guessed) })
+            (
+                "instruction.install-apt-package",
+                cause,
+                if known { added } else { added.map(Resolved::guessed) },
+            )
         }
     };
     let resolved = resolved.map_err(refused)?;

@@ -17,7 +17,10 @@ pub(super) fn add(scene: &Scene<'_>, requirement: &str) -> Result<FileChange, St
     for stage in file.lineage(place.stage) {
         let installs = pip_installs(&file, stage);
         let requirements_file = |install: &edit::PipInstall| {
-            let path = install.files.iter().find_map(|path| source(scene, &file, stage, install.instruction, path))?;
+            let path = install
+                .files
+                .iter()
+                .find_map(|path| source(scene, &file, stage, install.instruction, path))?;
             let description = format!("{path}: require {requirement}");
             Some((path, Edit::AppendRequirement { requirement: requirement.clone() }, description))
         };
@@ -47,7 +50,9 @@ pub(super) fn add(scene: &Scene<'_>, requirement: &str) -> Result<FileChange, St
         for install in &installs {
             let unknown = |path: &&String| source(scene, &file, stage, install.instruction, path).is_none();
             let missing = install.files.iter().filter(unknown);
-            problems.extend(missing.map(|path| format!("{path} of the Dockerfile's pip install is not in the context")));
+            problems.extend(
+                missing.map(|path| format!("{path} of the Dockerfile's pip install is not in the context")),
+            );
         }
     }
     if problems.is_empty() {
@@ -114,7 +119,11 @@ fn copied<'a>(
     let glob = GlobBuilder::new(origin).literal_separator(true).build().ok()?.compile_matcher();
     files
         .find(|file| {
-            let inside = if origin.is_empty() { Some(file.as_str()) } else { file.strip_prefix(&format!("{origin}/")) };
+            let inside = if origin.is_empty() {
+                Some(file.as_str())
+            } else {
+                file.strip_prefix(&format!("{origin}/"))
+            };
             if let Some(inside) = inside {
                 return join(target, inside) == wanted;
             }
@@ -150,7 +159,10 @@ mod tests {
         let find = |origin, target, wanted| copied(files.iter(), origin, target, wanted);
         assert_eq!(find("app", "/srv", "/srv/requirements.txt").as_deref(), Some("app/requirements.txt"));
         assert_eq!(find(".", "/srv", "/srv/app/requirements.txt").as_deref(), Some("app/requirements.txt"));
-        assert_eq!(find("app/requirements.txt", "/tmp/r.txt", "/tmp/r.txt").as_deref(), Some("app/requirements.txt"));
+        assert_eq!(
+            find("app/requirements.txt", "/tmp/r.txt", "/tmp/r.txt").as_deref(),
+            Some("app/requirements.txt")
+        );
         let glob = find("requirements*.txt", "/srv", "/srv/requirements-dev.txt");
         assert_eq!(glob.as_deref(), Some("requirements-dev.txt"));
         assert_eq!(find("other", "/srv", "/srv/requirements.txt"), None);

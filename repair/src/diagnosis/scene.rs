@@ -10,8 +10,22 @@ use super::{Evidence, Phase};
 
 /// Base images whose packages are not Debian's, and images without any package tool.
 const NOT_DEBIAN: &[&str] = &[
-    "alpine", "fedora", "centos", "rocky", "alma", "ubi", "amazonlinux", "archlinux", "opensuse", "busybox", "scratch",
-    "distroless", "chainguard", "wolfi", "nanoserver", "servercore",
+    "alpine",
+    "fedora",
+    "centos",
+    "rocky",
+    "alma",
+    "ubi",
+    "amazonlinux",
+    "archlinux",
+    "opensuse",
+    "busybox",
+    "scratch",
+    "distroless",
+    "chainguard",
+    "wolfi",
+    "nanoserver",
+    "servercore",
 ];
 
 pub(super) struct Scene<'a> {
@@ -33,9 +47,13 @@ impl<'a> Scene<'a> {
     }
 
     fn build(&self) -> Result<&'a Build, String> {
-        let service = self.evidence.model.service(&self.evidence.service).map_err(|error| error.to_string())?;
+        let service =
+            self.evidence.model.service(&self.evidence.service).map_err(|error| error.to_string())?;
         service.build.as_ref().ok_or_else(|| {
-            format!("{} is not built here but pulled as an image, which Cooper does not change", self.evidence.service)
+            format!(
+                "{} is not built here but pulled as an image, which Cooper does not change",
+                self.evidence.service
+            )
         })
     }
 
@@ -79,19 +97,27 @@ impl<'a> Scene<'a> {
         if let Some(place) = failure.instruction.as_deref().and_then(|text| find_run(file, text)) {
             return place;
         }
-        let stage = failure.step.as_deref().and_then(|step| {
-            step.split_whitespace().rev().skip(1).find_map(|name| file.stage_named(name))
-        });
+        let stage = failure
+            .step
+            .as_deref()
+            .and_then(|step| step.split_whitespace().rev().skip(1).find_map(|name| file.stage_named(name)));
         stage.map_or(end, |stage| Place { stage, line: None })
     }
 
     /// Line of the failing `RUN`.
     pub(super) fn failing_line(&self, file: &Dockerfile<'_>) -> Result<usize, String> {
-        self.place(file).line.ok_or_else(|| "the log does not tell which line of the Dockerfile failed".to_owned())
+        self.place(file)
+            .line
+            .ok_or_else(|| "the log does not tell which line of the Dockerfile failed".to_owned())
     }
 
     /// The change that an edit of a file amounts to.
-    pub(super) fn change(&self, path: &str, edit: Edit, description: String) -> Result<FileChange, edit::Error> {
+    pub(super) fn change(
+        &self,
+        path: &str,
+        edit: Edit,
+        description: String,
+    ) -> Result<FileChange, edit::Error> {
         let old = self.evidence.files.get(path).map(String::as_str).unwrap_or_default();
         FileChange::edit(path, old, edit, description)
     }
@@ -107,7 +133,9 @@ impl<'a> Scene<'a> {
     pub(super) fn check_debian(&self, file: &Dockerfile<'_>, stage: usize) -> Result<(), String> {
         let image = file.base_image(stage).to_ascii_lowercase();
         match NOT_DEBIAN.iter().find(|name| image.contains(*name)) {
-            Some(_) => Err(format!("the base image {image} is not Debian's, whose package names Cooper knows")),
+            Some(_) => {
+                Err(format!("the base image {image} is not Debian's, whose package names Cooper knows"))
+            }
             None => Ok(()),
         }
     }

@@ -40,10 +40,11 @@ fn starts_unprivileged(file: &Dockerfile<'_>, stage: usize) -> bool {
     let Some(parent) = file.stage_named(&file.stages[stage].image).filter(|&parent| parent < stage) else {
         return false;
     };
-    let user = file.stages[parent].instructions.iter().rev().find_map(|instruction| match &instruction.kind {
-        Kind::User(user) => Some(!is_root(user)),
-        _ => None,
-    });
+    let user =
+        file.stages[parent].instructions.iter().rev().find_map(|instruction| match &instruction.kind {
+            Kind::User(user) => Some(!is_root(user)),
+            _ => None,
+        });
     user.unwrap_or_else(|| starts_unprivileged(file, parent))
 }
 
@@ -109,7 +110,8 @@ pub(super) fn install(
         _ => false,
     };
     let at = instructions.iter().take(end).position(|instruction| too_late(&instruction.kind)).unwrap_or(end);
-    let at = if at < instructions.len() { file.before(stage, at) } else { file.after(stage, at.checked_sub(1)) };
+    let at =
+        if at < instructions.len() { file.before(stage, at) } else { file.after(stage, at.checked_sub(1)) };
     let newline = if at > 0 && !old[..at].ends_with('\n') { "\n" } else { "" };
     let run = format!(
         "{newline}RUN apt-get update \\\n && apt-get install -y --no-install-recommends {} \\\n && rm -rf /var/lib/apt/lists/*\n",
@@ -166,7 +168,11 @@ pub(super) fn replace_package(old: &str, line: usize, from: &str, to: &str) -> R
 pub(super) fn answer_yes(old: &str, line: usize) -> Result<String, Error> {
     let (span, commands, index) = install_at(old, line)?;
     let command = &commands[index];
-    if command.words.iter().any(|word| matches!(word.text.as_str(), "-y" | "--yes" | "-qy" | "-yq" | "-qqy" | "-yqq")) {
+    if command
+        .words
+        .iter()
+        .any(|word| matches!(word.text.as_str(), "-y" | "--yes" | "-qy" | "-yq" | "-qqy" | "-yqq"))
+    {
         return Err(Error::NoEffect("-y".to_owned()));
     }
     let install = command.words.iter().find(|word| word.text == "install");
@@ -184,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_run_is_added_before_the_first_copy_of_the_failing_stage() {
-        let old = "FROM a AS one\nCOPY . .\n\nFROM debian\nWORKDIR /app\n# code\nCOPY . .\nRUN git --version\n";
+        let old =
+            "FROM a AS one\nCOPY . .\n\nFROM debian\nWORKDIR /app\n# code\nCOPY . .\nRUN git --version\n";
         let new = install_git(old, 1, Some(8)).unwrap();
         let expected = "FROM a AS one\nCOPY . .\n\nFROM debian\nWORKDIR /app\n\
             RUN apt-get update \\\n && apt-get install -y --no-install-recommends git \\\n && rm -rf /var/lib/apt/lists/*\n\
@@ -194,7 +201,8 @@ mod tests {
 
     #[test]
     fn an_install_of_the_stage_is_extended_in_its_own_style() {
-        let one_line = "FROM a\nRUN apt-get update && apt-get install -y curl && rm -rf /x\nRUN git --version\n";
+        let one_line =
+            "FROM a\nRUN apt-get update && apt-get install -y curl && rm -rf /x\nRUN git --version\n";
         assert_eq!(install_git(one_line, 0, Some(3)).unwrap(), one_line.replace("curl &&", "curl git &&"));
         let lines = "FROM a\nRUN apt-get update && \\\n    apt-get install -y \\\n      curl \\\n      make \\\n && rm -rf /x\nRUN git\n";
         let extended = lines.replace("      make \\\n", "      make \\\n      git \\\n");
@@ -230,8 +238,14 @@ mod tests {
     #[test]
     fn lists_are_updated_versions_dropped_and_questions_answered_in_place() {
         let old = "FROM a\nRUN apt-get install git=1.0 curl\n";
-        assert_eq!(update_lists(old, 2).unwrap(), "FROM a\nRUN apt-get update && apt-get install git=1.0 curl\n");
-        assert_eq!(replace_package(old, 2, "git=1.0", "git").unwrap(), "FROM a\nRUN apt-get install git curl\n");
+        assert_eq!(
+            update_lists(old, 2).unwrap(),
+            "FROM a\nRUN apt-get update && apt-get install git=1.0 curl\n"
+        );
+        assert_eq!(
+            replace_package(old, 2, "git=1.0", "git").unwrap(),
+            "FROM a\nRUN apt-get install git curl\n"
+        );
         assert_eq!(answer_yes(old, 2).unwrap(), "FROM a\nRUN apt-get install -y git=1.0 curl\n");
     }
 

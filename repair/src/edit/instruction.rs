@@ -101,12 +101,18 @@ mod tests {
 
     #[test]
     fn a_missing_user_is_created_before_it_is_used() {
-        assert_eq!(add_user(FILE, 0, "app").unwrap(), FILE.replace("USER", "RUN useradd --create-home app\nUSER"));
+        assert_eq!(
+            add_user(FILE, 0, "app").unwrap(),
+            FILE.replace("USER", "RUN useradd --create-home app\nUSER")
+        );
     }
 
     #[test]
     fn a_variable_is_set_at_the_start_of_the_stage() {
-        assert_eq!(set_env(FILE, 0, "LANG", "C.UTF-8").unwrap(), FILE.replace("COPY", "ENV LANG=C.UTF-8\nCOPY"));
+        assert_eq!(
+            set_env(FILE, 0, "LANG", "C.UTF-8").unwrap(),
+            FILE.replace("COPY", "ENV LANG=C.UTF-8\nCOPY")
+        );
     }
 
     #[test]

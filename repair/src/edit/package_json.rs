@@ -93,7 +93,10 @@ mod tests {
         let new = add_dependency(old, "@scope/a", "*").unwrap();
         assert_eq!(new, old.replace("\"^4.0.0\"", "\"^4.0.0\",\n    \"@scope/a\": \"*\""));
         assert!(matches!(add_dependency(old, "express", "*"), Err(Error::NoEffect(_))));
-        assert_eq!(add_dependency("{\"dependencies\":{}}", "a", "1").unwrap(), "{\"dependencies\":{ \"a\": \"1\" }}");
+        assert_eq!(
+            add_dependency("{\"dependencies\":{}}", "a", "1").unwrap(),
+            "{\"dependencies\":{ \"a\": \"1\" }}"
+        );
         assert!(matches!(add_dependency("{}", "a", "1"), Err(Error::NoPlace(_))));
     }
 

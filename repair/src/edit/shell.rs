@@ -26,7 +26,9 @@ impl Command {
         let mut at = start;
         for name in names {
             // Options such as `apt-get -y install` may stand between.
-            while at > start && self.words.get(at).is_some_and(|word| word.text.starts_with('-') && word.text != *name) {
+            while at > start
+                && self.words.get(at).is_some_and(|word| word.text.starts_with('-') && word.text != *name)
+            {
                 at += 1;
             }
             let word = self.words.get(at)?.text.as_str();
@@ -66,7 +68,10 @@ pub(crate) fn commands(text: &str) -> Vec<Command> {
         match byte {
             // Docker drops comment lines between continued lines; the shell drops the rest of a line.
             b'#' if word.is_none() => {
-                at += bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len() - at, |end| end + 1);
+                at += bytes[at..]
+                    .iter()
+                    .position(|&byte| byte == b'\n')
+                    .map_or(bytes.len() - at, |end| end + 1);
                 continue;
             }
             b' ' | b'\t' | b'\r' => finish(&mut word, at, &mut commands),
@@ -78,7 +83,10 @@ pub(crate) fn commands(text: &str) -> Vec<Command> {
                 }
             }
             b'\'' | b'"' => {
-                let close = bytes[at + 1..].iter().position(|&next| next == byte).map_or(bytes.len(), |end| at + 1 + end);
+                let close = bytes[at + 1..]
+                    .iter()
+                    .position(|&next| next == byte)
+                    .map_or(bytes.len(), |end| at + 1 + end);
                 let open = word.get_or_insert_with(|| Word { text: String::new(), span: at..at });
                 open.text.push_str(&text[at + 1..close]);
                 at = close.min(bytes.len() - 1) + 1;
@@ -142,7 +150,8 @@ mod tests {
 
     #[test]
     fn commands_are_split_at_operators_and_joined_over_continued_lines() {
-        let text = "apt-get update && \\\n    # tools\n    apt-get install -y 'git' \\\n\n  curl; rm -rf \"/x y\"";
+        let text =
+            "apt-get update && \\\n    # tools\n    apt-get install -y 'git' \\\n\n  curl; rm -rf \"/x y\"";
         assert_eq!(
             words(text),
             [

@@ -17,7 +17,9 @@ pub(super) fn add_shebang(old: &str, interpreter: &str) -> Result<String, Error>
         return Err(Error::NoEffect("an interpreter line".to_owned()));
     }
     if old.contains('\0') {
-        return Err(Error::NoPlace("the file is a program, not a script: it was built for another machine".to_owned()));
+        return Err(Error::NoPlace(
+            "the file is a program, not a script: it was built for another machine".to_owned(),
+        ));
     }
     Ok(format!("#!{interpreter}\n{old}"))
 }

@@ -117,7 +117,9 @@ fn a_weakening_is_refused_by_its_diff_and_by_the_real_bytes() {
         diff: diff::unified("Dockerfile", Some(old), new),
         ..require("requirements.txt")
     };
-    assert!(refusal(policy.decide(Class::Approve, std::slice::from_ref(&change))).contains("hides a failure"));
+    assert!(
+        refusal(policy.decide(Class::Approve, std::slice::from_ref(&change))).contains("hides a failure")
+    );
     assert!(policy.check_change(Class::Approve, &change, Some(old))[0].contains("hides a failure"));
 }
 
@@ -139,6 +141,10 @@ fn a_plan_that_is_too_large_is_refused() {
     let many: Vec<_> = (0..4).map(|number| require(&format!("requirements{number}.txt"))).collect();
     assert!(refusal(policy.decide(Class::Auto, &many)).contains("4 files"));
     let new = "x\n".repeat(60);
-    let long = FileChange { diff: diff::unified("Dockerfile", Some("x\n"), &new), new_content: new, ..require("Dockerfile") };
+    let long = FileChange {
+        diff: diff::unified("Dockerfile", Some("x\n"), &new),
+        new_content: new,
+        ..require("Dockerfile")
+    };
     assert!(refusal(policy.decide(Class::Auto, &[long])).contains("59 lines"));
 }

@@ -10,24 +10,54 @@ use regex::{Regex, RegexBuilder};
 
 /// What must not become more.
 const MUST_NOT_GROW: &[(&str, &str)] = &[
-    (r"trusted=yes|--allow-unauthenticated|--allow-insecure-repositories|--force-yes", "it accepts unsigned packages"),
-    (r"allow(?:unauthenticated|insecurerepositories|downgradetoinsecure)|check-valid-until", "it accepts unsigned packages"),
+    (
+        r"trusted=yes|--allow-unauthenticated|--allow-insecure-repositories|--force-yes",
+        "it accepts unsigned packages",
+    ),
+    (
+        r"allow(?:unauthenticated|insecurerepositories|downgradetoinsecure)|check-valid-until",
+        "it accepts unsigned packages",
+    ),
     (r"--no-?gpg-?check|--allow-untrusted|--no-verify\b|--skip-verify", "it skips a signature check"),
-    (r"--no-check-certificate|strict-ssl|--trusted-host|trusted-host *=|pip_trusted_host", "it does not check certificates"),
+    (
+        r"--no-check-certificate|strict-ssl|--trusted-host|trusted-host *=|pip_trusted_host",
+        "it does not check certificates",
+    ),
     (r"\bcurl\b.*\s(?:-[a-z]*k[a-z]*|--insecure|--proxy-insecure)(?:\s|$)", "it does not check certificates"),
-    (r"ssl_?no_?verify|sslverify|tls_reject_unauthorized|pythonhttpsverify|verify *= *false", "it does not check certificates"),
-    (r"goinsecure|gonosumcheck|gonosumdb|gosumdb *=? *off|-insecure\b", "it does not check what it downloads"),
+    (
+        r"ssl_?no_?verify|sslverify|tls_reject_unauthorized|pythonhttpsverify|verify *= *false",
+        "it does not check certificates",
+    ),
+    (
+        r"goinsecure|gonosumcheck|gonosumdb|gosumdb *=? *off|-insecure\b",
+        "it does not check what it downloads",
+    ),
     (r"\|\|\s*(?::|true|/bin/true|exit 0|echo)|;\s*(?:true|exit 0)\s*$|\bset \+e", "it hides a failure"),
     (r"^\s*user\s+(?:root|0)(?::|\s|$)", "it runs as root"),
     (r"^\s*healthcheck\s+none", "it switches the healthcheck off"),
     (r"^\s*add\s+(?:--\S+\s+)*(?:https?|git|ftp)\b", "it adds a file from the network, unchecked"),
-    (r"(?:curl|wget)\b[^|]*\|\s*(?:sudo\s+)?(?:\S*/)?(?:ba|da|z|k)?sh\b|(?:curl|wget)\b[^|]*\|\s*python", "it runs a script from the network"),
+    (
+        r"(?:curl|wget)\b[^|]*\|\s*(?:sudo\s+)?(?:\S*/)?(?:ba|da|z|k)?sh\b|(?:curl|wget)\b[^|]*\|\s*python",
+        "it runs a script from the network",
+    ),
     (r"(?:bash|sh|eval|source)\b.*(?:\$|<)\(\s*(?:curl|wget)", "it runs a script from the network"),
-    (r"--(?:extra-)?index-url|(?:pip|uv)_(?:\w*_)?index|--default-index|--find-links|\s-i\s+http", "it takes packages from another index"),
-    (r"--registry|\bregistry\s*=|config set registry|add-apt-repository|^\s*deb(?:-src)? |sources\.list", "it takes packages from another source"),
-    (r"(?:@\s*|\s|^)(?:git\+|https?://\S+\.(?:whl|zip|tar|tgz))", "it installs from an address in place of an index"),
+    (
+        r"--(?:extra-)?index-url|(?:pip|uv)_(?:\w*_)?index|--default-index|--find-links|\s-i\s+http",
+        "it takes packages from another index",
+    ),
+    (
+        r"--registry|\bregistry\s*=|config set registry|add-apt-repository|^\s*deb(?:-src)? |sources\.list",
+        "it takes packages from another source",
+    ),
+    (
+        r"(?:@\s*|\s|^)(?:git\+|https?://\S+\.(?:whl|zip|tar|tgz))",
+        "it installs from an address in place of an index",
+    ),
     (r"chmod\s+(?:-\w+\s+)*(?:0?777|a\+rwx|[ugo]*\+s)", "it gives everybody access"),
-    (r"--privileged|--security[= ]insecure|--network[= ]host|docker\.sock|--cap-add", "it breaks the isolation"),
+    (
+        r"--privileged|--security[= ]insecure|--network[= ]host|docker\.sock|--cap-add",
+        "it breaks the isolation",
+    ),
     (r"^#\s*syntax\s*=", "it builds with a front end from a registry"),
     (r"^\s*onbuild\s", "it adds a trigger to other builds"),
 ];
@@ -53,7 +83,8 @@ static SHRINKING: LazyLock<Table> = LazyLock::new(|| table(MUST_NOT_SHRINK));
 /// How a change weakens verification or security, each in a few words; empty if it does not.
 pub(super) fn check(old: &str, new: &str) -> Vec<String> {
     let (before, after) = (logical_lines(old), logical_lines(new));
-    let count = |lines: &[String], pattern: &Regex| lines.iter().map(|line| pattern.find_iter(line).count()).sum();
+    let count =
+        |lines: &[String], pattern: &Regex| lines.iter().map(|line| pattern.find_iter(line).count()).sum();
     let mut found = BTreeSet::new();
     for (pattern, what) in &*GROWING {
         let (was, is): (usize, usize) = (count(&before, pattern), count(&after, pattern));
@@ -80,7 +111,9 @@ fn logical_lines(text: &str) -> Vec<String> {
     for line in text.lines() {
         let plain: String = line.trim_end().chars().filter(|part| !matches!(part, '\'' | '"')).collect();
         let start = plain.trim_start();
-        if start.starts_with('#') && !start.trim_start_matches(['#', ' ']).to_ascii_lowercase().starts_with("syntax") {
+        if start.starts_with('#')
+            && !start.trim_start_matches(['#', ' ']).to_ascii_lowercase().starts_with("syntax")
+        {
             continue;
         }
         let continued = plain.ends_with('\\');
@@ -167,7 +200,10 @@ mod tests {
         let old = "FROM a\nRUN make || true\nUSER root\n";
         assert!(check(old, &old.replace("make", "make all")).is_empty());
         assert!(check(FILE, &FILE.replace("3.11", "3.12")).is_empty());
-        assert!(check(FILE, &format!("{FILE}# never || true\nRUN apt-get update && apt-get install -y git\n")).is_empty());
+        assert!(
+            check(FILE, &format!("{FILE}# never || true\nRUN apt-get update && apt-get install -y git\n"))
+                .is_empty()
+        );
         assert!(check("flask\n", "flask\nPyYAML\n").is_empty());
     }
 }

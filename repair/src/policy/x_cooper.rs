@@ -39,11 +39,16 @@ impl XCooper {
             return Err(invalid(format!("max_attempts must be 1 to {}", limits::ATTEMPTS_MAX)));
         }
         if read.stable_for.is_some_and(|time| time.0 > limits::STABLE_FOR_MAX_MS) {
-            return Err(invalid(format!("stable_for must be at most {} s", limits::STABLE_FOR_MAX_MS / 1000)));
+            return Err(invalid(format!(
+                "stable_for must be at most {} s",
+                limits::STABLE_FOR_MAX_MS / 1000
+            )));
         }
         if let Some(health) = &read.health {
             let rest = health.url.strip_prefix("http://").or_else(|| health.url.strip_prefix("https://"));
-            if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/') || rest.contains(char::is_whitespace)) {
+            if rest.is_none_or(|rest| {
+                rest.is_empty() || rest.starts_with('/') || rest.contains(char::is_whitespace)
+            }) {
                 return Err(invalid("health.url must be http://HOST[:PORT]/PATH".to_owned()));
             }
             if health.expect_status.is_some_and(|status| !(100..=599).contains(&status)) {
@@ -94,8 +99,10 @@ mod tests {
 
     #[test]
     fn times_are_read_as_compose_writes_them() {
-        let known = [("500ms", Some(500)), ("3s", Some(3_000)), ("1m30s", Some(90_000)), ("2h", Some(7_200_000))];
-        for (text, expected) in known.into_iter().chain([("", None), ("3", None), ("s", None), ("3x", None)]) {
+        let known =
+            [("500ms", Some(500)), ("3s", Some(3_000)), ("1m30s", Some(90_000)), ("2h", Some(7_200_000))];
+        for (text, expected) in known.into_iter().chain([("", None), ("3", None), ("s", None), ("3x", None)])
+        {
             assert_eq!(duration_ms(text), expected, "{text}");
         }
     }
