@@ -8,6 +8,8 @@ mod lock;
 mod read;
 mod retain;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod write;
 mod writer;
 
@@ -306,7 +308,9 @@ impl Store for Sqlite {
         async move {
             let Mode::Threads { writer, .. } = &store.inner.mode else { return Ok(()) };
             let (sender, closed) = oneshot::channel();
-            let mut command = Command::Close(Box::new(move || drop(sender.send(()))));
+            let mut command = Command::Close(Box::new(move || {
+                let _ = sender.send(());
+            }));
             // The one command that is worth waiting for a place in the queue.
             loop {
                 match writer.submit(command) {

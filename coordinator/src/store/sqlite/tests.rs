@@ -1,0 +1,165 @@
+//! The claims, on disk and in memory, and what only SQLite has to keep.
+
+use std::sync::Arc;
+
+use cooper_core::change::{Change, Row};
+
+use super::*;
+use crate::store::conformance::{claims, durable_claims, silent};
+
+mod on_disk {
+    use super::*;
+
+    fn open(path: &Path) -> Arc<dyn Store> {
+        Arc::new(Sqlite::open(path, silent()).unwrap())
+    }
+    claims!(open);
+    durable_claims!(open);
+}
+
+mod in_memory {
+    use super::*;
+
+    fn open(_: &Path) -> Arc<dyn Store> {
+        Arc::new(Sqlite::memory(silent()).unwrap())
+    }
+    claims!(open);
+}
+
+fn task(id: &str, spec: Vec<u8>) -> Change {
+    Change {
+        aggregate: Aggregate::Task,
+        id: id.into(),
+        expected: 0,
+        row: Row { spec: Some(spec), ..Row::default() },
+        events: vec![],
+        output: vec![],
+    }
+}
+
+#[tokio::test]
+async fn a_second_coordinator_is_told_who_has_the_data_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    match Sqlite::open(dir.path(), silent()) {
+        Err(Error::Busy { pid, .. }) => assert_eq!(pid, std::process::id().to_string()),
+        other => panic!("opened twice: {:?}", other.err()),
+    }
+    store.close().await.unwrap();
+    Sqlite::open(dir.path(), silent()).unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_was_only_dropped_opens_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    store.commit_wait(vec![task("t", vec![])], Durability::Full).await.unwrap();
+    drop(store);
+    for _ in 0..500 {
+        match Sqlite::open(dir.path(), silent()) {
+            Err(Error::Busy { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            opened => return assert!(opened.unwrap().get(Aggregate::Task, "t").await.unwrap().is_some()),
+        }
+    }
+    panic!("the writer never left");
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = Connection::open(dir.path().join(DATABASE)).unwrap();
+    connection.pragma_update(None, "user_version", schema::VERSION + 1).unwrap();
+    drop(connection);
+    let refused = Sqlite::open(dir.path(), silent()).err().unwrap();
+    assert!(matches!(refused, Error::Newer { .. }), "{refused}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(DATABASE), "not a database, but the only copy of my thesis".repeat(20))
+        .unwrap();
+    let refused = Sqlite::open(dir.path(), silent()).err().unwrap();
+    assert!(matches!(refused, Error::Unusable { .. }), "{refused}");
+    assert!(fs::read_to_string(dir.path().join(DATABASE)).unwrap().starts_with("not a database"));
+}
+
+#[test]
+fn the_database_is_readable_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let _store = Sqlite::open(dir.path(), silent()).unwrap();
+    for name in [DATABASE, "cooper.db-wal", LOCK] {
+        let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_commit_and_the_next_one_works_when_space_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    // SQLite reports its own page limit as a full disk.
+    let limit = |pages: i64| {
+        store.write(move |pen| {
+            let set = format!("PRAGMA max_page_count={pages}");
+            pen.connection.query_row(&set, [], |_| Ok(())).map_err(|cause| write::error(&cause))
+        })
+    };
+    limit(1).await.unwrap();
+    let commits: Vec<_> = (0..4)
+        .map(|n| store.commit_wait(vec![task(&format!("t{n}"), vec![0; 1 << 20])], Durability::Full))
+        .collect();
+    for commit in commits {
+        assert_eq!(commit.await, Err(Error::Full));
+    }
+    assert_eq!(store.list(Aggregate::Task, Filter::default()).await.unwrap().records, []);
+    limit(1_000_000).await.unwrap();
+    store.commit_wait(vec![task("t", vec![0; 1 << 20])], Durability::Full).await.unwrap();
+    assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_queue_at_its_limit_refuses_at_once_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    let (open_gate, gate) = std::sync::mpsc::sync_channel::<()>(1);
+    let (arrive, arrived) = tokio::sync::oneshot::channel();
+    let held = store.write(move |_| {
+        let _ = arrive.send(());
+        let _ = gate.recv();
+        Ok(())
+    });
+    arrived.await.unwrap();
+    let max = cooper_common::limits::store::WRITER_QUEUE_MAX;
+    let commits: Vec<_> = (0..max + 10)
+        .map(|n| store.commit_wait(vec![task(&format!("t{n}"), vec![])], Durability::Relaxed))
+        .collect();
+    open_gate.send(()).unwrap();
+    held.await.unwrap();
+    let outcomes = future::join_all(commits).await;
+    let refused = outcomes.iter().filter(|outcome| **outcome == Err(Error::Overloaded)).count();
+    assert_eq!(refused, 10);
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), max);
+}
+
+#[test]
+fn every_list_and_every_read_at_start_finds_its_index() {
+    let store = Sqlite::memory(silent()).unwrap();
+    let Mode::Inline(pen) = &store.inner.mode else { unreachable!() };
+    let pen = pen.lock().unwrap();
+    let plan = |sql: &str| -> String {
+        let mut statement = pen.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let lines: rusqlite::Result<Vec<String>> =
+            statement.raw_query().mapped(|row| row.get::<_, String>(3)).collect();
+        lines.unwrap().join("; ")
+    };
+    let by_tenant = plan("SELECT * FROM task WHERE tenant = 'a' AND n < 9 ORDER BY n DESC");
+    assert!(by_tenant.contains("task_tenant") && !by_tenant.contains("SORT"), "{by_tenant}");
+    let by_parent = plan("SELECT * FROM task WHERE parent = 's' AND parent <> '' ORDER BY n DESC");
+    assert!(by_parent.contains("task_parent") && !by_parent.contains("SORT"), "{by_parent}");
+    let live = plan(&schema::sql(Aggregate::Task).live);
+    assert!(live.contains("task_live") && !live.contains("SORT"), "{live}");
+    let by_key = plan(&schema::sql(Aggregate::Token).by_key);
+    assert!(by_key.contains("token_key"), "{by_key}");
+}
