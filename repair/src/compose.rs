@@ -283,7 +283,16 @@ impl Service {
 }
 
 impl Model {
-    /// Reads what `docker compose config` printed (YAML; JSON is YAML too, but see the module's note).
+    /// Reads a model from JSON: one that was written by serde, or that is built from what compose printed as YAML.
+    /// Compose's own JSON lacks policy: see the module's note.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        if text.len() > limits::MODEL_BYTES_MAX {
+            return Err(Error::TooLong(text.len()));
+        }
+        serde_json::from_str(text).map_err(|error| Error::Invalid(error.to_string()))
+    }
+
+    /// Reads what `docker compose config` printed.
     pub fn from_config(text: &str) -> Result<Self, Error> {
         if text.len() > limits::MODEL_BYTES_MAX {
             return Err(Error::TooLong(text.len()));
