@@ -111,6 +111,7 @@ pub async fn run(host: OwnedFd, config: LinkConfig) -> Result<End, Error> {
     // The host speaks first of what it has; without that there is nothing to say to a coordinator.
     let (version_min, version_max) = HOST_PROTOCOL;
     let hello = to_host::Message::Hello(LinkHello { version_min, version_max });
+    host.writable().await.map_err(broken)?;
     if host.try_send(hello).map_err(broken)?.is_err() {
         return Err(Error::internal("the socket to the host is full from the start"));
     }

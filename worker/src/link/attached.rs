@@ -80,27 +80,30 @@ impl Link {
 
             tokio::select! {
                 packet = self.host.recv(&mut self.buffer) => {
-                    let mut packet = Some(packet);
-                    for _ in 0..BATCH {
-                        let Some(next) = packet else { break };
-                        if let Some(order) = self.take_packet(next)? {
+                    let mut next = Some(packet);
+                    let mut taken = 0;
+                    while let Some(packet) = next {
+                        if let Some(order) = self.take_packet(packet)? {
                             self.obey(order, at);
                         }
-                        packet = self.host.recv(&mut self.buffer).now_or_never();
+                        taken += 1;
+                        // What is taken out must be dealt with, so the last of a batch takes nothing more.
+                        next = if taken < BATCH { self.host.recv(&mut self.buffer).now_or_never() } else { None };
                     }
                 }
                 message = at.down.next(), if ready_for_more => {
                     let now = clock::mono_ms();
-                    let mut message = Some(message);
-                    for _ in 0..BATCH {
-                        let Some(next) = message else { break };
-                        match self.take_down(now, next) {
+                    let mut next = Some(message);
+                    let mut taken = 0;
+                    while let Some(message) = next {
+                        match self.take_down(now, message) {
                             Ok(Some(Order::Reattach(why))) => return Ok(Left::Asked(why)),
                             Ok(Some(order)) => self.obey(order, at),
                             Ok(None) => {}
                             Err(failure) => return Ok(failure.into()),
                         }
-                        message = at.down.next().now_or_never();
+                        taken += 1;
+                        next = if taken < BATCH { at.down.next().now_or_never() } else { None };
                     }
                 }
                 room = self.host.writable(), if stuck_on_host => {
