@@ -87,6 +87,22 @@ pub mod store {
     pub const RETENTION_EVERY_MS: u64 = 60_000;
 }
 
+/// The output log.
+pub mod output {
+    /// Tasks whose files are kept open; those used longest ago are closed for the next.
+    pub const OPEN_TASKS_MAX: usize = 128;
+    /// Tasks whose output somebody waits for; more are refused (`overloaded`).
+    pub const FOLLOWED_TASKS_MAX: usize = 16_384;
+}
+
+/// Who may come in.
+pub mod token {
+    /// Tokens that are not revoked; more are refused (`overloaded`). All of them are held in memory.
+    pub const LIVE_MAX: usize = 10_000;
+    /// Longest time to live that may be asked for: ten years.
+    pub const TTL_MS_MAX: u64 = 3_652 * 86_400_000;
+}
+
 /// Repair runs.
 pub mod run {
     pub const APPROVAL_TTL_MS: u64 = 24 * 3_600_000;

@@ -1,0 +1,354 @@
+//! The output log: append-only files, one a task and stream, for output that did not ride inside a result (I4).
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use cooper_common::{
+    error::{self, Code},
+    ids::TaskId,
+    limits,
+};
+use tokio::sync::watch;
+
+use crate::store::{self, Store};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout = 1,
+    Stderr = 2,
+}
+
+impl Stream {
+    pub const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+    /// As the contract and `InlineOutput` count them.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::BOTH.into_iter().find(|stream| stream.number() == number)
+    }
+    const fn extension(self) -> &'static str {
+        match self {
+            Stream::Stdout => "out",
+            Stream::Stderr => "err",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Bytes are missing between what is held and what came: send from `held`.
+    #[error("output came at {offset}, but only {held} bytes are held")]
+    Gap { offset: u64, held: u64 },
+    #[error("a stream of {0} bytes is longer than any session may write")]
+    TooLong(u64),
+    #[error("too many tasks are followed at once")]
+    TooManyFollowed,
+    #[error("the output log does not work: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl From<Error> for error::Error {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Gap { .. } => Code::Internal,
+            Error::TooLong(_) => Code::TooLarge,
+            Error::TooManyFollowed => Code::Overloaded,
+            Error::Io(cause) if cause.kind() == io::ErrorKind::StorageFull => Code::StoreFull,
+            Error::Io(_) => Code::StoreUnavailable,
+            Error::Store(_) => return store_error(error),
+        };
+        error::Error::new(code, error.to_string())
+    }
+}
+
+fn store_error(error: Error) -> error::Error {
+    match error {
+        Error::Store(cause) => cause.into(),
+        other => error::Error::internal(other.to_string()),
+    }
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The files below `<data>/output`. Cloning gives another handle on the same log.
+///
+/// Calls that are not `async` touch the page cache with at most a chunk of bytes and may be made on any thread.
+#[derive(Clone)]
+pub struct OutputLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    directory: PathBuf,
+    open: Mutex<OpenFiles>,
+    followed: Mutex<HashMap<TaskId, watch::Sender<()>>>,
+}
+
+/// The files in use, and those that were used last.
+#[derive(Default)]
+struct OpenFiles {
+    tasks: HashMap<TaskId, (Arc<Mutex<Files>>, u64)>,
+    /// Counts uses; the smallest is the longest ago.
+    uses: u64,
+}
+
+/// The two files of a task; `None` = not opened yet, or not there.
+#[derive(Default)]
+struct Files {
+    streams: [Option<Held>; 2],
+    /// Their names are on the disk too.
+    named: bool,
+}
+
+struct Held {
+    file: File,
+    len: u64,
+}
+
+impl OutputLog {
+    pub fn open(data: &Path) -> io::Result<Self> {
+        let directory = data.join("output");
+        fs::create_dir_all(&directory)?;
+        let inner = Inner { directory, open: Mutex::default(), followed: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Adds bytes at `offset` and returns how many the stream has now: they survive the death of this process, and
+    /// power loss after [`sync`](Self::sync). What is held already is skipped, so sending again changes nothing.
+    pub fn append(&self, task: TaskId, stream: Stream, offset: u64, bytes: &[u8]) -> Result<u64> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        if end > limits::exec::OUTPUT_BYTES_MAX {
+            return Err(Error::TooLong(end));
+        }
+        let files = self.files(task);
+        let mut files = lock(&files);
+        let held = self.held(&mut files, task, stream, true)?;
+        // Asked to create, `held` is there.
+        let Some(held) = held else { return Err(io::Error::from(io::ErrorKind::NotFound).into()) };
+        if offset > held.len {
+            return Err(Error::Gap { offset, held: held.len });
+        }
+        let new = bytes.get((held.len - offset) as usize..).unwrap_or_default();
+        if new.is_empty() {
+            return Ok(held.len);
+        }
+        if let Err(cause) = held.file.write_all_at(new, held.len) {
+            // A part may have been written (a full disk): the stream ends where it ended before.
+            let _ = held.file.set_len(held.len);
+            return Err(cause.into());
+        }
+        held.len += new.len() as u64;
+        let len = held.len;
+        drop(files);
+        self.wake(task);
+        Ok(len)
+    }
+
+    /// Bytes held of a stream; 0 when there are none.
+    pub fn len(&self, task: TaskId, stream: Stream) -> Result<u64> {
+        let files = self.files(task);
+        let mut files = lock(&files);
+        Ok(self.held(&mut files, task, stream, false)?.map_or(0, |held| held.len))
+    }
+
+    /// At most `max` bytes, and at most a chunk, from `offset` on; empty at the end.
+    pub fn read(&self, task: TaskId, stream: Stream, offset: u64, max: usize) -> Result<Bytes> {
+        let files = self.files(task);
+        let mut files = lock(&files);
+        let Some(held) = self.held(&mut files, task, stream, false)? else { return Ok(Bytes::new()) };
+        let there = held.len.saturating_sub(offset) as usize;
+        let mut bytes = vec![0; there.min(max).min(limits::link::CHUNK_BYTES_MAX)];
+        held.file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes.into())
+    }
+
+    /// Like [`read`](Self::read), of an ended task: from its recorded result, or else from the files.
+    pub async fn read_ended(
+        &self,
+        store: &dyn Store,
+        task: TaskId,
+        stream: Stream,
+        offset: u64,
+        max: usize,
+    ) -> Result<Bytes> {
+        // What was recorded with the result is the whole stream; files beside it are of an attempt that was lost.
+        let Some(inline) = store.inline_output(&task.to_string(), stream.number()).await? else {
+            return self.read(task, stream, offset, max);
+        };
+        let inline = Bytes::from(inline);
+        let start = inline.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+        let end = inline.len().min(start.saturating_add(max.min(limits::link::CHUNK_BYTES_MAX)));
+        Ok(inline.slice(start..end))
+    }
+
+    /// Puts a task's output on the disk. Before its result is committed.
+    pub async fn sync(&self, task: TaskId) -> Result<()> {
+        let log = self.clone();
+        let joined = tokio::task::spawn_blocking(move || log.sync_blocking(task)).await;
+        joined.map_err(io::Error::other)?
+    }
+
+    fn sync_blocking(&self, task: TaskId) -> Result<()> {
+        let files = self.files(task);
+        let (handles, named) = {
+            let mut files = lock(&files);
+            for stream in Stream::BOTH {
+                self.held(&mut files, task, stream, false)?;
+            }
+            let handles: Vec<File> = files
+                .streams
+                .iter()
+                .flatten()
+                .map(|held| held.file.try_clone())
+                .collect::<io::Result<_>>()?;
+            (handles, files.named)
+        };
+        // Outside the lock, so that readers do not wait for the disk.
+        for file in &handles {
+            file.sync_data()?;
+        }
+        if !handles.is_empty() && !named {
+            File::open(self.folder(task))?.sync_all()?;
+            File::open(&self.inner.directory)?.sync_all()?;
+            lock(&files).named = true;
+        }
+        Ok(())
+    }
+
+    /// Forgets a task's output: it fell to retention, or a new attempt begins at 0.
+    pub fn remove(&self, task: TaskId) -> Result<()> {
+        let files = self.files(task);
+        let mut files = lock(&files);
+        files.streams = [None, None];
+        for stream in Stream::BOTH {
+            match fs::remove_file(self.path(task, stream)) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells when a task's output grows. Follow first, then read, so that nothing falls between.
+    pub fn follow(&self, task: TaskId) -> Result<Follower> {
+        let mut followed = lock(&self.inner.followed);
+        if followed.len() >= limits::output::FOLLOWED_TASKS_MAX && !followed.contains_key(&task) {
+            return Err(Error::TooManyFollowed);
+        }
+        let woken = followed.entry(task).or_insert_with(|| watch::Sender::new(())).subscribe();
+        Ok(Follower { log: self.clone(), task, woken })
+    }
+
+    /// Makes the followers of a task look again: there is more, or it ended.
+    pub fn wake(&self, task: TaskId) {
+        if let Some(followers) = lock(&self.inner.followed).get(&task) {
+            followers.send_replace(());
+        }
+    }
+
+    fn folder(&self, task: TaskId) -> PathBuf {
+        // The last characters of an id are random, the first are its time.
+        let text = task.to_string();
+        self.inner.directory.join(&text[text.len() - 2..])
+    }
+
+    fn path(&self, task: TaskId, stream: Stream) -> PathBuf {
+        self.folder(task).join(format!("{task}.{}", stream.extension()))
+    }
+
+    /// The place for a task's files. Lets go of those used longest ago when too many are open.
+    fn files(&self, task: TaskId) -> Arc<Mutex<Files>> {
+        let mut open = lock(&self.inner.open);
+        open.uses += 1;
+        let now = open.uses;
+        if !open.tasks.contains_key(&task) && open.tasks.len() >= limits::output::OPEN_TASKS_MAX {
+            // Not those that somebody works with right now: two handles would each have a length of their own.
+            let idle = open.tasks.iter().filter(|(_, (files, _))| Arc::strong_count(files) == 1);
+            if let Some(task) = idle.min_by_key(|(_, (_, used))| *used).map(|(task, _)| *task) {
+                open.tasks.remove(&task);
+            }
+        }
+        let (files, used) = open.tasks.entry(task).or_default();
+        *used = now;
+        Arc::clone(files)
+    }
+
+    fn held<'f>(
+        &self,
+        files: &'f mut Files,
+        task: TaskId,
+        stream: Stream,
+        create: bool,
+    ) -> Result<Option<&'f mut Held>> {
+        let slot = &mut files.streams[stream as usize - 1];
+        if slot.is_none() {
+            if create {
+                fs::create_dir_all(self.folder(task))?;
+            }
+            let path = self.path(task, stream);
+            match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(create)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+            {
+                Ok(file) => {
+                    let len = file.metadata()?.len();
+                    files.named = false;
+                    *slot = Some(Held { file, len });
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound && !create => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        Ok(slot.as_mut())
+    }
+}
+
+/// Wakes when a task's output grows.
+pub struct Follower {
+    log: OutputLog,
+    task: TaskId,
+    woken: watch::Receiver<()>,
+}
+
+impl Follower {
+    /// Returns when something was added since the last return (or since the start). Dropping the future loses nothing.
+    pub async fn changed(&mut self) {
+        if self.woken.changed().await.is_err() {
+            // Unreachable while this follower keeps its sender in the map; waiting is the harmless answer.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut followed = lock(&self.log.inner.followed);
+        // This one still counts.
+        if followed.get(&self.task).is_some_and(|followers| followers.receiver_count() <= 1) {
+            followed.remove(&self.task);
+        }
+    }
+}
+
+/// A panic while holding one of these locks leaves lengths that were true before it: going on is safe.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
