@@ -49,16 +49,32 @@ pub enum Effect {
         attach: u64,
         message: Message,
     },
-    /// A task ended: wake whoever follows it.
-    TaskEnded {
-        task: TaskId,
-        end: End,
-    },
+    /// A task ended: tell whoever follows it.
+    TaskEnded(Arc<Ended>),
     SessionChanged {
         session: SessionId,
     },
+    /// The worker was given up while its stream was open: end it, the worker has to attach again.
+    Close {
+        worker: WorkerId,
+        attach: u64,
+    },
     /// Room for a session may have appeared.
     CapacityChanged,
+}
+
+/// A task at its end, complete: what a follower gets without asking the store.
+#[derive(Debug)]
+pub struct Ended {
+    pub task: TaskId,
+    pub end: End,
+    pub tenant: Arc<str>,
+    pub created_ms: i64,
+    pub body: crate::task::Body,
+    /// Encoded cooper.v1.Outcome; absent where `body.reason` says why.
+    pub result: Option<Vec<u8>>,
+    /// Streams that rode in the result whole.
+    pub output: Vec<crate::change::InlineOutput>,
 }
 
 /// What one input led to.
@@ -266,7 +282,16 @@ impl Cluster {
             if let Some(task) = self.tasks.get_mut(&id) {
                 out.changes.push(task.take_change(now));
                 if let crate::task::State::Ended(end) = task.body.state {
-                    out.effects.push(Effect::TaskEnded { task: id, end });
+                    let change = out.changes.last();
+                    out.effects.push(Effect::TaskEnded(Arc::new(Ended {
+                        task: id,
+                        end,
+                        tenant: task.tenant.clone(),
+                        created_ms: task.created_ms,
+                        body: task.body.clone(),
+                        result: change.and_then(|c| c.row.result.clone()),
+                        output: change.map(|c| c.output.clone()).unwrap_or_default(),
+                    })));
                     self.tasks.remove(&id);
                 }
             }

@@ -82,6 +82,7 @@ pub struct Attached {
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub id: WorkerId,
+    /// Whose join token it came with: its stacks are this tenant's.
     pub tenant: Arc<str>,
     pub created_ms: i64,
     pub version: Version,
@@ -120,6 +121,7 @@ impl Worker {
     pub fn restore(now: Now, id: &str, version: Version, row: Row) -> Result<Self, serde_json::Error> {
         let mut worker = Self::new(now, id.into(), serde_json::from_str(&row.body)?);
         worker.version = version;
+        worker.tenant = row.tenant.as_str().into();
         worker.created_ms = row.created_ms;
         worker.last_seen_ms = row.updated_ms;
         // Whatever it was: it has to come back to be more than this.

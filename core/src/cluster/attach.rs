@@ -22,6 +22,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Hello {
     pub worker: WorkerId,
+    /// The join token's.
+    pub tenant: std::sync::Arc<str>,
     /// `state` is ours to decide and ignored.
     pub body: Body,
     pub sessions: Vec<SessionItem>,
@@ -86,10 +88,11 @@ impl Cluster {
         let known = self.workers.entry(id.clone()).or_insert_with(|| {
             Worker::new(now, id.clone(), Body { state: worker::State::Joining, ..hello.body.clone() })
         });
-        let same_host = known.version > 0 && known.body.incarnation == hello.body.incarnation;
+        let same_host = known.body.incarnation == hello.body.incarnation;
         let before = known.body.clone();
         known.body = Body { state: known.body.state, ..hello.body.clone() };
         known.attached = Some(Attached { epoch: attach, credit: Credit::default() });
+        known.tenant = hello.tenant.clone();
         known.last_seen_mono_ms = now.mono_ms;
         known.last_seen_ms = now.wall_ms;
         let moved = known.to(worker::State::Ready);

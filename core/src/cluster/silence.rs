@@ -2,7 +2,7 @@
 
 use cooper_common::ids::TaskId;
 
-use super::{Cluster, Out};
+use super::{Cluster, Effect, Out};
 use crate::{Now, lease::Silence, worker};
 
 /// How late the clock's tick may be before the coordinator mistrusts itself rather than its workers.
@@ -48,6 +48,9 @@ impl Cluster {
                 }
                 Silence::Lost => {
                     worker.to(worker::State::Lost);
+                    if let Some(attached) = worker.attached.take() {
+                        out.effects.push(Effect::Close { worker: id.clone(), attach: attached.epoch });
+                    }
                     let held: Vec<TaskId> = worker.running.iter().copied().collect();
                     out.workers.insert(id.clone());
                     for task in held {

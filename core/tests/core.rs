@@ -1,0 +1,6 @@
+//! Properties of the cluster and of runs, against whatever a random world does to them.
+
+#[path = "core/cluster.rs"]
+mod cluster;
+#[path = "core/run.rs"]
+mod run;
