@@ -158,7 +158,7 @@ impl Link {
         packet: io::Result<Option<(to_link::Message, Vec<OwnedFd>)>>,
     ) -> Result<Option<Order>, End> {
         match packet {
-            Ok(Some((message, fds))) => Ok(self.ledger.from_host(clock::mono_ms(), message, fds)),
+            Ok(Some((message, fds))) => Ok(self.ledger.host_says(clock::mono_ms(), message, fds)),
             Ok(None) => Err(End::HostGone),
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(End::HostGone),
             Err(e) => Err(End::Broken(format!("the host's message cannot be read: {e}"))),

@@ -31,6 +31,8 @@ use super::{
 
 /// From Hello to Welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Workers that are asked to attach again at the same moment come back spread over this.
+const REATTACH_JITTER_MS: u64 = 1_000;
 /// While attaching keeps failing for the same reason, it is said again this often.
 const REMIND_MS: u64 = 60_000;
 
@@ -52,20 +54,21 @@ impl Link {
     pub async fn run(mut self) -> End {
         let mut failures = Failures::default();
         loop {
-            let epoch_before = self.attaches;
+            let (attaches, began) = (self.attaches, clock::mono_ms());
             let left = match self.attach().await {
                 Ok(left) => left,
                 Err(end) => return end,
             };
             self.ledger.detached();
             self.show_status(false);
-            if self.attaches > epoch_before {
+            // A coordinator that welcomes and breaks at once is no better than one that does not answer.
+            if self.attaches > attaches && clock::mono_ms() - began > RECONNECT_CAP_MS {
                 failures = Failures::default();
             }
             let pause = match left {
                 Left::Asked(why) => {
                     info!("attaching again: {why}");
-                    full_jitter(RECONNECT_CAP_MS, RECONNECT_CAP_MS, 0, rand::random())
+                    full_jitter(REATTACH_JITTER_MS, REATTACH_JITTER_MS, 0, rand::random())
                 }
                 Left::Failed(failure) => failures.note(failure, clock::mono_ms()),
             };
@@ -77,7 +80,6 @@ impl Link {
 
     /// One attach from the dial to its end.
     async fn attach(&mut self) -> Result<Left, End> {
-        // Only the newest attach may write, so the one before is certainly over by now.
         let dial = self.dial.clone();
         let mut client = match self.serving_host(async { dial.control().await }).await? {
             Ok(client) => client,
@@ -180,12 +182,13 @@ impl Link {
             let backlog = self.ledger.host_backlog() > 0;
             tokio::select! {
                 done = &mut work => return Ok(done),
-                packet = self.host.recv(&mut self.buffer) => match self.take_packet(packet)? {
-                    // Without a coordinator there is nobody to say goodbye to.
-                    Some(Order::Drain(_)) => return Err(self.drained().await),
-                    // Files opened for calls of an attach that is over were closed when it ended.
-                    Some(_) | None => {}
-                },
+                packet = self.host.recv(&mut self.buffer) => {
+                    // Files opened for calls of an attach that is over were closed when it ended; of all orders only
+                    // the drain is left. Without a coordinator there is nobody to say goodbye to.
+                    if let Some(Order::Drain(_)) = self.take_packet(packet)? {
+                        return Err(self.drained().await);
+                    }
+                }
                 room = self.host.writable(), if backlog => room.map_err(|e| End::Broken(e.to_string()))?,
             }
         }

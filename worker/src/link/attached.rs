@@ -69,7 +69,8 @@ impl Link {
                 return left;
             }
 
-            let wake_at = [self.ledger.next_deadline(), at.output.retry_at(), at.drain.as_ref().map(|d| d.0)];
+            let retry_at = at.output.retry_at().filter(|_| self.ledger.wants_output());
+            let wake_at = [self.ledger.next_deadline(), retry_at, at.drain.as_ref().map(|drain| drain.0)];
             let wake_in = wake_at.into_iter().flatten().min().map_or(1_000, |due| due.saturating_sub(now));
             alarm.as_mut().reset(Instant::now() + Duration::from_millis(wake_in));
             // Whoever sends faster than what comes of it can be sent on has to wait: nothing piles up here.
@@ -127,7 +128,7 @@ impl Link {
         message: Option<Result<v1::Down, tonic::Status>>,
     ) -> Result<Option<Order>, Failure> {
         match message {
-            Some(Ok(v1::Down { message: Some(message) })) => Ok(self.ledger.from_coordinator(now, message)),
+            Some(Ok(v1::Down { message: Some(message) })) => Ok(self.ledger.coordinator_says(now, message)),
             // From a newer coordinator.
             Some(Ok(v1::Down { message: None })) => Ok(None),
             Some(Err(status)) => Err(status.into()),

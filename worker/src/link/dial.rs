@@ -168,3 +168,53 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn config(addr: &str, token: &str) -> LinkConfig {
+        LinkConfig {
+            coordinator_addr: addr.into(),
+            join_token: token.into(),
+            labels: Default::default(),
+            log_level: "info".into(),
+            health_listen: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_are_host_and_port_or_a_url() {
+        for good in ["127.0.0.1:50051", "coordinator:50051", "http://[::1]:50051", "https://cooper.example"] {
+            assert!(Dial::new(&config(good, "cpr_x")).is_ok(), "{good}");
+        }
+        for (addr, token) in [("not an address", "cpr_x"), ("", "cpr_x"), ("127.0.0.1:1", "line\nbreak")] {
+            let refused = Dial::new(&config(addr, token)).err().map(|e| e.code);
+            assert_eq!(refused, Some(Code::ConfigInvalid), "{addr:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_coordinators_hint_and_is_not_hurried() {
+        let hint = HashMap::from([("hint".to_owned(), "name it differently".to_owned())]);
+        let details = tonic_types::ErrorDetails::with_error_info("worker_id_taken", "cooper", hint);
+        let status =
+            Status::with_error_details(tonic::Code::FailedPrecondition, "another host has it", details);
+        let expected = Failure::permanent("worker_id_taken: another host has it", "name it differently");
+        assert_eq!(Failure::from(status), expected);
+
+        let failure = Failure::from(Status::unauthenticated("no such token"));
+        assert!(failure.permanent && failure.hint.contains("join token"), "{failure:?}");
+        let failure = Failure::from(Status::unavailable("shutting down"));
+        assert!(!failure.permanent, "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_is_away_is_a_passing_failure_that_says_why() {
+        let dial = Dial::new(&config("127.0.0.1:1", "cpr_x")).unwrap();
+        let failure = dial.control().await.err().unwrap();
+        assert!(!failure.permanent && failure.what.contains("refused"), "{failure:?}");
+    }
+}

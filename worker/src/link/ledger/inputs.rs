@@ -124,7 +124,7 @@ impl Ledger {
 
     // The coordinator.
 
-    pub fn from_coordinator(&mut self, now: u64, message: down::Message) -> Option<Order> {
+    pub fn coordinator_says(&mut self, now: u64, message: down::Message) -> Option<Order> {
         match message {
             down::Message::Assign(assign) => return self.assign(now, assign),
             down::Message::ResultAck(ack) => {
@@ -253,7 +253,7 @@ impl Ledger {
 
     // The host.
 
-    pub fn from_host(&mut self, now: u64, message: to_link::Message, fds: Vec<OwnedFd>) -> Option<Order> {
+    pub fn host_says(&mut self, now: u64, message: to_link::Message, fds: Vec<OwnedFd>) -> Option<Order> {
         match message {
             to_link::Message::Started(started) => {
                 let key = Key::new(&started.task_id, started.fence);

@@ -41,7 +41,7 @@ fn attached() -> Ledger {
 fn assign(ledger: &mut Ledger, task: &str, fence: Option<v1::Fence>, kind: task_spec::Kind) {
     let spec = Some(v1::TaskSpec { kind: Some(kind), ..v1::TaskSpec::default() });
     let assign = v1::Assign { task_id: task.into(), fence, spec, ..v1::Assign::default() };
-    ledger.from_coordinator(0, down::Message::Assign(assign));
+    ledger.coordinator_says(0, down::Message::Assign(assign));
 }
 fn python(ledger: &mut Ledger, task: &str, fence: Option<v1::Fence>) {
     assign(ledger, task, fence, task_spec::Kind::Python(v1::PythonSpec::default()));
@@ -52,20 +52,20 @@ fn noop(ledger: &mut Ledger, task: &str) {
 
 fn ack(ledger: &mut Ledger, task: &str, fence: Option<v1::Fence>) {
     let ack = v1::ResultAck { task_id: task.into(), fence, stale: false };
-    ledger.from_coordinator(0, down::Message::ResultAck(ack));
+    ledger.coordinator_says(0, down::Message::ResultAck(ack));
 }
 
 fn ended(ledger: &mut Ledger, now: u64, task: &str, stdout_bytes: u64, fds: Vec<OwnedFd>) {
     let outcome = Some(v1::Outcome { stdout_bytes, ..v1::Outcome::default() });
     let state = v1::TaskState::Succeeded.into();
     let ended = Ended { task_id: task.into(), fence: fence(1, 1), state, outcome };
-    ledger.from_host(now, to_link::Message::Ended(ended), fds);
+    ledger.host_says(now, to_link::Message::Ended(ended), fds);
 }
 
 fn grew(ledger: &mut Ledger, now: u64, task: &str, bytes: u64, fds: Vec<OwnedFd>) {
     let stream = v1::Stream::Stdout.into();
     let grew = Grew { task_id: task.into(), fence: fence(1, 1), stream, bytes };
-    ledger.from_host(now, to_link::Message::Grew(grew), fds);
+    ledger.host_says(now, to_link::Message::Grew(grew), fds);
 }
 
 fn output_ack(ledger: &mut Ledger, task: &str, stdout_offset: u64) {
@@ -141,7 +141,7 @@ fn an_older_fence_changes_nothing() {
     }
     for old in [fence(1, 9), fence(2, 1)] {
         let cancel = v1::Cancel { task_id: "a".into(), fence: old, grace_ms: 1 };
-        ledger.from_coordinator(0, down::Message::Cancel(cancel));
+        ledger.coordinator_says(0, down::Message::Cancel(cancel));
         ack(&mut ledger, "a", old);
     }
     assert_eq!(told(&mut ledger), Vec::<String>::new());
@@ -149,12 +149,12 @@ fn an_older_fence_changes_nothing() {
 
     let grant = |fence| v1::SessionGrant { session_id: "s".into(), fence, ..v1::SessionGrant::default() };
     let end = |fence| v1::SessionEnd { session_id: "s".into(), fence };
-    ledger.from_coordinator(0, down::Message::SessionCreate(grant(fence(2, 2))));
+    ledger.coordinator_says(0, down::Message::SessionCreate(grant(fence(2, 2))));
     assert_eq!(told(&mut ledger), ["create s"]);
-    ledger.from_coordinator(0, down::Message::SessionCreate(grant(fence(2, 1))));
-    ledger.from_coordinator(0, down::Message::SessionDestroy(end(fence(1, 5))));
+    ledger.coordinator_says(0, down::Message::SessionCreate(grant(fence(2, 1))));
+    ledger.coordinator_says(0, down::Message::SessionDestroy(end(fence(1, 5))));
     assert_eq!(told(&mut ledger), Vec::<String>::new());
-    ledger.from_coordinator(0, down::Message::SessionDestroy(end(fence(2, 2))));
+    ledger.coordinator_says(0, down::Message::SessionDestroy(end(fence(2, 2))));
     assert_eq!(told(&mut ledger), ["destroy s"]);
 }
 
@@ -198,7 +198,7 @@ fn an_execution_that_ends_at_once_has_no_started() {
     for task in ["short", "long"] {
         python(&mut ledger, task, fence(1, 1));
         let started = v1::Started { task_id: task.into(), fence: fence(1, 1) };
-        ledger.from_host(10, to_link::Message::Started(started), vec![]);
+        ledger.host_says(10, to_link::Message::Started(started), vec![]);
     }
     ended(&mut ledger, 20, "short", 0, vec![]);
     assert_eq!(ledger.next_deadline(), Some(10 + STARTED_DELAY_MS));
@@ -214,12 +214,12 @@ fn heartbeats_go_at_their_interval_and_a_silent_coordinator_ends_the_attach() {
     assert!(ledger.tick(2_000).is_none());
     assert_eq!(said(&mut ledger), ["heartbeat 1"]);
     ledger
-        .from_coordinator(2_001, down::Message::HeartbeatAck(v1::HeartbeatAck { seq: 1, lease_ms: 30_000 }));
+        .coordinator_says(2_001, down::Message::HeartbeatAck(v1::HeartbeatAck { seq: 1, lease_ms: 30_000 }));
     assert!(ledger.tick(30_000).is_none());
     assert!(matches!(ledger.tick(32_001), Some(Order::Reattach(_))));
     // Work that comes too late is not taken: the inventory of the next attach does not have it.
     let late = v1::Assign { task_id: "late".into(), fence: fence(1, 1), ..v1::Assign::default() };
-    let order = ledger.from_coordinator(32_001, down::Message::Assign(late));
+    let order = ledger.coordinator_says(32_001, down::Message::Assign(late));
     assert!(matches!(order, Some(Order::Reattach(_))));
     assert_eq!((ledger.inventory().1, told(&mut ledger)), (vec![], vec![]));
 }
@@ -264,7 +264,7 @@ fn sessions_are_in_the_inventory_from_their_grant_to_their_end() {
     let mut ledger = attached();
     let grant =
         v1::SessionGrant { session_id: "s".into(), fence: fence(1, 1), ..v1::SessionGrant::default() };
-    ledger.from_coordinator(0, down::Message::SessionCreate(grant));
+    ledger.coordinator_says(0, down::Message::SessionCreate(grant));
     assert_eq!(ledger.inventory().0[0].state, "initializing");
     let update = |state: &str| {
         let (session_id, fence) = ("s".to_owned(), fence(1, 1));
@@ -275,7 +275,7 @@ fn sessions_are_in_the_inventory_from_their_grant_to_their_end() {
             ..Default::default()
         })
     };
-    ledger.from_host(0, update("ready"), vec![]);
+    ledger.host_says(0, update("ready"), vec![]);
     assert_eq!(said(&mut ledger)[0], "s ready");
     assert_eq!(ledger.inventory().0[0].state, "ready");
     // The word may have been lost with the attach: it is said again.
@@ -286,7 +286,7 @@ fn sessions_are_in_the_inventory_from_their_grant_to_their_end() {
     // Between Hello and Welcome nothing is lost either.
     ledger.detached();
     ledger.inventory();
-    ledger.from_host(0, update("destroyed"), vec![]);
+    ledger.host_says(0, update("destroyed"), vec![]);
     ledger.welcome(0, &welcome_with(vec![]));
     assert_eq!(said(&mut ledger)[0], "s destroyed");
     assert_eq!(ledger.inventory().0, vec![]);
@@ -297,7 +297,7 @@ fn an_unwanted_session_is_destroyed() {
     let mut ledger = attached();
     let grant =
         v1::SessionGrant { session_id: "s".into(), fence: fence(1, 1), ..v1::SessionGrant::default() };
-    ledger.from_coordinator(0, down::Message::SessionCreate(grant));
+    ledger.coordinator_says(0, down::Message::SessionCreate(grant));
     told(&mut ledger);
     ledger.detached();
     let verdict = v1::SessionVerdict { session_id: "s".into(), verdict: Verdict::Forget.into() };
@@ -381,7 +381,7 @@ fn a_result_too_large_for_the_link_goes_without_what_makes_it_large() {
     let outcome = Some(v1::Outcome { step_json: vec![0; 9 << 20], ..v1::Outcome::default() });
     let end =
         Ended { task_id: "a".into(), fence: fence(1, 1), state: v1::TaskState::Succeeded.into(), outcome };
-    ledger.from_host(0, to_link::Message::Ended(end), vec![]);
+    ledger.host_says(0, to_link::Message::Ended(end), vec![]);
     let Some(Control::Result { result, .. }) = ledger.poll_control() else { panic!("no result") };
     let outcome = result.outcome.unwrap();
     assert!(outcome.step_json.is_empty());
@@ -496,7 +496,7 @@ proptest! {
                     now += u64::from(ms);
                     // The coordinator answers heartbeats, else the lease would end.
                     let beat = v1::HeartbeatAck { seq: 0, lease_ms: 30_000 };
-                    ledger.from_coordinator(now, down::Message::HeartbeatAck(beat));
+                    ledger.coordinator_says(now, down::Message::HeartbeatAck(beat));
                     prop_assert!(ledger.tick(now).is_none());
                 }
                 Step::CutOutput => {
