@@ -1,0 +1,390 @@
+//! The command line, as clap reads it. What each command does is in `command/`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    flags::{CoordinatorFlags, UpFlags, WorkerFlags},
+    units,
+};
+
+const AFTER: &str = "\
+Exit status: 0 done; 1 error; 2 wrong usage.
+  exec, sh     the code's own status; 124 timed out, 125 Cooper's own error, 130 cancelled, 137 killed
+  repair, runs watch, approve/reject --follow
+               0 succeeded, 1 failed, 3 awaits approval, 4 rolled back, 5 refused, 6 rollback failed,
+               7 rejected, expired or cancelled
+Commands find the cluster by COOPER_URL and COOPER_TOKEN or COOPER_TOKEN_FILE, else in the data directory.";
+
+/// Isolated Python sessions, and repairs of docker compose services.
+#[derive(Debug, Parser)]
+#[command(name = "cooper", version = cooper_common::VERSION, after_help = AFTER, max_term_width = 110)]
+#[command(disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// One JSON document on standard output instead of text; errors as JSON on standard error
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// Data directory [env: COOPER_DATA] [default: .cooper]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub data: Option<PathBuf>,
+    /// Settings file, TOML [env: COOPER_CONFIG] [default: cooper.toml in the data directory, if there]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// Coordinator to talk to [env: COOPER_URL] [default: the data directory's endpoint]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
+    pub url: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a coordinator and a worker here; Ctrl-C stops both
+    Up(Up),
+    /// Run a coordinator
+    Coordinator(Coordinator),
+    /// Run a worker
+    Worker(Worker),
+    /// Create, list, show and destroy sessions
+    #[command(subcommand, visible_alias = "sessions")]
+    Session(Session),
+    /// Run Python code in a session
+    Exec(Exec),
+    /// Run a command in a session
+    Sh(Sh),
+    /// Install Python packages in a session
+    Pip(Pip),
+    /// Put, get and list files of a session
+    #[command(subcommand)]
+    Files(Files),
+    /// Repair a service of a compose stack
+    Repair(Repair),
+    /// Approve the plan a run waits with
+    Approve(Decide),
+    /// Reject the plan a run waits with
+    Reject(Decide),
+    /// End a run; what it touched is restored
+    Cancel(RunRef),
+    /// List, show and watch runs; read their artifacts
+    #[command(subcommand)]
+    Runs(Runs),
+    /// List the stacks that workers serve
+    Stacks,
+    /// List workers
+    Workers,
+    /// List, show, follow and cancel tasks
+    #[command(subcommand)]
+    Tasks(Tasks),
+    /// Create, list and revoke tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// What happened, in order
+    Events(Events),
+    /// The cluster at a glance
+    Status,
+    /// Ask a coordinator or worker whether it is healthy; needs no token
+    Health,
+    /// Settings: what holds, and why
+    #[command(subcommand)]
+    Config(Config),
+    /// Version of this binary
+    Version,
+    #[command(hide = true, name = "worker-link")]
+    WorkerLink,
+    #[command(hide = true, name = "worker-step")]
+    WorkerStep,
+    #[command(hide = true, name = "worker-install")]
+    WorkerInstall,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Start no worker
+    #[arg(long)]
+    pub no_worker: bool,
+    /// Do not offer compose, even if Docker answers
+    #[arg(long, conflicts_with = "compose")]
+    pub no_compose: bool,
+    #[command(flatten)]
+    pub settings: UpFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct Coordinator {
+    #[command(flatten)]
+    pub settings: CoordinatorFlags,
+    /// Pid of the supervisor that this process must not outlive
+    #[arg(long, hide = true)]
+    pub supervisor: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct Worker {
+    #[command(flatten)]
+    pub settings: WorkerFlags,
+    #[arg(long, hide = true)]
+    pub supervisor: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Session {
+    /// Create a session and wait until it is ready
+    Create(SessionCreate),
+    /// List live sessions, newest first
+    List {
+        /// Destroyed and failed ones too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one session
+    Show {
+        /// Id or name
+        session: String,
+    },
+    /// Destroy sessions: end what runs, remove their files
+    Destroy {
+        /// Ids or names
+        #[arg(required = true)]
+        sessions: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct SessionCreate {
+    /// A name to use in place of the id
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Environment of every execution; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub env: Vec<(String, String)>,
+    /// Label; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub label: Vec<(String, String)>,
+    /// Time limit of one execution, e.g. 30s, 5m [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub exec_timeout: Option<u64>,
+    /// Memory of one process, e.g. 512M, 2G [default: unlimited]
+    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
+    pub memory: Option<u64>,
+    /// Wait this long for a worker with room
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub wait: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Id or name of the session
+    pub session: String,
+    /// File with Python code; - for standard input
+    #[arg(required_unless_present = "code", conflicts_with = "code")]
+    pub file: Option<PathBuf>,
+    /// Python code
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub code: Option<String>,
+    /// Time limit, e.g. 30s, 5m [default: the session's]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub timeout: Option<u64>,
+    /// Extra environment; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub env: Vec<(String, String)>,
+    /// sys.argv[1:] while the code runs
+    #[arg(last = true)]
+    pub args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Sh {
+    /// Id or name of the session
+    pub session: String,
+    /// Working directory, relative to the workspace
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Time limit, e.g. 30s, 5m [default: the session's]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub timeout: Option<u64>,
+    /// Extra environment; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub env: Vec<(String, String)>,
+    /// Pass no standard input (else it is passed when it is not a terminal)
+    #[arg(short = 'n', long)]
+    pub no_stdin: bool,
+    /// Command and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Pip {
+    /// Id or name of the session
+    pub session: String,
+    /// Requirement specifiers, e.g. requests or 'numpy>=2'
+    #[arg(required = true)]
+    pub packages: Vec<String>,
+    /// Time limit, e.g. 30s, 5m [default: the session's]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub timeout: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Files {
+    /// Copy a local file into the session's workspace
+    Put {
+        session: String,
+        /// Local file; - for standard input
+        local: PathBuf,
+        /// Path in the workspace; ending in / it is a directory [default: the local file's name]
+        remote: Option<String>,
+    },
+    /// Copy a file of the session's workspace here
+    Get {
+        session: String,
+        remote: String,
+        /// Local file or directory; - for standard output [default: the file's name, here]
+        local: Option<PathBuf>,
+    },
+    /// List a directory of the session's workspace
+    Ls { session: String, path: Option<String> },
+}
+
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// Compose service to repair
+    pub service: String,
+    /// Name of a registered stack, or a directory of this machine [default: the workers' first stack]
+    #[arg(long, value_name = "NAME|DIR")]
+    pub stack: Option<String>,
+    /// Diagnose this log instead of what Cooper would collect; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// What to do, e.g. "add package requests"
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// Stop after the plan; touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Start the run and leave it
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Decide {
+    /// Id of the run
+    pub run: String,
+    /// Recorded with the decision
+    #[arg(long, value_name = "TEXT")]
+    pub comment: Option<String>,
+    /// Decide only about the plan with this hash [default: the plan the run waits with now]
+    #[arg(long, value_name = "HASH")]
+    pub plan: Option<String>,
+    /// Follow the run to its end
+    #[arg(long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RunRef {
+    /// Id of the run
+    pub run: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Runs {
+    /// List runs, newest first
+    List {
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one run
+    Show(RunRef),
+    /// Follow a run to its end
+    Watch(RunRef),
+    /// List the artifacts of a run, or copy them
+    Artifacts {
+        run: String,
+        /// Copy all of them into this directory
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Write one artifact to standard output
+    Artifact { run: String, name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tasks {
+    /// List tasks, newest first
+    List {
+        /// Only those of this session
+        #[arg(long)]
+        session: Option<String>,
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one task
+    Show { task: String },
+    /// Output of a task from its first byte, then its end; exits like exec
+    Follow { task: String },
+    /// End a task
+    Cancel { task: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Create a token; its secret is shown once
+    Create(TokenCreate),
+    /// List tokens
+    List,
+    /// Revoke a token
+    Revoke { token: String },
+}
+
+#[derive(Debug, Args)]
+pub struct TokenCreate {
+    /// Tenant it belongs to [default: yours]
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// What it may do
+    #[arg(long, value_parser = ["admin", "operator", "client", "worker"])]
+    pub scope: String,
+    /// For people
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Ends after this time, e.g. 12h, 30d [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub ttl: Option<u64>,
+    /// Write the secret to this new file (0600) instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// First sequence number wanted [default: 1, with --follow only new ones]
+    #[arg(long, value_name = "SEQ")]
+    pub from: Option<u64>,
+    /// Go on with new events as they are recorded (with --json one document a line)
+    #[arg(long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Print the settings that hold here
+    Show {
+        /// Where each value comes from
+        #[arg(long)]
+        origin: bool,
+        /// Whose settings
+        #[arg(long, default_value = "up", value_parser = ["client", "up", "coordinator", "worker"])]
+        role: String,
+    },
+}

@@ -1,0 +1,79 @@
+//! The user's commands: each asks the coordinator and shows the answer.
+
+mod admin;
+mod config;
+mod events;
+mod exec;
+mod files;
+mod follow;
+mod health;
+mod pip;
+mod repair;
+mod runs;
+mod session;
+mod tasks;
+mod watch;
+
+use std::{future::Future, time::Duration};
+
+use cooper_common::error::Code;
+use serde_json::json;
+
+use crate::{
+    args::Command,
+    context::Context,
+    failure::{Failure, Result},
+};
+
+/// Runs a command to its exit status.
+pub fn run(context: &Context, command: Command) -> Result<u8> {
+    match command {
+        Command::Health => return health::run(context),
+        Command::Config(args) => return config::run(context, args),
+        Command::Version => return version(context),
+        _ => {}
+    }
+    block_on(async {
+        match command {
+            Command::Session(args) => session::run(context, args).await,
+            Command::Exec(args) => exec::exec(context, args).await,
+            Command::Sh(args) => exec::sh(context, args).await,
+            Command::Pip(args) => pip::run(context, args).await,
+            Command::Files(args) => files::run(context, args).await,
+            Command::Repair(args) => repair::repair(context, args).await,
+            Command::Approve(args) => repair::decide(context, args, true).await,
+            Command::Reject(args) => repair::decide(context, args, false).await,
+            Command::Cancel(args) => repair::cancel(context, args).await,
+            Command::Runs(args) => runs::run(context, args).await,
+            Command::Stacks => admin::stacks(context).await,
+            Command::Workers => admin::workers(context).await,
+            Command::Tasks(args) => tasks::run(context, args).await,
+            Command::Token(args) => admin::token(context, args).await,
+            Command::Events(args) => events::run(context, args).await,
+            Command::Status => admin::status(context).await,
+            other => Err(Failure::new(Code::Internal, format!("{other:?} is not a command of this place"))),
+        }
+    })
+}
+
+/// One thread is enough for a command; nothing is waited for once it is done.
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}")))?;
+    let end = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::ZERO);
+    end
+}
+
+fn version(context: &Context) -> Result<u8> {
+    let version = cooper_common::VERSION;
+    context.out.answer(|| json!({"version": version}), || format!("cooper {version}"))?;
+    Ok(0)
+}
+
+/// True when a coordinator answers `/health` there and says that it is well.
+pub fn healthy(url: &str) -> bool {
+    health::ask(url).is_ok_and(|answer| answer["status"] == "healthy")
+}

@@ -1,0 +1,182 @@
+//! `cooper stacks`, `workers`, `token`, `status`.
+
+use std::io::Write;
+
+use cooper_common::{error::Code, token::Secret};
+use cooper_proto::v1::{
+    CreateTokenRequest, GetInfoRequest, ListStacksRequest, ListTokensRequest, ListWorkersRequest,
+    RevokeTokenRequest, Token, Worker,
+};
+use serde_json::json;
+
+use crate::{
+    args,
+    connect::{Client, idempotency_key},
+    context::Context,
+    failure::{Failure, Result},
+    output::json,
+    units,
+};
+
+pub async fn stacks(context: &Context) -> Result<u8> {
+    let client = context.cluster()?.connect().await?;
+    let stacks = client.runs().list_stacks(ListStacksRequest {}).await?.into_inner().stacks;
+    if context.out.json {
+        let list: Vec<_> = stacks.iter().map(json::stack).collect();
+        context.out.document(&json!({"stacks": list}))?;
+    } else {
+        let online = |online| if online { "online" } else { "offline" }.to_owned();
+        let rows = stacks
+            .iter()
+            .map(|stack| {
+                vec![stack.name.clone(), online(stack.online), stack.worker_id.clone(), stack.dir.clone()]
+            })
+            .collect();
+        context.out.table(&["stack", "state", "worker", "directory"], rows)?;
+    }
+    Ok(0)
+}
+
+pub async fn workers(context: &Context) -> Result<u8> {
+    let client = context.cluster()?.connect().await?;
+    let workers = client.admin().list_workers(ListWorkersRequest {}).await?.into_inner().workers;
+    if context.out.json {
+        let list: Vec<_> = workers.iter().map(json::worker).collect();
+        context.out.document(&json!({"workers": list}))?;
+    } else {
+        worker_table(context, &workers)?;
+    }
+    Ok(0)
+}
+
+fn worker_table(context: &Context, workers: &[Worker]) -> Result<()> {
+    let rows = workers
+        .iter()
+        .map(|worker| {
+            vec![
+                worker.id.clone(),
+                worker.state.clone(),
+                format!("{}/{}", worker.sessions, worker.sessions_max),
+                worker.running.to_string(),
+                worker.capabilities.join(","),
+                worker.hostname.clone(),
+                units::ago(worker.last_seen_at_ms),
+            ]
+        })
+        .collect();
+    context.out.table(&["worker", "state", "sessions", "running", "can", "host", "seen"], rows)
+}
+
+pub async fn status(context: &Context) -> Result<u8> {
+    let cluster = context.cluster()?;
+    let client = cluster.connect().await?;
+    let info = client.admin().get_info(GetInfoRequest {}).await?.into_inner();
+    // Clients may not list workers; for them the numbers have to do.
+    let workers = match client.admin().list_workers(ListWorkersRequest {}).await {
+        Ok(answer) => Some(answer.into_inner().workers),
+        Err(status) if status.code() == tonic::Code::PermissionDenied => None,
+        Err(status) => return Err(status.into()),
+    };
+    if context.out.json {
+        let mut document = json::info(&info);
+        document["url"] = cluster.url.clone().into();
+        document["state"] = if info.workers_attached > 0 { "ready" } else { "no_worker" }.into();
+        document["workers"] =
+            workers.as_ref().map(|list| list.iter().map(json::worker).collect::<Vec<_>>()).into();
+        context.out.document(&document)?;
+        return Ok(0);
+    }
+    context.out.line(&format!(
+        "cooper {} at {} (from {})\n  epoch     {}\n  tenant    {} ({})\n  workers   {}\n  sessions  {}\n  tasks     {} running, {} queued",
+        info.version,
+        cluster.url,
+        cluster.origin,
+        info.coordinator_epoch,
+        info.tenant,
+        info.scope,
+        info.workers_attached,
+        info.sessions_live,
+        info.tasks_running,
+        info.tasks_queued,
+    ))?;
+    if let Some(workers) = workers.filter(|workers| !workers.is_empty()) {
+        context.out.line("")?;
+        worker_table(context, &workers)?;
+    }
+    Ok(0)
+}
+
+pub async fn token(context: &Context, args: args::Token) -> Result<u8> {
+    let client = context.cluster()?.connect().await?;
+    match args {
+        args::Token::Create(args) => create(context, &client, args).await?,
+        args::Token::List => {
+            let tokens = client.admin().list_tokens(ListTokensRequest {}).await?.into_inner().tokens;
+            if context.out.json {
+                let list: Vec<_> = tokens.iter().map(json::token).collect();
+                context.out.document(&json!({"tokens": list}))?;
+            } else {
+                let rows = tokens.iter().map(row).collect();
+                context.out.table(&["token", "tenant", "scope", "name", "created", "expires"], rows)?;
+            }
+        }
+        args::Token::Revoke { token } => {
+            let token =
+                client.admin().revoke_token(RevokeTokenRequest { token_id: token }).await?.into_inner();
+            context.out.answer(|| json::token(&token), String::new)?;
+        }
+    }
+    Ok(0)
+}
+
+async fn create(context: &Context, client: &Client, args: args::TokenCreate) -> Result<()> {
+    let request = CreateTokenRequest {
+        tenant: args.tenant.unwrap_or_default(),
+        scope: args.scope,
+        name: args.name.unwrap_or_default(),
+        ttl_ms: args.ttl.unwrap_or(0),
+        idempotency_key: idempotency_key(),
+    };
+    let answer = client.admin().create_token(request).await?.into_inner();
+    let token = answer.token.unwrap_or_default();
+    let mut document = json::token(&token);
+    if let Some(path) = &args.out {
+        Secret::from_text(&answer.secret).write_new(path).map_err(|error| {
+            Failure::new(
+                Code::NotAFile,
+                format!("token {} exists, but {}: {error}", token.id, path.display()),
+            )
+            .hint(format!("revoke it with `cooper token revoke {}` and create another", token.id))
+        })?;
+        document["file"] = path.to_string_lossy().into_owned().into();
+        return context.out.answer(|| document, || token.id.clone());
+    }
+    if context.out.json {
+        document["secret"] = answer.secret.into();
+        return context.out.document(&document);
+    }
+    // The secret alone on standard output; what it is, beside it.
+    context.out.note(&format!(
+        "{} of tenant {}, scope {}; the secret is shown this once:",
+        token.id, token.tenant, token.scope
+    ));
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", answer.secret)?;
+    Ok(())
+}
+
+fn row(token: &Token) -> Vec<String> {
+    let expires = match (token.revoked, token.expires_at_ms) {
+        (true, _) => "revoked".to_owned(),
+        (false, 0) => "never".to_owned(),
+        (false, at) => units::utc(at),
+    };
+    vec![
+        token.id.clone(),
+        token.tenant.clone(),
+        token.scope.clone(),
+        token.name.clone(),
+        units::ago(token.created_at_ms),
+        expires,
+    ]
+}

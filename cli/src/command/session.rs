@@ -1,0 +1,146 @@
+//! `cooper session`: create, list, show, destroy.
+
+use cooper_proto::v1::{
+    CreateSessionRequest, DestroySessionRequest, GetSessionRequest, Limits, ListSessionsRequest, Page,
+    Session,
+};
+use serde_json::json;
+
+use crate::{
+    args,
+    connect::{Client, idempotency_key},
+    context::Context,
+    failure::Result,
+    output::json,
+    units,
+};
+
+const PAGE: u32 = 500;
+
+pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
+    let client = context.cluster()?.connect().await?;
+    match args {
+        args::Session::Create(args) => create(context, &client, args).await,
+        args::Session::List { all } => list(context, &client, all).await,
+        args::Session::Show { session } => {
+            let request = GetSessionRequest { session_id: session };
+            let session = client.sessions().get_session(request).await?.into_inner();
+            context.out.answer(|| json::session(&session), || text(&session))?;
+            Ok(0)
+        }
+        args::Session::Destroy { sessions } => destroy(context, &client, sessions).await,
+    }
+}
+
+async fn create(context: &Context, client: &Client, args: args::SessionCreate) -> Result<u8> {
+    let limits = Limits {
+        exec_timeout_ms: args.exec_timeout.unwrap_or(0),
+        memory_bytes: args.memory.unwrap_or(0),
+        ..Limits::default()
+    };
+    let request = CreateSessionRequest {
+        idempotency_key: idempotency_key(),
+        name: args.name.unwrap_or_default(),
+        env: args.env.into_iter().collect(),
+        labels: args.label.into_iter().collect(),
+        limits: Some(limits),
+        wait_ms: args.wait.unwrap_or(0),
+    };
+    let session = client.sessions().create_session(request).await?.into_inner();
+    // The id alone, so that S=$(cooper session create) works.
+    context.out.answer(|| json::session(&session), || session.id.clone())?;
+    Ok(0)
+}
+
+async fn list(context: &Context, client: &Client, all: bool) -> Result<u8> {
+    let mut sessions = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = Some(Page { limit: PAGE, cursor });
+        let answer = client.sessions().list_sessions(ListSessionsRequest { page, all }).await?.into_inner();
+        sessions.extend(answer.sessions);
+        cursor = answer.next_cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    if context.out.json {
+        let list: Vec<_> = sessions.iter().map(json::session).collect();
+        context.out.document(&json!({"sessions": list}))?;
+    } else {
+        let rows = sessions.iter().map(row).collect();
+        context.out.table(&["session", "name", "state", "active", "python", "worker", "created"], rows)?;
+    }
+    Ok(0)
+}
+
+/// All of them, then the first failure: one bad name does not keep the others alive.
+async fn destroy(context: &Context, client: &Client, sessions: Vec<String>) -> Result<u8> {
+    let several = sessions.len() > 1;
+    let mut destroyed = Vec::new();
+    let mut failure = None;
+    for session_id in sessions {
+        let request = DestroySessionRequest { session_id, idempotency_key: idempotency_key() };
+        match client.sessions().destroy_session(request).await {
+            Ok(session) => destroyed.push(json::session(&session.into_inner())),
+            Err(status) => failure = failure.or(Some(status)),
+        }
+    }
+    if context.out.json && (failure.is_none() || several) {
+        let document = match several {
+            false => destroyed.pop().unwrap_or_default(),
+            true => json!({"sessions": destroyed}),
+        };
+        context.out.document(&document)?;
+    }
+    failure.map_or(Ok(0), |status| Err(status.into()))
+}
+
+fn row(session: &Session) -> Vec<String> {
+    vec![
+        session.id.clone(),
+        session.name.clone(),
+        json::session_state(session.state()),
+        session.active_executions.to_string(),
+        session.python_version.clone(),
+        session.worker_id.clone(),
+        units::ago(session.created_at_ms),
+    ]
+}
+
+fn text(session: &Session) -> String {
+    let limits = session.limits.unwrap_or_default();
+    let memory = match limits.memory_bytes {
+        0 => "unlimited".to_owned(),
+        bytes => units::human_bytes(bytes),
+    };
+    let pairs = |labels: &std::collections::HashMap<String, String>| {
+        let mut list: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        list.sort();
+        list.join(" ")
+    };
+    let mut lines = vec![
+        ("session", session.id.clone()),
+        ("name", session.name.clone()),
+        ("state", json::session_state(session.state())),
+        ("worker", session.worker_id.clone()),
+        ("python", session.python_version.clone()),
+        ("active", format!("{} executions", session.active_executions)),
+        ("limits", format!("{} an execution, memory {memory}", units::human_ms(limits.exec_timeout_ms))),
+        ("isolation", session.facilities.join(", ")),
+        ("labels", pairs(&session.labels)),
+        ("created", format!("{} ({})", units::utc(session.created_at_ms), units::ago(session.created_at_ms))),
+    ];
+    if session.interpreter_restarted {
+        lines.push(("note", "the interpreter was started anew; variables from before are gone".to_owned()));
+    }
+    if let Some(error) = &session.error {
+        lines.push(("error", format!("[{}] {}", error.code, error.message)));
+    }
+    let lines: Vec<_> = lines
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name:<10}{value}"))
+        .collect();
+    lines.join("\n")
+}

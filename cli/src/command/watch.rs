@@ -1,0 +1,256 @@
+//! Follows a run: a line per step that ended, on a terminal a live line for the one that goes on.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use cooper_common::{backoff, clock, limits};
+use cooper_proto::v1::{Run, RunState, Step, StepState, WatchRunRequest, watch_run_response::Event};
+
+use super::follow::Interrupts;
+use crate::{
+    connect::{Client, Cluster},
+    context::Context,
+    failure::{Failure, Report, Result, is_cut},
+    output::{clean, json},
+    progress::Progress,
+    units,
+};
+
+/// How long a coordinator may be away before a command gives up.
+const PATIENCE_MS: u64 = 60_000;
+
+/// Where a run is, to a shell.
+pub fn exit_status(state: RunState) -> u8 {
+    match state {
+        RunState::Succeeded => 0,
+        RunState::AwaitingApproval => 3,
+        RunState::RolledBack => 4,
+        RunState::Refused => 5,
+        RunState::RollbackFailed => 6,
+        RunState::Rejected | RunState::Expired | RunState::Cancelled => 7,
+        RunState::Failed
+        | RunState::Unspecified
+        | RunState::Queued
+        | RunState::Planning
+        | RunState::Running
+        | RunState::RollingBack => 1,
+    }
+}
+
+/// Terminal, or waiting for a person.
+fn is_over(state: RunState) -> bool {
+    !matches!(
+        state,
+        RunState::Unspecified
+            | RunState::Queued
+            | RunState::Planning
+            | RunState::Running
+            | RunState::RollingBack
+    )
+}
+
+/// Follows a run until it is terminal or waits for approval; shows it; the status it means.
+pub async fn to_the_end(context: &Context, cluster: &Cluster, client: Client, run_id: &str) -> Result<u8> {
+    let mut view = View { context, progress: Progress::new(&context.out), shown: BTreeSet::new() };
+    let mut interrupts = Interrupts::new()?;
+    let run = tokio::select! {
+        run = follow(cluster, client, run_id, &mut view) => run?,
+        () = interrupts.next() => {
+            drop(view);
+            context.out.note(&format!(
+                "left; the run goes on: `cooper runs watch {run_id}` follows it, `cooper cancel {run_id}` ends it"
+            ));
+            return Err(Failure::Exit(130));
+        }
+    };
+    drop(view);
+    show_end(context, &run)?;
+    Ok(exit_status(run.state()))
+}
+
+async fn follow(cluster: &Cluster, mut client: Client, run_id: &str, view: &mut View<'_>) -> Result<Run> {
+    let mut attempt = 0;
+    let mut last_contact = clock::mono_ms();
+    loop {
+        let cut = match watch(&client, run_id, view, &mut last_contact).await {
+            Ok(run) => return Ok(run),
+            Err(status) if is_cut(&status) => Failure::from(status),
+            Err(status) => return Err(status.into()),
+        };
+        loop {
+            if clock::mono_ms() - last_contact > PATIENCE_MS {
+                return Err(cut.hint(format!("the run goes on; see it with `cooper runs watch {run_id}`")));
+            }
+            let (base, cap) = (limits::link::RECONNECT_BASE_MS, limits::link::RECONNECT_CAP_MS);
+            let pause = backoff::full_jitter(base, cap, attempt, rand::random());
+            attempt += 1;
+            tokio::time::sleep(pause.max(Duration::from_millis(20))).await;
+            if let Ok(again) = cluster.connect().await {
+                client = again;
+                break;
+            }
+        }
+    }
+}
+
+async fn watch(
+    client: &Client,
+    run_id: &str,
+    view: &mut View<'_>,
+    contact: &mut u64,
+) -> Result<Run, tonic::Status> {
+    let request = WatchRunRequest { run_id: run_id.to_owned() };
+    let mut events = client.runs().watch_run(request).await?.into_inner();
+    while let Some(message) = events.message().await? {
+        *contact = clock::mono_ms();
+        match message.event {
+            Some(Event::Run(run)) => {
+                view.update(&run);
+                if is_over(run.state()) {
+                    return Ok(run);
+                }
+            }
+            Some(Event::Log(log)) => view.progress.show_log(&log.step, &log.data),
+            None => {}
+        }
+    }
+    Err(tonic::Status::unavailable("the stream ended before the run did"))
+}
+
+struct View<'a> {
+    context: &'a Context,
+    progress: Progress,
+    /// Steps whose end was shown; by task, as a second attempt has the same names.
+    shown: BTreeSet<(String, String)>,
+}
+
+impl View<'_> {
+    fn update(&mut self, run: &Run) {
+        if self.context.out.json {
+            return;
+        }
+        for step in &run.steps {
+            match step.state() {
+                StepState::Succeeded | StepState::Failed | StepState::Skipped => {
+                    if self.shown.insert((step.name.clone(), step.task_id.clone())) {
+                        let line = step_line(step);
+                        // A closed pipe is noticed when the end is shown.
+                        let _ = self.progress.beside(|| self.context.out.line(&line));
+                    }
+                }
+                StepState::Running => self.progress.show(&step.name),
+                StepState::Pending | StepState::Unspecified => {}
+            }
+        }
+        if matches!(run.state(), RunState::Queued | RunState::Planning) {
+            self.progress.show(&json::run_state(run.state()));
+        }
+    }
+}
+
+pub fn step_line(step: &Step) -> String {
+    let took = units::between(step.started_at_ms, step.ended_at_ms);
+    let line = format!(
+        "{:<9} {:<10} {took:>8}  {}",
+        step.name,
+        json::step_state(step.state()),
+        clean(&step.message).replace('\n', " ")
+    );
+    line.trim_end().to_owned()
+}
+
+/// What came out, and what to do next.
+fn show_end(context: &Context, run: &Run) -> Result<()> {
+    let out = &context.out;
+    if out.json {
+        return out.document(&json::run(run));
+    }
+    out.line(&summary(run))?;
+    if let Some(error) = &run.error
+        && run.state() != RunState::Succeeded
+        && run.state() != RunState::AwaitingApproval
+    {
+        out.report(&Report {
+            code: error.code.clone(),
+            message: error.message.clone(),
+            hint: error.hint.clone(),
+            exit: 0,
+        });
+    }
+    Ok(())
+}
+
+/// A few lines that say what a person wants to know of a run that is over or waits.
+pub fn summary(run: &Run) -> String {
+    let mut lines = vec![format!("{} {} {}", run.id, run.service, json::run_state(run.state()))];
+    if !run.cause.is_empty() {
+        lines.push(format!("  cause     {}", clean(&run.cause)));
+    }
+    if !run.files.is_empty() {
+        lines.push(format!("  changes   {}", run.files.join(" ")));
+    }
+    if run.promotion == "conflict" {
+        lines.push(
+            "  conflict  a file changed meanwhile and was not overwritten; apply patch.diff by hand"
+                .to_owned(),
+        );
+    }
+    if run.state() == RunState::AwaitingApproval {
+        let approval = run.approval.clone().unwrap_or_default();
+        for reason in &approval.reasons {
+            lines.push(format!("  waits     {}", clean(reason)));
+        }
+        if !approval.approvers.is_empty() {
+            lines.push(format!("  approvers {}", approval.approvers.join(" ")));
+        }
+        lines.push(format!("  read      cooper runs artifact {} patch.diff", run.id));
+        lines.push(format!("  approve   cooper approve {}", run.id));
+        lines.push(format!("  reject    cooper reject {}", run.id));
+    } else if !run.artifacts.is_empty() {
+        lines.push(format!("  artifacts {}", run.artifacts.join(" ")));
+        lines.push(format!("  read      cooper runs artifact {} NAME", run.id));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_of_a_run_has_its_status() {
+        for (state, status) in [
+            (RunState::Succeeded, 0),
+            (RunState::Failed, 1),
+            (RunState::AwaitingApproval, 3),
+            (RunState::RolledBack, 4),
+            (RunState::Refused, 5),
+            (RunState::RollbackFailed, 6),
+            (RunState::Rejected, 7),
+            (RunState::Expired, 7),
+            (RunState::Cancelled, 7),
+        ] {
+            assert!(is_over(state));
+            assert_eq!(exit_status(state), status, "{state:?}");
+        }
+        for state in [RunState::Queued, RunState::Planning, RunState::Running, RunState::RollingBack] {
+            assert!(!is_over(state), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_waits_says_why_and_how_to_go_on() {
+        let approval = cooper_proto::v1::Approval {
+            reasons: vec!["service web is protected".to_owned()],
+            ..Default::default()
+        };
+        let run = Run {
+            id: "run_1".to_owned(),
+            service: "web".to_owned(),
+            state: RunState::AwaitingApproval.into(),
+            approval: Some(approval),
+            ..Run::default()
+        };
+        let text = summary(&run);
+        assert!(text.contains("service web is protected") && text.contains("cooper approve run_1"), "{text}");
+    }
+}

@@ -1,0 +1,170 @@
+//! Finds the cluster and connects to it.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use cooper_common::{
+    config::{Config, Origin},
+    error::Code,
+    limits,
+    token::Secret,
+};
+use cooper_proto::v1::{
+    admin_client::AdminClient, runs_client::RunsClient, sessions_client::SessionsClient,
+    tasks_client::TasksClient,
+};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+
+use crate::failure::{Failure, Result, cause};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that answers no ping for this long is gone, even if no packet says so.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Where a coordinator is and what it is asked with.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pub url: String,
+    /// Where the URL comes from, for messages.
+    pub origin: String,
+    token: Option<Secret>,
+    /// Read again at each connect: a restarted coordinator may listen elsewhere.
+    endpoint_file: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// The URL and token given, else the data directory's `endpoint` and `admin.token`. The local admin token is
+    /// never sent to a URL that is not the local endpoint's.
+    pub fn find(config: &Config) -> Result<Self> {
+        let data = config.data();
+        let endpoint_file = data.join("endpoint");
+        let local = fs::read_to_string(&endpoint_file).ok().map(|text| text.trim().to_owned());
+        let given = config.text("url").zip(config.get("url").map(|entry| entry.origin.clone()));
+        let (url, origin, follow_file) = match (given, local.clone()) {
+            (Some((url, origin)), _) => (url, origin.to_string(), None),
+            (None, Some(url)) => (url, endpoint_file.display().to_string(), Some(endpoint_file)),
+            (None, None) => {
+                return Err(Failure::new(
+                    Code::Unavailable,
+                    format!("no cluster here: {} does not exist", endpoint_file.display()),
+                )
+                .hint("start one with `cooper up`, or name one with COOPER_URL and COOPER_TOKEN_FILE"));
+            }
+        };
+        let named = config.secret("token").is_some() || config.path("token_file").is_some();
+        let token = if named {
+            Some(config.token("token", "token_file")?)
+        } else if local.as_deref() == Some(url.as_str()) {
+            let path = data.join("admin.token");
+            Some(Secret::read(&path).map_err(|error| {
+                Failure::new(Code::Unauthenticated, format!("cannot read {}: {error}", path.display()))
+                    .hint("use the account that started the cluster, or name a token with COOPER_TOKEN_FILE")
+            })?)
+        } else {
+            None
+        };
+        Ok(Self { url, origin, token, endpoint_file: follow_file })
+    }
+
+    /// The cluster that `cooper up` just started.
+    pub fn local(config: &Config, url: &str) -> Result<Self> {
+        let token = Secret::read(&config.data().join("admin.token"))
+            .map_err(|error| Failure::new(Code::DataUnusable, format!("cannot read admin.token: {error}")))?;
+        Ok(Self {
+            url: url.to_owned(),
+            origin: Origin::Default.to_string(),
+            token: Some(token),
+            endpoint_file: None,
+        })
+    }
+
+    pub async fn connect(&self) -> Result<Client> {
+        let url = match &self.endpoint_file {
+            Some(file) => {
+                fs::read_to_string(file).map_or_else(|_| self.url.clone(), |text| text.trim().to_owned())
+            }
+            None => self.url.clone(),
+        };
+        let bad = |what: String| {
+            Failure::new(
+                Code::ConfigInvalid,
+                format!("{url:?} (from {}) is not a usable URL: {what}", self.origin),
+            )
+        };
+        let mut endpoint = Endpoint::from_shared(url.clone())
+            .map_err(|error| bad(cause(&error)))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .tcp_nodelay(true);
+        if url.starts_with("https://") {
+            let tls = ClientTlsConfig::new().with_webpki_roots();
+            endpoint = endpoint.tls_config(tls).map_err(|error| bad(cause(&error)))?;
+        }
+        let channel = endpoint.connect().await.map_err(|error| {
+            Failure::new(
+                Code::Unavailable,
+                format!("cannot reach {url} (from {}): {}", self.origin, cause(&error)),
+            )
+            .hint("start it with `cooper up`, or name another with --url or COOPER_URL")
+        })?;
+        let bearer = match &self.token {
+            Some(token) => {
+                let mut value: MetadataValue<Ascii> =
+                    format!("Bearer {}", token.expose()).parse().map_err(|_| {
+                        Failure::new(Code::Unauthenticated, "the token holds characters that no token has")
+                            .hint("give a token as `cooper token create` printed it")
+                    })?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+            None => None,
+        };
+        Ok(Client { channel: InterceptedService::new(channel, Bearer(bearer)) })
+    }
+}
+
+/// Adds the token to every request.
+#[derive(Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Service = InterceptedService<Channel, Bearer>;
+
+/// A connection, from which each service's client is made.
+#[derive(Clone)]
+pub struct Client {
+    channel: Service,
+}
+
+impl Client {
+    pub fn sessions(&self) -> SessionsClient<Service> {
+        SessionsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    pub fn tasks(&self) -> TasksClient<Service> {
+        TasksClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    pub fn runs(&self) -> RunsClient<Service> {
+        RunsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    pub fn admin(&self) -> AdminClient<Service> {
+        AdminClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+}
+
+/// A key that no other request has.
+pub fn idempotency_key() -> String {
+    format!("cli-{:032x}", rand::random::<u128>())
+}

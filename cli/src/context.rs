@@ -1,0 +1,36 @@
+//! What every command gets: the global options, settings of its role, and where to write.
+
+use std::collections::BTreeMap;
+
+use cooper_common::config::{self, Config, Role, Sources};
+
+use crate::{args::Global, connect::Cluster, failure::Result, output::Output};
+
+pub struct Context {
+    pub global: Global,
+    pub out: Output,
+}
+
+impl Context {
+    pub fn new(global: Global) -> Self {
+        let out = Output::of_process(global.json);
+        Self { global, out }
+    }
+
+    /// Settings of a role with its flags.
+    pub fn config(&self, role: Role, mut flags: BTreeMap<&'static str, String>) -> Result<Config> {
+        if let Some(data) = &self.global.data {
+            flags.insert("data", data.to_string_lossy().into_owned());
+        }
+        if let (Some(url), Role::Client) = (&self.global.url, role) {
+            flags.insert("url", url.clone());
+        }
+        let config_file = self.global.config.clone();
+        Ok(config::resolve(&Sources { role, flags, config_file, env: &config::process_env })?)
+    }
+
+    /// The cluster that commands talk to.
+    pub fn cluster(&self) -> Result<Cluster> {
+        Cluster::find(&self.config(Role::Client, BTreeMap::new())?)
+    }
+}
