@@ -2,5 +2,15 @@
 
 pub mod blobs;
 pub mod bus;
+pub mod caller;
+mod check;
+pub mod cluster;
+pub mod doors;
+pub mod fleet;
+pub mod hub;
+mod keys;
 pub mod output;
+pub mod runs;
+pub mod sessions;
 pub mod store;
+pub mod tasks;

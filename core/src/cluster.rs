@@ -59,6 +59,10 @@ pub enum Effect {
         worker: WorkerId,
         attach: u64,
     },
+    /// The task waits for its next attempt, whose output begins at 0: forget what there is.
+    Restarted {
+        task: TaskId,
+    },
     /// Room for a session may have appeared.
     CapacityChanged,
 }

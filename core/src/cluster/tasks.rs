@@ -363,6 +363,7 @@ impl Cluster {
                 && task.requeue().is_ok()
             {
                 out.tasks.insert(id);
+                out.effects.push(Effect::Restarted { task: id });
                 self.enqueue(id);
             }
         } else {

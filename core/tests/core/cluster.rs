@@ -170,7 +170,7 @@ impl World {
                         }
                     }
                 }
-                Effect::SessionChanged { .. } | Effect::CapacityChanged => {}
+                Effect::Restarted { .. } | Effect::SessionChanged { .. } | Effect::CapacityChanged => {}
             }
         }
     }

@@ -1,0 +1,155 @@
+//! What a request may hold, checked before anything is decided. Every refusal names the field, the limit and the value.
+
+use std::collections::HashMap;
+
+use cooper_common::{
+    error::{Code, Error, Result},
+    limits::request as limits,
+};
+use cooper_proto::v1;
+
+use crate::store::Filter;
+
+pub fn at_most(field: &str, value: u64, max: u64) -> Result<()> {
+    if value > max {
+        return Err(Error::invalid(format!("{field} is {value}; at most {max} is allowed")));
+    }
+    Ok(())
+}
+
+pub fn size(field: &str, bytes: usize, max: usize) -> Result<()> {
+    if bytes > max {
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("{field} has {bytes} bytes; at most {max} are allowed"),
+        ));
+    }
+    Ok(())
+}
+
+pub fn idempotency_key(key: &str) -> Result<()> {
+    size("idempotency_key", key.len(), limits::IDEMPOTENCY_KEY_BYTES_MAX)
+}
+
+/// `[a-z0-9][a-z0-9-]*`, or empty.
+pub fn name(name: &str) -> Result<()> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.len() > limits::NAME_BYTES_MAX || !name.chars().all(fine) || name.starts_with('-') {
+        return Err(Error::invalid(format!(
+            "{name:?} is no name: use lower-case letters, digits and '-', at most {} of them",
+            limits::NAME_BYTES_MAX
+        )));
+    }
+    // A name that reads as an id could hide a session behind another.
+    if name.parse::<cooper_common::ids::SessionId>().is_ok() {
+        return Err(Error::invalid(format!("{name:?} looks like an id")));
+    }
+    Ok(())
+}
+
+pub fn env(env: &HashMap<String, String>) -> Result<()> {
+    at_most("env entries", env.len() as u64, limits::ENV_ENTRIES_MAX as u64)?;
+    size("env", env.iter().map(|(k, v)| k.len() + v.len() + 2).sum(), limits::ENV_BYTES_MAX)?;
+    for (key, value) in env {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(Error::invalid(format!("{key:?} cannot be an environment variable")));
+        }
+    }
+    Ok(())
+}
+
+pub fn labels(labels: &HashMap<String, String>) -> Result<()> {
+    at_most("labels", labels.len() as u64, limits::LABELS_MAX as u64)?;
+    for (key, value) in labels {
+        size("a label", key.len().max(value.len()), limits::LABEL_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+/// What a path may look like; what it resolves to, the worker's host decides beneath the workspace.
+pub fn path(path: &str, may_be_empty: bool) -> Result<()> {
+    size("path", path.len(), limits::PATH_BYTES_MAX)?;
+    if path.is_empty() && !may_be_empty {
+        return Err(Error::invalid("path is empty"));
+    }
+    if path.contains('\0') {
+        return Err(Error::invalid("path holds a NUL byte"));
+    }
+    if path.starts_with('/') {
+        return Err(Error::new(Code::PathEscapes, format!("{path:?} is absolute")));
+    }
+    Ok(())
+}
+
+pub fn page(page: Option<v1::Page>) -> Result<Filter> {
+    let page = page.unwrap_or_default();
+    at_most("page.limit", u64::from(page.limit), u64::from(limits::PAGE_MAX))?;
+    let limit = if page.limit == 0 { limits::PAGE_DEFAULT } else { page.limit };
+    let before = if page.cursor.is_empty() { None } else { Some(page.cursor.parse()?) };
+    Ok(Filter { before, limit: limit as usize, ..Filter::default() })
+}
+
+pub fn spec(spec: &v1::TaskSpec) -> Result<()> {
+    use v1::task_spec::Kind;
+    env(&spec.env)?;
+    at_most("timeout_ms", spec.timeout_ms, cooper_common::limits::exec::TIMEOUT_MS_MAX)?;
+    let kind = spec.kind.as_ref().ok_or_else(|| Error::invalid("spec.kind is missing"))?;
+    let needs_session = match kind {
+        Kind::Python(python) => {
+            size("code", python.code.len(), limits::CODE_BYTES_MAX)?;
+            argv("args", &python.args)?;
+            true
+        }
+        Kind::Shell(shell) => {
+            if shell.argv.first().is_none_or(String::is_empty) {
+                return Err(Error::invalid("argv is empty"));
+            }
+            argv("argv", &shell.argv)?;
+            size("stdin", shell.stdin.len(), limits::STDIN_BYTES_MAX)?;
+            path(&spec.cwd, true)?;
+            true
+        }
+        Kind::Install(install) => {
+            packages(&install.packages)?;
+            true
+        }
+        Kind::Noop(_) => false,
+        Kind::Step(_) => {
+            return Err(Error::new(Code::Forbidden, "steps are made by runs only").with_hint("create a run"));
+        }
+    };
+    if !matches!(kind, Kind::Shell(_)) && !spec.cwd.is_empty() {
+        return Err(Error::invalid("cwd is for shell tasks"));
+    }
+    match (needs_session, spec.session_id.is_empty()) {
+        (true, true) => Err(Error::invalid("session_id is missing")),
+        (false, false) => Err(Error::invalid("a noop task has no session")),
+        _ => Ok(()),
+    }
+}
+
+fn argv(field: &str, args: &[String]) -> Result<()> {
+    at_most(field, args.len() as u64, limits::ARGV_MAX as u64)?;
+    size(field, args.iter().map(|arg| arg.len() + 1).sum(), limits::ARGV_BYTES_MAX)?;
+    if args.iter().any(|arg| arg.contains('\0')) {
+        return Err(Error::invalid(format!("{field} holds a NUL byte")));
+    }
+    Ok(())
+}
+
+fn packages(packages: &[String]) -> Result<()> {
+    if packages.is_empty() {
+        return Err(Error::invalid("packages is empty"));
+    }
+    at_most("packages", packages.len() as u64, limits::PACKAGES_MAX as u64)?;
+    for package in packages {
+        size("a package", package.len(), limits::PATH_BYTES_MAX)?;
+        if package.trim().is_empty()
+            || package.trim_start().starts_with('-')
+            || package.contains(['\n', '\r', '\0'])
+        {
+            return Err(Error::invalid(format!("{package:?} is no requirement; options are not taken here")));
+        }
+    }
+    Ok(())
+}

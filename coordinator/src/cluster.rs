@@ -1,0 +1,202 @@
+//! Performs what the core decides: under one lock ask the core and queue its changes, then, once they are durable, let
+//! the effects happen in that same order (I2).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error, Result},
+    ids::SessionId,
+};
+use cooper_core::{
+    Now, cluster,
+    cluster::{Effect, Out},
+    session::Session,
+    task::Task,
+    worker::Worker,
+};
+use tokio::sync::{Notify, broadcast, oneshot};
+
+use crate::{
+    fleet::Fleet,
+    hub::Hub,
+    keys::Keys,
+    output::OutputLog,
+    store::{Batch, Durability, Store},
+};
+
+/// Session changes that a waiter may lag behind; it asks the core again then (I12).
+const SESSIONS_BUFFERED_MAX: usize = 4096;
+
+/// The cluster and everything its decisions reach.
+pub struct Cluster {
+    core: Mutex<cluster::Cluster>,
+    pub store: Arc<dyn Store>,
+    pub fleet: Arc<Fleet>,
+    pub hub: Hub,
+    pub keys: Keys,
+    pub output: OutputLog,
+    session_changes: broadcast::Sender<SessionId>,
+    /// Room for a session may have appeared.
+    pub capacity: Notify,
+    /// The store refused a commit: what memory holds was never recorded, so this coordinator must start anew.
+    broken: tokio::sync::watch::Sender<Option<Error>>,
+}
+
+/// Durable once awaited.
+pub type Recorded = oneshot::Receiver<Result<()>>;
+
+impl Cluster {
+    /// Loads what the store remembers, under a new epoch.
+    pub async fn load(store: Arc<dyn Store>, output: OutputLog) -> Result<Arc<Self>> {
+        use cooper_core::change::Aggregate;
+        let epoch = store.next_epoch().await?;
+        let now = now();
+        let unreadable =
+            |what: &str, id: &str| Error::internal(format!("the stored {what} {id} cannot be read"));
+        let mut workers = Vec::new();
+        for record in store.live(Aggregate::Worker).await? {
+            let worker = Worker::restore(now, &record.id, record.version, record.row);
+            workers.push(worker.map_err(|_| unreadable("worker", &record.id))?);
+        }
+        let mut sessions = Vec::new();
+        for record in store.live(Aggregate::Session).await? {
+            let id = record.id.parse().map_err(|_| unreadable("session", &record.id))?;
+            let session = Session::restore(id, record.version, record.row);
+            sessions.push(session.map_err(|_| unreadable("session", &record.id))?);
+        }
+        let mut tasks = Vec::new();
+        for record in store.live(Aggregate::Task).await? {
+            let id = record.id.parse().map_err(|_| unreadable("task", &record.id))?;
+            let task = Task::restore(id, record.version, record.row);
+            tasks.push(task.map_err(|_| unreadable("task", &record.id))?);
+        }
+        tracing::info!(
+            epoch,
+            workers = workers.len(),
+            sessions = sessions.len(),
+            tasks = tasks.len(),
+            "loaded"
+        );
+        let core = cluster::Cluster::restore(now, epoch, Default::default(), workers, sessions, tasks);
+        Ok(Arc::new(Self {
+            core: Mutex::new(core),
+            store,
+            fleet: Arc::default(),
+            hub: Hub::default(),
+            keys: Keys::default(),
+            output,
+            session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
+            capacity: Notify::new(),
+            broken: tokio::sync::watch::Sender::new(None),
+        }))
+    }
+
+    /// Looks at the cluster as decided, which may be a moment ahead of what is recorded.
+    pub fn look<T>(&self, f: impl FnOnce(&cluster::Cluster) -> T) -> T {
+        f(&self.core.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks the core. What it decides is queued for the store before anybody else may ask.
+    pub fn decide<T>(
+        self: &Arc<Self>,
+        f: impl FnOnce(&mut cluster::Cluster, Now) -> Result<(T, Out)>,
+    ) -> Result<(T, Recorded)> {
+        self.decide_then(f, |_| ())
+    }
+
+    /// Like [`Self::decide`]; `first` happens as soon as the changes are durable, before their effects.
+    pub fn decide_then<T>(
+        self: &Arc<Self>,
+        f: impl FnOnce(&mut cluster::Cluster, Now) -> Result<(T, Out)>,
+        first: impl FnOnce(&Result<()>) + Send + 'static,
+    ) -> Result<(T, Recorded)> {
+        if let Some(error) = self.broken.borrow().clone() {
+            return Err(error);
+        }
+        let (recorded, answer) = oneshot::channel();
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let (value, out) = f(&mut core, now())?;
+        if out.changes.is_empty() {
+            drop(core);
+            first(&Ok(()));
+            self.perform(out.effects);
+            let _ = recorded.send(Ok(()));
+            return Ok((value, answer));
+        }
+        let this = self.clone();
+        let effects = out.effects;
+        self.store.commit(Batch {
+            changes: out.changes,
+            durability: if out.full { Durability::Full } else { Durability::Relaxed },
+            done: Box::new(move |result| {
+                let result = result.map_err(Error::from);
+                first(&result);
+                match &result {
+                    Ok(()) => this.perform(effects),
+                    Err(error) => this.break_down(error),
+                }
+                let _ = recorded.send(result);
+            }),
+        });
+        Ok((value, answer))
+    }
+
+    /// For inputs that cannot fail and that nobody waits for: messages of workers, the clock.
+    pub fn tell(self: &Arc<Self>, f: impl FnOnce(&mut cluster::Cluster, Now) -> Out) {
+        // Fails only when the store broke; the coordinator is ending then.
+        let _ = self.decide(|core, now| Ok(((), f(core, now))));
+    }
+
+    fn perform(&self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send { worker, attach, message } => self.fleet.send_core(&worker, attach, message),
+                Effect::TaskEnded(ended) => {
+                    metrics::counter!("cooper_tasks_total", "state" => ended.body.state.as_str())
+                        .increment(1);
+                    self.hub.task_ended(ended);
+                }
+                Effect::SessionChanged { session } => {
+                    let _ = self.session_changes.send(session);
+                    self.capacity.notify_waiters();
+                }
+                Effect::Restarted { task } => {
+                    if let Err(error) = self.output.remove(task) {
+                        tracing::error!(%task, %error, "the output of a given-up attempt could not be removed");
+                    }
+                }
+                Effect::Close { worker, attach } => self.fleet.closed(&worker, attach),
+                Effect::CapacityChanged => self.capacity.notify_waiters(),
+            }
+        }
+    }
+
+    fn break_down(&self, error: &Error) {
+        tracing::error!(%error, "the store refused a commit; this coordinator starts anew from what is recorded");
+        self.broken.send_replace(Some(Error::new(Code::StoreUnavailable, error.message.clone())));
+    }
+
+    /// Resolves when the store refused a commit and this cluster must not go on.
+    pub async fn broken(&self) -> Error {
+        let mut broken = self.broken.subscribe();
+        match broken.wait_for(Option::is_some).await {
+            Ok(error) => error.clone().unwrap_or_else(|| Error::internal("the store broke")),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Sessions whose recorded state changed, from now on.
+    pub fn session_changes(&self) -> broadcast::Receiver<SessionId> {
+        self.session_changes.subscribe()
+    }
+}
+
+/// Awaits durability.
+pub async fn durable(recorded: Recorded) -> Result<()> {
+    recorded.await.unwrap_or_else(|_| Err(Error::new(Code::StoreUnavailable, "the store went away")))
+}
+
+pub fn now() -> Now {
+    Now { mono_ms: clock::mono_ms(), wall_ms: clock::wall_ms() }
+}

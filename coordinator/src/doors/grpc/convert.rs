@@ -1,0 +1,218 @@
+//! Stored rows as messages of the contract.
+
+use cooper_common::{error::Code, ids::TaskId};
+use cooper_core::{cluster::Ended, run, session, task};
+use cooper_proto::v1;
+use prost::Message as _;
+
+use crate::{
+    cluster::Cluster,
+    runs::{self, Loaded},
+    sessions, store, tasks,
+};
+
+pub type Result<T> = std::result::Result<T, tonic::Status>;
+
+fn error(code: &str, message: &str) -> v1::Error {
+    let hint = Code::parse(code).map(Code::hint).unwrap_or_default();
+    v1::Error { code: code.to_owned(), message: message.to_owned(), hint: hint.to_owned() }
+}
+
+fn reason(reason: &session::Reason) -> v1::Error {
+    error(&reason.code, &reason.message)
+}
+
+pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session> {
+    let body = sessions::body(record).map_err(crate::doors::status)?;
+    let spec =
+        v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default()).unwrap_or_default();
+    let active = record
+        .id
+        .parse()
+        .ok()
+        .and_then(|id| cluster.look(|core| core.session(id).map(|s| s.queue.len() + s.running.len())));
+    let state = match body.state {
+        session::State::Initializing => v1::SessionState::Initializing,
+        session::State::Ready => v1::SessionState::Ready,
+        session::State::Checkpointing => v1::SessionState::Checkpointing,
+        session::State::Draining => v1::SessionState::Draining,
+        session::State::Destroyed => v1::SessionState::Destroyed,
+        session::State::Failed => v1::SessionState::Failed,
+    };
+    Ok(v1::Session {
+        id: record.id.clone(),
+        name: body.name,
+        state: state.into(),
+        worker_id: body.worker,
+        labels: spec.labels,
+        limits: spec.limits,
+        created_at_ms: record.row.created_ms,
+        updated_at_ms: record.row.updated_ms,
+        python_version: body.python_version,
+        facilities: body.facilities,
+        interpreter_restarted: body.interpreter_restarted,
+        active_executions: active.unwrap_or(0) as u32,
+        error: body.reason.as_ref().map(reason),
+        tenant: record.row.tenant.clone(),
+    })
+}
+
+fn task_state(state: task::State) -> v1::TaskState {
+    match state {
+        task::State::Queued => v1::TaskState::Queued,
+        task::State::Assigned => v1::TaskState::Assigned,
+        task::State::Running => v1::TaskState::Running,
+        task::State::Ended(task::End::Succeeded) => v1::TaskState::Succeeded,
+        task::State::Ended(task::End::Failed) => v1::TaskState::Failed,
+        task::State::Ended(task::End::TimedOut) => v1::TaskState::TimedOut,
+        task::State::Ended(task::End::Cancelled) => v1::TaskState::Cancelled,
+        task::State::Ended(task::End::Lost) => v1::TaskState::Lost,
+        task::State::Ended(task::End::DeadLetter) => v1::TaskState::DeadLetter,
+    }
+}
+
+/// The worker's outcome, or the reason why there is none.
+fn outcome(body: &task::Body, result: Option<&[u8]>) -> Option<v1::Outcome> {
+    matches!(body.state, task::State::Ended(_)).then(|| {
+        let mut outcome = result.and_then(|bytes| v1::Outcome::decode(bytes).ok()).unwrap_or_default();
+        if let Some(why) = &body.reason {
+            outcome.exit_code = 125;
+            outcome.error = Some(reason(why));
+        }
+        // A step's report is between Cooper and its worker.
+        outcome.step_json.clear();
+        outcome
+    })
+}
+
+fn of_body(id: String, body: &task::Body, tenant: &str, created_ms: i64, result: Option<&[u8]>) -> v1::Task {
+    v1::Task {
+        id,
+        state: task_state(body.state).into(),
+        spec: None,
+        attempt: body.fence.attempt,
+        worker_id: body.worker.clone().unwrap_or_default(),
+        created_at_ms: created_ms,
+        started_at_ms: body.started_ms,
+        ended_at_ms: body.ended_ms,
+        outcome: outcome(body, result),
+        tenant: tenant.to_owned(),
+    }
+}
+
+pub fn task(record: &store::Record) -> Result<v1::Task> {
+    let body = tasks::body(record).map_err(crate::doors::status)?;
+    let row = &record.row;
+    let mut task = of_body(record.id.clone(), &body, &row.tenant, row.created_ms, row.result.as_deref());
+    task.spec = v1::TaskSpec::decode(row.spec.as_deref().unwrap_or_default()).ok().map(|mut spec| {
+        if let Some(v1::task_spec::Kind::Step(step)) = &mut spec.kind {
+            step.input_json.clear();
+        }
+        spec
+    });
+    Ok(task)
+}
+
+/// Without the spec, which its submitter knows.
+pub fn ended(ended: &Ended) -> v1::Task {
+    of_body(ended.task.to_string(), &ended.body, &ended.tenant, ended.created_ms, ended.result.as_deref())
+}
+
+/// A task that was just taken in.
+pub fn accepted(id: TaskId) -> v1::Task {
+    v1::Task { id: id.to_string(), state: v1::TaskState::Queued.into(), ..v1::Task::default() }
+}
+
+pub fn run_state(state: run::State) -> v1::RunState {
+    match state {
+        run::State::Queued => v1::RunState::Queued,
+        run::State::Planning => v1::RunState::Planning,
+        run::State::AwaitingApproval => v1::RunState::AwaitingApproval,
+        run::State::Running => v1::RunState::Running,
+        run::State::Succeeded => v1::RunState::Succeeded,
+        run::State::RollingBack => v1::RunState::RollingBack,
+        run::State::RolledBack => v1::RunState::RolledBack,
+        run::State::RollbackFailed => v1::RunState::RollbackFailed,
+        run::State::Failed => v1::RunState::Failed,
+        run::State::Rejected => v1::RunState::Rejected,
+        run::State::Expired => v1::RunState::Expired,
+        run::State::Cancelled => v1::RunState::Cancelled,
+        run::State::Refused => v1::RunState::Refused,
+    }
+}
+
+/// The stored name of a state a client filters by.
+pub fn run_state_name(state: v1::RunState) -> Option<&'static str> {
+    run::State::ALL.iter().find(|ours| run_state(**ours) == state).map(|ours| ours.as_str())
+}
+
+fn step(step: &run::Step) -> v1::Step {
+    let state = match step.state {
+        run::StepState::Pending => v1::StepState::Pending,
+        run::StepState::Running => v1::StepState::Running,
+        run::StepState::Succeeded => v1::StepState::Succeeded,
+        run::StepState::Failed => v1::StepState::Failed,
+        run::StepState::Skipped => v1::StepState::Skipped,
+    };
+    v1::Step {
+        name: step.kind.as_str().to_owned(),
+        state: state.into(),
+        started_at_ms: step.started_ms,
+        ended_at_ms: step.ended_ms,
+        task_id: step.task.map(|id| id.to_string()).unwrap_or_default(),
+        message: step.message.clone(),
+    }
+}
+
+pub fn run(loaded: &Loaded) -> v1::Run {
+    let run = &loaded.run;
+    let body = &run.body;
+    v1::Run {
+        id: run.id.to_string(),
+        stack: body.stack.clone(),
+        service: body.service.clone(),
+        state: run_state(body.state).into(),
+        steps: run.steps.iter().map(step).collect(),
+        cause: body.cause.clone(),
+        rule_id: body.rule_id.clone(),
+        plan_hash: body.plan_hash.clone(),
+        files: body.files.clone(),
+        approval: run.approval.as_ref().map(|approval| v1::Approval {
+            id: approval.id.to_string(),
+            plan_hash: approval.plan_hash.clone(),
+            decision: approval.decision.as_str().to_owned(),
+            reasons: approval.reasons.clone(),
+            approvers: approval.approvers.clone(),
+            decided_by: approval.decided_by.clone(),
+            comment: approval.comment.clone(),
+            decided_at_ms: approval.decided_ms,
+            expires_at_ms: approval.expires_ms,
+        }),
+        error: body.reason.as_ref().map(reason),
+        created_at_ms: run.created_ms,
+        updated_at_ms: loaded.updated_ms,
+        dry_run: body.dry_run,
+        instruction: body.instruction.clone(),
+        tenant: run.tenant.to_string(),
+        artifacts: body.artifacts.iter().map(|artifact| artifact.name.clone()).collect(),
+        promotion: body.promotion.clone(),
+    }
+}
+
+pub fn artifact(artifact: &run::Artifact) -> v1::Artifact {
+    v1::Artifact {
+        name: artifact.name.clone(),
+        size_bytes: artifact.size_bytes,
+        digest: artifact.digest.clone(),
+        created_at_ms: artifact.created_ms,
+    }
+}
+
+pub fn stack(stack: &runs::Stack) -> v1::Stack {
+    v1::Stack {
+        name: stack.name.clone(),
+        dir: stack.dir.clone(),
+        worker_id: stack.worker.to_string(),
+        online: stack.online,
+    }
+}

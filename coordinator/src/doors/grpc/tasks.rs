@@ -1,0 +1,221 @@
+//! `cooper.v1.Tasks`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use cooper_common::error::{Code, Error};
+use cooper_proto::v1::{self, execute_response::Event, tasks_server};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_stream::StreamExt;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use crate::{
+    cluster::Cluster,
+    doors::{BoxStream, caller, status},
+    tasks::{self, Following, Seen, Submitted},
+};
+
+/// Ids one watch may name.
+const WATCHED_MAX: usize = 100_000;
+/// Ended tasks in one message.
+const WATCH_BATCH_MAX: usize = 1024;
+
+pub struct Tasks {
+    pub cluster: Arc<Cluster>,
+}
+
+fn event(event: Event) -> v1::ExecuteResponse {
+    v1::ExecuteResponse { event: Some(event) }
+}
+
+/// `accepted`, then output as it comes, then the end.
+fn follow(accepted: v1::Task, mut following: Following) -> BoxStream<v1::ExecuteResponse> {
+    Box::pin(async_stream::try_stream! {
+        let spec = accepted.spec.clone();
+        yield event(Event::Accepted(accepted));
+        while let Some(seen) = following.next().await.map_err(status)? {
+            yield event(match seen {
+                Seen::Output { stream, offset, data } => {
+                    Event::Output(v1::Output { stream: i32::from(stream.number()), offset, data })
+                }
+                Seen::Ended(ended) => Event::Ended(v1::Task { spec: spec.clone(), ..convert::ended(&ended) }),
+            });
+        }
+    })
+}
+
+#[tonic::async_trait]
+impl tasks_server::Tasks for Tasks {
+    type ExecuteStream = BoxStream<v1::ExecuteResponse>;
+    type FollowStream = BoxStream<v1::ExecuteResponse>;
+    type SubmitTasksStream = BoxStream<v1::SubmitTasksResponse>;
+    type WatchTasksStream = BoxStream<v1::WatchTasksResponse>;
+
+    async fn execute(
+        &self,
+        request: Request<v1::SubmitTaskRequest>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let (submitted, follower) =
+            tasks::execute(&self.cluster, &caller, request.into_inner()).await.map_err(status)?;
+        let id = submitted.id();
+        let accepted = match submitted {
+            Submitted::New(id) => convert::accepted(id),
+            Submitted::Known(id) => {
+                convert::task(&tasks::get(&self.cluster, &caller, &id.to_string()).await.map_err(status)?)?
+            }
+        };
+        let following = Following::new(self.cluster.clone(), id, follower, [0, 0]);
+        Ok(Response::new(follow(accepted, following)))
+    }
+
+    async fn submit_task(
+        &self,
+        request: Request<v1::SubmitTaskRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let task = match tasks::submit(&self.cluster, &caller, request.into_inner()).await.map_err(status)? {
+            Submitted::New(id) => convert::accepted(id),
+            Submitted::Known(id) => {
+                convert::task(&tasks::get(&self.cluster, &caller, &id.to_string()).await.map_err(status)?)?
+            }
+        };
+        Ok(Response::new(task))
+    }
+
+    async fn submit_tasks(
+        &self,
+        request: Request<Streaming<v1::SubmitTasksRequest>>,
+    ) -> Result<Response<Self::SubmitTasksStream>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let cluster = self.cluster.clone();
+        let mut batches = request.into_inner();
+        let stream = async_stream::try_stream! {
+            while let Some(batch) = batches.next().await.transpose()? {
+                let results = tasks::submit_all(&cluster, &caller, batch.tasks).await.map_err(status)?;
+                let mut response = v1::SubmitTasksResponse { task_ids: Vec::new(), errors: HashMap::new() };
+                for (index, result) in results.into_iter().enumerate() {
+                    match result {
+                        Ok(id) => response.task_ids.push(id.to_string()),
+                        Err(error) => {
+                            response.task_ids.push(String::new());
+                            let hint = error.hint().to_owned();
+                            response.errors.insert(
+                                index as u32,
+                                v1::Error { code: error.code.as_str().to_owned(), message: error.message, hint },
+                            );
+                        }
+                    }
+                }
+                yield response;
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn watch_tasks(
+        &self,
+        request: Request<v1::WatchTasksRequest>,
+    ) -> Result<Response<Self::WatchTasksStream>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let ids = request.into_inner().task_ids;
+        crate::check::at_most("task_ids", ids.len() as u64, WATCHED_MAX as u64).map_err(status)?;
+        // From here on nothing that ends is missed; what ended before is read below.
+        let mut ended = self.cluster.hub.watch_ended();
+        let cluster = self.cluster.clone();
+        let stream = async_stream::try_stream! {
+            let all = ids.is_empty();
+            let mut wanted = std::collections::HashSet::new();
+            let mut before = Vec::new();
+            for id in ids {
+                let record = tasks::get(&cluster, &caller, &id).await.map_err(status)?;
+                if record.row.ended {
+                    before.push(v1::Task { spec: None, ..convert::task(&record)? });
+                } else {
+                    wanted.insert(record.id);
+                }
+            }
+            if !before.is_empty() {
+                yield v1::WatchTasksResponse { tasks: before };
+            } else if all {
+                // Tells the client that the watch is on.
+                yield v1::WatchTasksResponse { tasks: Vec::new() };
+            }
+            while all || !wanted.is_empty() {
+                let mut tasks = Vec::new();
+                let mut next = Some(ended.recv().await);
+                while let Some(received) = next.take() {
+                    match received {
+                        Ok(task) if task.tenant == caller.tenant
+                            && (all || wanted.remove(&task.task.to_string())) =>
+                        {
+                            tasks.push(convert::ended(&task));
+                        }
+                        Ok(_) => {}
+                        Err(RecvError::Lagged(missed)) => {
+                            Err(status(Error::new(
+                                Code::Overloaded,
+                                format!("this watch fell {missed} ended tasks behind"),
+                            ).with_hint("watch again, naming the tasks that are still wanted")))?;
+                        }
+                        Err(RecvError::Closed) => return,
+                    }
+                    if tasks.len() < WATCH_BATCH_MAX {
+                        next = ended.try_recv().ok().map(Ok);
+                    }
+                }
+                if !tasks.is_empty() {
+                    yield v1::WatchTasksResponse { tasks };
+                }
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn follow(
+        &self,
+        request: Request<v1::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let (record, following) =
+            tasks::follow(&self.cluster, &caller, request.get_ref()).await.map_err(status)?;
+        Ok(Response::new(follow(convert::task(&record)?, following)))
+    }
+
+    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let record = tasks::get(&self.cluster, &caller, &request.get_ref().task_id).await.map_err(status)?;
+        Ok(Response::new(convert::task(&record)?))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<v1::ListTasksRequest>,
+    ) -> Result<Response<v1::ListTasksResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let request = request.into_inner();
+        let page =
+            tasks::list(&self.cluster, &caller, request.page, &request.session_id).await.map_err(status)?;
+        let tasks: Result<Vec<_>, _> = page.records.iter().map(convert::task).collect();
+        let next_cursor = page.next.map(|cursor| cursor.to_string()).unwrap_or_default();
+        Ok(Response::new(v1::ListTasksResponse { tasks: tasks?, next_cursor }))
+    }
+
+    async fn cancel_task(
+        &self,
+        request: Request<v1::CancelTaskRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let record =
+            tasks::cancel(&self.cluster, &caller, &request.get_ref().task_id).await.map_err(status)?;
+        Ok(Response::new(convert::task(&record)?))
+    }
+}

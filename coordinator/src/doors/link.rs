@@ -1,0 +1,514 @@
+//! The workers' door: translates the link protocol (DESIGN §5) into inputs of the cluster and back. Decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use cooper_common::{
+    VERSION,
+    error::{Code, Error, Result},
+    ids::{SessionId, TaskId},
+    limits::link as limits,
+    token::Scope,
+};
+use cooper_core::{
+    change::InlineOutput,
+    cluster::{AttemptItem, Hello, SessionItem, Update, Verdict, Welcome},
+    lease::Fence,
+    session::Reason,
+    task::End,
+    worker::{Body, State, WorkerId},
+};
+use cooper_proto::v1::{self, worker_link_server::WorkerLink};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{BoxStream, caller, status};
+use crate::{
+    caller::Caller,
+    cluster::{Cluster, durable},
+    fleet::{Reply, Transfer},
+    output::Stream,
+    runs::Runs,
+};
+
+/// A worker says hello at once.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Acks on their way to one worker's output stream.
+const ACKS_MAX: usize = 256;
+
+pub struct Door {
+    pub cluster: Arc<Cluster>,
+    pub runs: Arc<Runs>,
+}
+
+fn fence(fence: Option<v1::Fence>) -> Fence {
+    let fence = fence.unwrap_or_default();
+    Fence { epoch: fence.epoch, attempt: fence.attempt }
+}
+
+fn wire(fence: Fence) -> Option<v1::Fence> {
+    Some(v1::Fence { epoch: fence.epoch, attempt: fence.attempt })
+}
+
+#[tonic::async_trait]
+impl WorkerLink for Door {
+    type AttachStream = BoxStream<v1::Down>;
+    type StreamOutputStream = BoxStream<v1::OutputAck>;
+    type TransferStream = BoxStream<v1::TransferDown>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::Up>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[Scope::Worker]).map_err(status)?;
+        let mut ups = request.into_inner();
+        let first = tokio::time::timeout(HELLO_TIMEOUT, ups.next()).await;
+        let hello = match first {
+            Ok(Some(Ok(v1::Up { message: Some(v1::up::Message::Hello(hello)) }))) => hello,
+            Ok(Some(Err(error))) => return Err(error),
+            _ => return Err(status(Error::invalid("the first message of an attach is Hello"))),
+        };
+        let (worker, attach, downs) = attach(&self.cluster, &caller, hello).await.map_err(status)?;
+        let (cluster, runs) = (self.cluster.clone(), self.runs.clone());
+        tokio::spawn(async move {
+            let goodbye = listen(&cluster, &runs, &worker, attach, &mut ups).await;
+            cluster.fleet.closed(&worker, attach);
+            cluster.tell(|core, now| core.detach(now, &worker, attach, goodbye));
+            tracing::info!(%worker, attach, goodbye, "detached");
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(downs).map(Ok))))
+    }
+
+    async fn stream_output(
+        &self,
+        request: Request<Streaming<v1::OutputUp>>,
+    ) -> Result<Response<Self::StreamOutputStream>, Status> {
+        let (worker, attach) = self.attached(&request)?;
+        let cluster = self.cluster.clone();
+        let mut ups = request.into_inner();
+        let (acks, acked) = mpsc::channel(ACKS_MAX);
+        tokio::spawn(async move {
+            while let Some(Ok(up)) = ups.next().await {
+                if !cluster.look(|core| core.is_current(&worker, attach)) {
+                    break;
+                }
+                let ack = match append(&cluster, &worker, up) {
+                    Ok(ack) => Ok(ack),
+                    Err(error) => Err(status(error)),
+                };
+                let failed = ack.is_err();
+                if acks.send(ack).await.is_err() || failed {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(acked))))
+    }
+
+    async fn transfer(
+        &self,
+        request: Request<Streaming<v1::TransferUp>>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
+        let (worker, _) = self.attached(&request)?;
+        let mut ups = request.into_inner();
+        let Some(Ok(v1::TransferUp { part: Some(v1::transfer_up::Part::CallId(call)) })) = ups.next().await
+        else {
+            return Err(status(Error::invalid("the first message of a transfer names its call")));
+        };
+        let transfer = self.cluster.fleet.transfer(&worker, call);
+        let transfer =
+            transfer.ok_or_else(|| status(Error::invalid("there is no such call, or not any more")))?;
+        let cluster = self.cluster.clone();
+        match transfer {
+            Transfer::Read(body) => {
+                tokio::spawn(async move {
+                    receive(&cluster, &worker, call, &mut ups, body).await;
+                    cluster.fleet.transferred(call);
+                });
+                Ok(Response::new(Box::pin(tokio_stream::pending())))
+            }
+            Transfer::Write(body) => {
+                tokio::spawn(async move {
+                    let reply = written(&mut ups).await;
+                    cluster.fleet.answered(&worker, call, reply.map(Reply::Stat));
+                });
+                Ok(Response::new(Box::pin(pieces(body))))
+            }
+        }
+    }
+}
+
+impl Door {
+    /// Which attach a data stream belongs to.
+    fn attached<T>(&self, request: &Request<T>) -> Result<(WorkerId, u64), Status> {
+        caller(request)?.require(&[Scope::Worker]).map_err(status)?;
+        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+        let worker: WorkerId = text("cooper-worker-id").unwrap_or_default().into();
+        let attach = text("cooper-attach-epoch").and_then(|text| text.parse().ok()).unwrap_or(0);
+        if !self.cluster.look(|core| core.is_current(&worker, attach)) {
+            return Err(status(Error::new(Code::StaleLease, "this is not the worker's current attach")));
+        }
+        Ok((worker, attach))
+    }
+}
+
+/// Reconciles, and opens the worker's stream with Welcome as its first message.
+async fn attach(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    hello: v1::Hello,
+) -> Result<(WorkerId, u64, mpsc::Receiver<v1::Down>)> {
+    let protocol = limits::PROTOCOL_MAX.min(hello.protocol_max);
+    if protocol < limits::PROTOCOL_MIN || protocol < hello.protocol_min {
+        return Err(Error::new(
+            Code::ProtocolVersion,
+            format!(
+                "the worker speaks link protocol {} to {}, this coordinator {} to {}",
+                hello.protocol_min,
+                hello.protocol_max,
+                limits::PROTOCOL_MIN,
+                limits::PROTOCOL_MAX
+            ),
+        ));
+    }
+    let worker: WorkerId = hello.worker_id.as_str().into();
+    if worker.is_empty() || worker.len() > 128 {
+        return Err(Error::invalid("worker_id has 1 to 128 bytes"));
+    }
+    let hello = understood(worker.clone(), caller, hello)?;
+    let (downs, stream) = mpsc::channel(limits::OUTBOUND_MESSAGES_MAX);
+    // Decided under the lock, sent when durable: Welcome opens the stream, the effects of this attach come behind it.
+    let welcome: Arc<OnceLock<(u64, v1::Welcome)>> = Arc::default();
+    let opening = (welcome.clone(), cluster.clone(), worker.clone(), downs);
+    let (attach, recorded) = cluster.decide_then(
+        |core, now| {
+            let (answer, out) = core.attach(now, hello)?;
+            let attach = answer.attach;
+            let message = welcomed(cluster, answer, protocol, core.epoch())?;
+            // Set once, here.
+            let _ = welcome.set((attach, message));
+            Ok((attach, out))
+        },
+        move |recorded| {
+            let (welcome, cluster, worker, downs) = opening;
+            if let (Ok(()), Some((attach, welcome))) = (recorded, welcome.get()) {
+                let message = Some(v1::down::Message::Welcome(welcome.clone()));
+                // The channel is empty.
+                let _ = downs.try_send(v1::Down { message });
+                cluster.fleet.opened(&worker, *attach, downs);
+            }
+        },
+    )?;
+    durable(recorded).await?;
+    Ok((worker, attach, stream))
+}
+
+fn understood(worker: WorkerId, caller: &Caller, hello: v1::Hello) -> Result<Hello> {
+    let capacity = hello.capacity.unwrap_or_default();
+    let mut sessions = Vec::new();
+    for item in hello.sessions {
+        // An id that is not one cannot be ours to keep: leave it out and the worker will be asked about it never again.
+        let Ok(session) = item.session_id.parse::<SessionId>() else { continue };
+        sessions.push(SessionItem {
+            session,
+            fence: fence(item.fence),
+            interpreter_restarted: item.interpreter_restarted,
+        });
+    }
+    let mut attempts = Vec::new();
+    for item in hello.attempts {
+        let Ok(task) = item.task_id.parse::<TaskId>() else { continue };
+        attempts.push(AttemptItem { task, fence: fence(item.fence), result_pending: item.result_pending });
+    }
+    Ok(Hello {
+        worker,
+        tenant: caller.tenant.clone(),
+        body: Body {
+            state: State::Ready,
+            incarnation: hello.incarnation,
+            version: hello.version,
+            capabilities: hello.capabilities.into_iter().collect::<BTreeSet<_>>(),
+            labels: hello.labels.into_iter().collect::<BTreeMap<_, _>>(),
+            sessions_max: capacity.sessions_max,
+            tasks_max: capacity.tasks_max,
+            stacks: hello.stacks.into_iter().map(|stack| (stack.name, stack.dir)).collect(),
+            hostname: hello.hostname,
+            boot_id: hello.boot_id,
+            python_version: hello.python_version,
+        },
+        sessions,
+        attempts,
+    })
+}
+
+fn welcomed(cluster: &Cluster, welcome: Welcome, protocol: u32, epoch: u64) -> Result<v1::Welcome> {
+    let verdict = |verdict| {
+        match verdict {
+            Verdict::Keep => v1::Verdict::Keep,
+            Verdict::ResendResult => v1::Verdict::ResendResult,
+            Verdict::Cancel => v1::Verdict::Cancel,
+            Verdict::Forget => v1::Verdict::Forget,
+        }
+        .into()
+    };
+    let mut attempts = Vec::with_capacity(welcome.attempts.len());
+    for item in welcome.attempts {
+        attempts.push(v1::AttemptVerdict {
+            task_id: item.task.to_string(),
+            fence: wire(item.fence),
+            verdict: verdict(item.verdict),
+            stdout_offset: cluster.output.len(item.task, Stream::Stdout)?,
+            stderr_offset: cluster.output.len(item.task, Stream::Stderr)?,
+        });
+    }
+    Ok(v1::Welcome {
+        protocol,
+        coordinator_epoch: epoch,
+        attach_epoch: welcome.attach,
+        heartbeat_ms: welcome.heartbeat_ms,
+        lease_ms: welcome.lease_ms,
+        attempts,
+        sessions: welcome
+            .sessions
+            .into_iter()
+            .map(|item| v1::SessionVerdict {
+                session_id: item.session.to_string(),
+                verdict: verdict(item.verdict),
+            })
+            .collect(),
+        coordinator_version: VERSION.to_owned(),
+    })
+}
+
+/// Reads the worker's stream until it ends; true = it said goodbye.
+async fn listen(
+    cluster: &Arc<Cluster>,
+    runs: &Runs,
+    worker: &WorkerId,
+    attach: u64,
+    ups: &mut Streaming<v1::Up>,
+) -> bool {
+    use v1::up::Message;
+    while let Some(Ok(up)) = ups.next().await {
+        match up.message {
+            Some(Message::Heartbeat(beat)) => {
+                if !heartbeat(cluster, worker, attach, beat) {
+                    return false;
+                }
+            }
+            Some(Message::Credit(credit)) => {
+                cluster.tell(|core, now| core.credit(now, worker, attach, credit.tasks, credit.assigns_seen));
+            }
+            Some(Message::Started(started)) => {
+                if let Ok(task) = started.task_id.parse() {
+                    cluster.tell(|core, now| core.started(now, worker, attach, task, fence(started.fence)));
+                }
+            }
+            Some(Message::Result(result)) => {
+                if let Err(error) = ended(cluster, worker, attach, result).await {
+                    // Not acked, so it is sent again at the next attach; the cut makes that now.
+                    tracing::error!(%worker, %error, "a result could not be taken");
+                    return false;
+                }
+            }
+            Some(Message::Session(update)) => session(cluster, worker, attach, update),
+            Some(Message::CallResult(result)) => call_result(cluster, worker, result),
+            Some(Message::Stacks(update)) => {
+                let stacks = update.stacks.into_iter().map(|stack| (stack.name, stack.dir)).collect();
+                cluster.tell(|core, now| core.stacks(now, worker, attach, stacks));
+                runs.registering.answered(worker, update.error);
+            }
+            Some(Message::Goodbye(goodbye)) => {
+                tracing::info!(%worker, reason = goodbye.reason, "goodbye");
+                return true;
+            }
+            Some(Message::Hello(_)) | None => {}
+        }
+    }
+    false
+}
+
+/// False = another attach took this one's place, or it was given up: the stream ends.
+fn heartbeat(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, beat: v1::Heartbeat) -> bool {
+    let mut current = false;
+    cluster.tell(|core, now| {
+        let (yes, out) = core.heartbeat(now, worker, attach);
+        current = yes;
+        out
+    });
+    if current {
+        let ack = v1::HeartbeatAck { seq: beat.seq, lease_ms: limits::LEASE_MS };
+        cluster.fleet.send(worker, attach, v1::down::Message::HeartbeatAck(ack));
+    }
+    current
+}
+
+/// Records a result, its output first.
+async fn ended(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, result: v1::Result) -> Result<()> {
+    let task: TaskId = result.task_id.parse().map_err(|_| Error::invalid("task_id is malformed"))?;
+    let fence = fence(result.fence);
+    let end = match result.state() {
+        v1::TaskState::Succeeded => End::Succeeded,
+        v1::TaskState::TimedOut => End::TimedOut,
+        v1::TaskState::Cancelled => End::Cancelled,
+        v1::TaskState::Lost => End::Lost,
+        _ => End::Failed,
+    };
+    // Under an old fence nothing may be written, output included.
+    let ours =
+        cluster.look(|core| core.task(task).is_some_and(|task| task.held() && task.body.fence == fence));
+    let mut inline = Vec::new();
+    let mut synced = true;
+    if ours {
+        for tail in [result.stdout_tail, result.stderr_tail].into_iter().flatten() {
+            if tail.data.is_empty() {
+                continue;
+            }
+            let stream = stream_of(&tail)?;
+            if tail.offset == 0 && cluster.output.len(task, stream)? == 0 {
+                inline.push(InlineOutput { stream: tail.stream as u8, bytes: tail.data.to_vec() });
+            } else {
+                cluster.output.append(task, stream, tail.offset, &tail.data)?;
+                synced = false;
+            }
+        }
+        let outcome = result.outcome.as_ref();
+        let streamed = outcome.is_some_and(|outcome| {
+            let inline: u64 = inline.iter().map(|output| output.bytes.len() as u64).sum();
+            outcome.stdout_bytes + outcome.stderr_bytes > inline
+        });
+        if streamed || !synced {
+            cluster.output.sync(task).await?;
+        }
+    }
+    let outcome = result.outcome.unwrap_or_default().encode_to_vec();
+    cluster.tell(|core, now| core.result(now, worker, attach, task, fence, end, outcome, inline));
+    Ok(())
+}
+
+fn stream_of(output: &v1::Output) -> Result<Stream> {
+    let number = u8::try_from(output.stream).unwrap_or_default();
+    Stream::from_number(number).ok_or_else(|| Error::invalid("output names no stream"))
+}
+
+fn append(cluster: &Cluster, worker: &WorkerId, up: v1::OutputUp) -> Result<v1::OutputAck> {
+    let task: TaskId = up.task_id.parse().map_err(|_| Error::invalid("task_id is malformed"))?;
+    let fence = fence(up.fence);
+    let ours = cluster.look(|core| {
+        core.task(task).is_some_and(|task| {
+            task.held() && task.body.fence == fence && task.body.worker.as_deref() == Some(&**worker)
+        })
+    });
+    let output = up.output.unwrap_or_default();
+    if ours && !output.data.is_empty() {
+        cluster.output.append(task, stream_of(&output)?, output.offset, &output.data)?;
+        cluster.hub.output_appended(task);
+    }
+    let end = |stream: Stream| match (ours, output.stream == i32::from(stream.number())) {
+        (true, _) => Ok(cluster.output.len(task, stream)?),
+        // Nobody wants it any more: let the worker get to its end.
+        (false, true) => Ok::<u64, Error>(output.offset + output.data.len() as u64),
+        (false, false) => Ok(0),
+    };
+    Ok(v1::OutputAck {
+        stdout_offset: end(Stream::Stdout)?,
+        stderr_offset: end(Stream::Stderr)?,
+        task_id: up.task_id,
+        fence: wire(fence),
+    })
+}
+
+fn session(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, update: v1::SessionUpdate) {
+    let Ok(id) = update.session_id.parse() else { return };
+    let fence = fence(update.fence);
+    let update = match update.state.as_str() {
+        "ready" => Update::Ready { python_version: update.python_version, facilities: update.facilities },
+        "failed" => {
+            let error = update.error.unwrap_or_default();
+            Update::Failed(Reason { code: error.code, message: error.message })
+        }
+        "destroyed" => Update::Destroyed,
+        other => {
+            tracing::warn!(%worker, state = other, "a session state that this coordinator does not know");
+            return;
+        }
+    };
+    cluster.tell(|core, now| core.session_update(now, worker, attach, id, fence, update));
+}
+
+fn error_of(error: v1::Error) -> Error {
+    Error::new(Code::parse(&error.code).unwrap_or(Code::Internal), error.message).with_hint(error.hint)
+}
+
+fn call_result(cluster: &Cluster, worker: &WorkerId, result: v1::CallResult) {
+    let reply = match result.result {
+        Some(v1::call_result::Result::List(list)) => Ok(Reply::List(list)),
+        Some(v1::call_result::Result::Stat(stat)) => Ok(Reply::Stat(stat)),
+        Some(v1::call_result::Result::Error(error)) => Err(error_of(error)),
+        None => Err(Error::internal("the worker answered a call with nothing")),
+    };
+    cluster.fleet.answered(worker, result.call_id, reply);
+}
+
+/// Takes a file's body from the worker and passes it on to the client.
+async fn receive(
+    cluster: &Cluster,
+    worker: &WorkerId,
+    call: u64,
+    ups: &mut Streaming<v1::TransferUp>,
+    body: mpsc::Sender<Result<bytes::Bytes>>,
+) {
+    use v1::transfer_up::Part;
+    while let Some(Ok(up)) = ups.next().await {
+        match up.part {
+            Some(Part::Stat(stat)) => cluster.fleet.answered(worker, call, Ok(Reply::Stat(stat))),
+            Some(Part::Data(data)) => {
+                if body.send(Ok(data.into())).await.is_err() {
+                    return;
+                }
+            }
+            Some(Part::Error(error)) => {
+                let error = error_of(error);
+                cluster.fleet.answered(worker, call, Err(error.clone()));
+                let _ = body.send(Err(error)).await;
+                return;
+            }
+            Some(Part::Done(_)) => return,
+            Some(Part::CallId(_)) | None => {}
+        }
+    }
+    let cut = Error::new(Code::Unavailable, "the transfer from the worker was cut");
+    cluster.fleet.answered(worker, call, Err(cut.clone()));
+    let _ = body.send(Err(cut)).await;
+}
+
+/// Waits until the worker says that it wrote the file.
+async fn written(ups: &mut Streaming<v1::TransferUp>) -> Result<v1::FileStat> {
+    use v1::transfer_up::Part;
+    while let Some(Ok(up)) = ups.next().await {
+        match up.part {
+            Some(Part::Stat(stat)) => return Ok(stat),
+            Some(Part::Error(error)) => return Err(error_of(error)),
+            Some(Part::Data(_) | Part::Done(_) | Part::CallId(_)) | None => {}
+        }
+    }
+    Err(Error::new(Code::Unavailable, "the transfer to the worker was cut; nothing was written"))
+}
+
+/// The body of a file on its way to the worker. An empty piece says that it is complete; a channel that closes without
+/// one was cut by the client, and so is the stream.
+fn pieces(
+    body: mpsc::Receiver<bytes::Bytes>,
+) -> impl tokio_stream::Stream<Item = Result<v1::TransferDown, Status>> + Send {
+    use v1::transfer_down::Part;
+    ReceiverStream::new(body).map(|piece| {
+        let part = if piece.is_empty() { Part::Done(true) } else { Part::Data(piece.into()) };
+        Ok(v1::TransferDown { part: Some(part) })
+    })
+}

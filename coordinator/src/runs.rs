@@ -1,0 +1,176 @@
+//! Runs: asks the core what comes next, gives steps to the worker that owns the stack, plans between analyze and patch.
+//!
+//! One task drives all runs, one input at a time: repairs are few and long, and this way a run is never in two hands.
+
+mod artifacts;
+mod driver;
+mod planner;
+mod stacks;
+
+use std::sync::Arc;
+
+use cooper_common::{
+    error::{Code, Error, Result},
+    ids::RunId,
+    limits,
+};
+use cooper_core::{
+    change::Aggregate,
+    run::{self, Run},
+};
+use cooper_proto::v1;
+use prost::Message as _;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+pub use self::stacks::{Registering, Stack};
+use crate::{
+    blobs::Blobs,
+    caller::Caller,
+    check,
+    cluster::Cluster,
+    store::{Filter, Record},
+};
+
+/// Requests that wait for the driver; more wait at their door.
+const INPUTS_MAX: usize = 256;
+/// Run changes a watcher may lag behind; it reads the run again anyway.
+const CHANGES_BUFFERED_MAX: usize = 1024;
+
+/// A run as recorded.
+pub struct Loaded {
+    pub run: Run,
+    pub updated_ms: i64,
+}
+
+/// Where requests about runs go.
+pub struct Runs {
+    cluster: Arc<Cluster>,
+    blobs: Arc<Blobs>,
+    inputs: mpsc::Sender<driver::Input>,
+    changes: broadcast::Sender<RunId>,
+    pub(crate) registering: Registering,
+}
+
+impl Runs {
+    /// Starts the driver and takes up the runs that had not ended.
+    pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>) -> Result<Arc<Self>> {
+        let (inputs, queue) = mpsc::channel(INPUTS_MAX);
+        let changes = broadcast::Sender::new(CHANGES_BUFFERED_MAX);
+        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), changes.clone()).await?;
+        tokio::spawn(driver.drive(queue));
+        Ok(Arc::new(Self { cluster, blobs, inputs, changes, registering: Registering::default() }))
+    }
+
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<Result<T>>) -> driver::Input) -> Result<T> {
+        let stopping = || Error::new(Code::Unavailable, "the coordinator is stopping");
+        let (answer, answered) = oneshot::channel();
+        self.inputs.send(input(answer)).await.map_err(|_| stopping())?;
+        answered.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    pub async fn create(&self, caller: &Caller, request: v1::CreateRunRequest) -> Result<Loaded> {
+        check::idempotency_key(&request.idempotency_key)?;
+        check::size("log", request.log.len(), limits::request::LOG_BYTES_MAX)?;
+        check::size("instruction", request.instruction.len(), limits::request::INSTRUCTION_BYTES_MAX)?;
+        if request.service.is_empty() {
+            return Err(Error::invalid("service is missing"));
+        }
+        let key = &request.idempotency_key;
+        if !key.is_empty()
+            && let Some(known) = self.cluster.store.by_key(Aggregate::Run, Some(&caller.tenant), key).await?
+        {
+            return self.get(caller, &known.id).await;
+        }
+        let stack = self.stack(caller, &request.stack)?;
+        let id = RunId::new();
+        if let Err(holder) = self.cluster.keys.reserve(Aggregate::Run, &caller.tenant, key, &id.to_string()) {
+            return self.get(caller, &holder).await;
+        }
+        let create = run::Create {
+            id,
+            tenant: caller.tenant.clone(),
+            key: key.clone(),
+            stack: stack.name,
+            dir: stack.dir,
+            worker: stack.worker.to_string(),
+            service: request.service.clone(),
+            instruction: request.instruction.clone(),
+            dry_run: request.dry_run,
+            spec: request.encode_to_vec(),
+        };
+        let created = self.ask(|answer| driver::Input::Create { create, answer }).await;
+        if let Err(error) = created {
+            self.cluster.keys.release(Aggregate::Run, &caller.tenant, key);
+            return Err(error);
+        }
+        metrics::counter!("cooper_runs_created_total").increment(1);
+        self.get(caller, &id.to_string()).await
+    }
+
+    /// The tenant's run; another tenant's is absent (I10).
+    pub async fn get(&self, caller: &Caller, id: &str) -> Result<Loaded> {
+        let missing = || Error::new(Code::RunNotFound, format!("there is no run {id:?}"));
+        let parsed: RunId = id.parse().map_err(|_| missing())?;
+        let record = self.cluster.store.get(Aggregate::Run, &parsed.to_string()).await?;
+        let record = record.filter(|record| record.row.tenant == *caller.tenant).ok_or_else(missing)?;
+        load(&self.cluster, record).await
+    }
+
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        page: Option<v1::Page>,
+        states: Vec<String>,
+    ) -> Result<(Vec<Loaded>, String)> {
+        let filter = Filter { tenant: Some(caller.tenant.to_string()), states, ..check::page(page)? };
+        let page = self.cluster.store.list(Aggregate::Run, filter).await?;
+        let mut runs = Vec::with_capacity(page.records.len());
+        for record in page.records {
+            runs.push(load(&self.cluster, record).await?);
+        }
+        Ok((runs, page.next.map(|cursor| cursor.to_string()).unwrap_or_default()))
+    }
+
+    pub async fn decide(&self, caller: &Caller, request: v1::DecideRunRequest) -> Result<Loaded> {
+        check::size("comment", request.comment.len(), limits::request::COMMENT_BYTES_MAX)?;
+        let run = self.get(caller, &request.run_id).await?.run.id;
+        let (caller_of, id) = (caller.clone(), request.run_id.clone());
+        self.ask(|answer| driver::Input::Decide { run, caller: caller_of, request, answer }).await?;
+        self.get(caller, &id).await
+    }
+
+    pub async fn cancel(&self, caller: &Caller, id: &str) -> Result<Loaded> {
+        let run = self.get(caller, id).await?.run.id;
+        self.ask(|answer| driver::Input::Cancel { run, answer }).await?;
+        self.get(caller, id).await
+    }
+
+    /// Runs whose recorded state changed, from now on.
+    pub fn changes(&self) -> broadcast::Receiver<RunId> {
+        self.changes.subscribe()
+    }
+
+    pub async fn read_artifact(&self, caller: &Caller, id: &str, name: &str) -> Result<bytes::Bytes> {
+        let loaded = self.get(caller, id).await?;
+        let artifact =
+            loaded.run.body.artifacts.iter().find(|artifact| artifact.name == name).ok_or_else(|| {
+                Error::new(Code::ArtifactNotFound, format!("run {id} has no artifact {name:?}"))
+            })?;
+        artifacts::read(&self.blobs, &artifact.digest).await
+    }
+}
+
+/// A run with its steps and approval.
+async fn load(cluster: &Cluster, record: Record) -> Result<Loaded> {
+    let unreadable = || Error::internal(format!("the stored run {} cannot be read", record.id));
+    let of_run = || Filter { parent: Some(record.id.clone()), limit: 100, ..Filter::default() };
+    let steps = cluster.store.list(Aggregate::Step, of_run()).await?;
+    let approvals = cluster.store.list(Aggregate::Approval, of_run()).await?;
+    let steps = steps.records.into_iter().map(|step| (step.version, step.row)).collect();
+    let approval = approvals.records.into_iter().next().map(|approval| (approval.version, approval.row));
+    let id = record.id.parse().map_err(|_| unreadable())?;
+    let updated_ms = record.row.updated_ms;
+    let run =
+        Run::restore(id, record.version, record.row.clone(), steps, approval).map_err(|_| unreadable())?;
+    Ok(Loaded { run, updated_ms })
+}

@@ -1,0 +1,487 @@
+//! Drives runs: performs what `core::run` says is next, and tells it how steps ended.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error, Result},
+    ids::{RunId, TaskId},
+    limits,
+    token::Scope,
+};
+use cooper_core::{
+    change::{Aggregate, Change, Row},
+    cluster::Ended,
+    run::{Approver, Create, Next, Run, State, StepEnd, StepKind},
+    task,
+};
+use cooper_proto::v1;
+use cooper_repair::{
+    RepairPlan, RuleSet,
+    step::{Input as StepInput, Report, StackRef},
+};
+use prost::Message as _;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::{artifacts, planner};
+use crate::{
+    blobs::Blobs,
+    caller::Caller,
+    cluster::{Cluster, durable, now},
+    store::Durability,
+};
+
+/// How often approvals are looked at for expiry.
+const TICK: Duration = Duration::from_secs(5);
+
+pub enum Input {
+    Create { create: Create, answer: oneshot::Sender<Result<()>> },
+    Decide { run: RunId, caller: Caller, request: v1::DecideRunRequest, answer: oneshot::Sender<Result<()>> },
+    Cancel { run: RunId, answer: oneshot::Sender<Result<()>> },
+}
+
+pub struct Driver {
+    cluster: Arc<Cluster>,
+    blobs: Arc<Blobs>,
+    rules: RuleSet,
+    changes: broadcast::Sender<RunId>,
+    /// Runs that have not ended, oldest first: they get their service's lock in this order.
+    runs: BTreeMap<RunId, Run>,
+    /// Step tasks on their way.
+    tasks: BTreeMap<TaskId, RunId>,
+}
+
+impl Driver {
+    /// Takes up what had not ended.
+    pub async fn load(
+        cluster: Arc<Cluster>,
+        blobs: Arc<Blobs>,
+        changes: broadcast::Sender<RunId>,
+    ) -> Result<Self> {
+        let rules = RuleSet::builtin().map_err(|error| Error::internal(error.to_string()))?;
+        let mut driver =
+            Self { cluster, blobs, rules, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
+        for record in driver.cluster.store.live(Aggregate::Run).await? {
+            let run = super::load(&driver.cluster, record).await?.run;
+            if let Some(task) = run.running_step().and_then(|step| step.task) {
+                driver.tasks.insert(task, run.id);
+            }
+            driver.runs.insert(run.id, run);
+        }
+        Ok(driver)
+    }
+
+    pub async fn drive(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut ended = self.cluster.hub.watch_ended();
+        // Steps that ended while nobody drove.
+        self.catch_up().await;
+        self.advance_all().await;
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                input = inputs.recv() => match input {
+                    Some(input) => self.input(input).await,
+                    None => return,
+                },
+                received = ended.recv() => match received {
+                    Ok(task) => {
+                        if let Some(run) = self.tasks.remove(&task.task) {
+                            self.step_ended(run, &task).await;
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up().await,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                _ = tick.tick() => self.expire().await,
+            }
+        }
+    }
+
+    async fn input(&mut self, input: Input) {
+        match input {
+            Input::Create { create, answer } => {
+                let run = Run::new(now(), create);
+                let id = run.id;
+                self.runs.insert(id, run);
+                let saved = self.save(id).await;
+                if saved.is_err() {
+                    self.runs.remove(&id);
+                }
+                let _ = answer.send(saved);
+                self.advance_all().await;
+            }
+            Input::Decide { run, caller, request, answer } => {
+                let decided = self.decide(run, &caller, &request).await;
+                let _ = answer.send(decided);
+                self.advance(run).await;
+                self.advance_all().await;
+            }
+            Input::Cancel { run, answer } => {
+                let task = self.runs.get_mut(&run).and_then(Run::cancel);
+                let saved = self.save(run).await;
+                if let Some(task) = task {
+                    let _ = self.cluster.decide(|core, now| core.cancel(now, task).map(|out| ((), out)));
+                }
+                let _ = answer.send(saved);
+                self.advance(run).await;
+                self.advance_all().await;
+            }
+        }
+    }
+
+    async fn decide(&mut self, id: RunId, caller: &Caller, request: &v1::DecideRunRequest) -> Result<()> {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return Err(Error::new(Code::NotAwaitingApproval, format!("run {id} has ended")));
+        };
+        let approver = Approver {
+            name: &caller.name,
+            may_approve: matches!(caller.scope, Scope::Admin | Scope::Operator),
+        };
+        run.decide(now(), request.approve, approver, &request.comment, &request.plan_hash)?;
+        self.save(id).await
+    }
+
+    async fn expire(&mut self) {
+        let due: Vec<RunId> =
+            self.runs.values_mut().filter_map(|run| run.expire(now()).then_some(run.id)).collect();
+        for id in due {
+            self.save_logged(id).await;
+        }
+    }
+
+    /// Records a run; ended ones are dropped from memory.
+    async fn save(&mut self, id: RunId) -> Result<()> {
+        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
+        let changes = run.take_changes(now());
+        let ended = run.body.state.ended();
+        let state = run.body.state;
+        self.cluster.store.commit_wait(changes, Durability::Full).await?;
+        if ended {
+            self.runs.remove(&id);
+            metrics::counter!("cooper_runs_total", "state" => state.as_str()).increment(1);
+        }
+        let _ = self.changes.send(id);
+        Ok(())
+    }
+
+    async fn save_logged(&mut self, id: RunId) {
+        if let Err(error) = self.save(id).await {
+            // The commit that failed breaks the cluster too, and the next coordinator goes on from what is recorded.
+            tracing::error!(run = %id, %error, "a run could not be recorded");
+        }
+    }
+
+    async fn advance_all(&mut self) {
+        let ids: Vec<RunId> = self.runs.keys().copied().collect();
+        for id in ids {
+            self.advance(id).await;
+        }
+    }
+
+    /// Does what is next for a run, until it has to wait.
+    async fn advance(&mut self, id: RunId) {
+        while let Some(run) = self.runs.get(&id) {
+            if run.body.state == State::Queued {
+                if !self.owns_lock(run) {
+                    return;
+                }
+                if let Some(run) = self.runs.get_mut(&id) {
+                    run.begin();
+                }
+                self.save_logged(id).await;
+                continue;
+            }
+            match run.next() {
+                Next::Wait | Next::Done => return,
+                Next::Plan => self.plan(id).await,
+                Next::Start(kind) => {
+                    self.start(id, kind).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The oldest run of a service works on it; those after wait (one at a time).
+    fn owns_lock(&self, run: &Run) -> bool {
+        let lock = run.lock();
+        self.runs.values().find(|other| other.lock() == lock).is_some_and(|first| first.id == run.id)
+    }
+
+    async fn plan(&mut self, id: RunId) {
+        let planned = self.make_plan(id).await;
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        match planned {
+            Ok(planner::Answer::Plan(plan)) => {
+                run.planned(now(), planner::planned(&plan));
+            }
+            Ok(planner::Answer::Refused { code, message, cause }) => {
+                if let Some((rule, cause)) = cause {
+                    (run.body.rule_id, run.body.cause) = (rule, cause);
+                }
+                run.refuse(code, message);
+            }
+            Err(error) => run.fail(error.code.as_str(), error.message),
+        }
+        self.save_logged(id).await;
+        self.advance_boxed().await;
+    }
+
+    /// A run that ended in planning gives its lock to the next.
+    fn advance_boxed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let queued: Vec<RunId> =
+                self.runs.values().filter(|run| run.body.state == State::Queued).map(|run| run.id).collect();
+            for id in queued {
+                self.advance(id).await;
+            }
+        })
+    }
+
+    async fn make_plan(&mut self, id: RunId) -> Result<planner::Answer> {
+        let run = self.runs.get(&id).ok_or_else(|| Error::internal("the run is gone"))?;
+        let task = run.step(StepKind::Analyze).and_then(|step| step.task);
+        let task = task.ok_or_else(|| Error::internal("the analyze step has no task"))?;
+        let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
+        let report = self.report(task).await?;
+        let evidence =
+            report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
+        let answer = planner::plan(&self.rules, &stack, &evidence);
+        if let planner::Answer::Plan(plan) = &answer {
+            let json = plan.to_json();
+            let artifact = artifacts::store(&self.blobs, "plan.json", json.clone().into_bytes()).await?;
+            let patch = plan.patch();
+            if let Some(run) = self.runs.get_mut(&id) {
+                run.artifact(artifact);
+            }
+            if !patch.is_empty() {
+                let artifact = artifacts::store(&self.blobs, "patch.diff", patch.into_bytes()).await?;
+                if let Some(run) = self.runs.get_mut(&id) {
+                    run.artifact(artifact);
+                }
+            }
+            self.record_plan(id, plan, json).await?;
+        }
+        Ok(answer)
+    }
+
+    /// The plan is a row of its own, before anything is done by it.
+    async fn record_plan(&self, id: RunId, plan: &RepairPlan, json: String) -> Result<()> {
+        let Some(run) = self.runs.get(&id) else { return Ok(()) };
+        if self.cluster.store.get(Aggregate::Plan, &plan_id(id)).await?.is_some() {
+            // Planned before a restart: the same evidence gives the same plan.
+            return Ok(());
+        }
+        let change = Change {
+            aggregate: Aggregate::Plan,
+            id: plan_id(id),
+            expected: 0,
+            row: Row {
+                tenant: run.tenant.to_string(),
+                state: plan.hash(),
+                ended: true,
+                parent: id.to_string(),
+                created_ms: clock::wall_ms(),
+                updated_ms: clock::wall_ms(),
+                body: json,
+                ..Row::default()
+            },
+            events: Vec::new(),
+            output: Vec::new(),
+        };
+        Ok(self.cluster.store.commit_wait(vec![change], Durability::Full).await?)
+    }
+
+    async fn stored_plan(&self, id: RunId, hash: &str) -> Result<RepairPlan> {
+        let record = self.cluster.store.get(Aggregate::Plan, &plan_id(id)).await?;
+        let record = record.ok_or_else(|| Error::internal(format!("the plan of run {id} is gone")))?;
+        let plan =
+            RepairPlan::from_json(&record.row.body).map_err(|error| Error::internal(error.to_string()))?;
+        if plan.hash() != hash {
+            return Err(Error::internal(format!(
+                "the stored plan of run {id} is not the one that was decided on"
+            )));
+        }
+        Ok(plan)
+    }
+
+    /// Gives a step to the worker that owns the stack.
+    async fn start(&mut self, id: RunId, kind: StepKind) {
+        let Err(error) = self.try_start(id, kind).await else { return };
+        tracing::error!(run = %id, step = kind.as_str(), %error, "a step could not be started");
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.step_started(now(), kind, TaskId::new());
+        let end =
+            StepEnd { code: error.code.as_str().to_owned(), message: error.message, ..StepEnd::default() };
+        run.step_ended(now(), kind, end);
+        self.save_logged(id).await;
+        Box::pin(self.advance(id)).await;
+    }
+
+    async fn try_start(&mut self, id: RunId, kind: StepKind) -> Result<()> {
+        let input = self.step_input(id, kind).await?;
+        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
+        let timeout_ms = run.step(kind).map_or(limits::exec::STEP_TIMEOUT_MS, |step| step.timeout_ms);
+        let spec = v1::TaskSpec {
+            kind: Some(v1::task_spec::Kind::Step(v1::StepSpec {
+                run_id: id.to_string(),
+                step: kind.as_str().to_owned(),
+                input_json: serde_json::to_vec(&input).map_err(|error| Error::internal(error.to_string()))?,
+            })),
+            timeout_ms,
+            ..v1::TaskSpec::default()
+        };
+        let task = TaskId::new();
+        let submit = task::Submit {
+            id: task,
+            tenant: run.tenant.clone(),
+            key: String::new(),
+            kind: task::Kind::Step,
+            session: None,
+            worker: Some(run.body.worker.as_str().into()),
+            timeout_ms,
+            output_limit_bytes: limits::run::STEP_LOG_BYTES_MAX,
+            spec: spec.encode_to_vec().into(),
+        };
+        // First the row that says which task it is, then the task: a crash between the two leaves a step whose task does
+        // not exist, and catch_up submits it again.
+        run.step_started(now(), kind, task);
+        self.save(id).await?;
+        self.tasks.insert(task, id);
+        let ((), recorded) =
+            self.cluster.decide(|core, now| core.submit(now, submit, true).map(|out| ((), out)))?;
+        durable(recorded).await
+    }
+
+    async fn step_input(&self, id: RunId, kind: StepKind) -> Result<StepInput> {
+        let run = self.runs.get(&id).ok_or_else(|| Error::internal("the run is gone"))?;
+        let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
+        if kind == StepKind::Analyze {
+            let record = self.cluster.store.get(Aggregate::Run, &id.to_string()).await?;
+            let spec = record.and_then(|record| record.row.spec).unwrap_or_default();
+            let request = v1::CreateRunRequest::decode(&*spec).unwrap_or_default();
+            let log = (!request.log.is_empty()).then(|| String::from_utf8_lossy(&request.log).into_owned());
+            let instruction = (!request.instruction.is_empty()).then_some(request.instruction);
+            return Ok(StepInput::Analyze { stack, service: run.body.service.clone(), log, instruction });
+        }
+        let plan = self.stored_plan(id, &run.body.plan_hash).await?;
+        Ok(match kind {
+            StepKind::Analyze | StepKind::Patch => StepInput::Patch { stack, plan },
+            StepKind::Build => StepInput::Build { stack, plan },
+            StepKind::Restart => StepInput::Restart { stack, plan },
+            StepKind::Verify => StepInput::Verify { stack, plan },
+            StepKind::Promote => StepInput::Promote { stack, plan },
+            StepKind::Rollback => StepInput::Rollback { stack, plan },
+        })
+    }
+
+    /// The report of an ended step.
+    async fn report(&self, task: TaskId) -> Result<Report> {
+        let record = self.cluster.store.get(Aggregate::Task, &task.to_string()).await?;
+        let result = record.and_then(|record| record.row.result);
+        report_of(result.as_deref().unwrap_or_default())
+    }
+
+    async fn step_ended(&mut self, id: RunId, ended: &Ended) {
+        let Some(kind) = self.runs.get(&id).and_then(Run::running_step).map(|step| step.kind) else { return };
+        let report = match (&ended.body.reason, ended.end) {
+            (Some(reason), _) => failed(&reason.code, &reason.message),
+            (None, task::End::TimedOut) => {
+                failed(Code::TimedOut.as_str(), "the step took too long and was stopped")
+            }
+            (None, task::End::Cancelled) => failed(Code::Cancelled.as_str(), "the step was cancelled"),
+            (None, _) => report_of(ended.result.as_deref().unwrap_or_default())
+                .unwrap_or_else(|error| failed(Code::StepFailed.as_str(), &error.message)),
+        };
+        if let Err(error) = self.keep(id, kind, ended.task, &report).await {
+            // The run goes on to its true end; what it leaves behind is less.
+            tracing::error!(run = %id, %error, "artifacts of a step could not be kept");
+        }
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let end = StepEnd {
+            ok: report.ok,
+            code: report.code,
+            message: report.message,
+            restored: report.restored,
+            promotion: report.promotion,
+        };
+        run.step_ended(now(), kind, end);
+        self.save_logged(id).await;
+        self.advance(id).await;
+        self.advance_boxed().await;
+    }
+
+    /// Keeps a step's log and what else it brought.
+    async fn keep(&mut self, id: RunId, kind: StepKind, task: TaskId, report: &Report) -> Result<()> {
+        let log = artifacts::log_of(&self.cluster, task).await?;
+        let mut kept = vec![artifacts::store(&self.blobs, &format!("{}.log", kind.as_str()), log).await?];
+        for artifact in &report.artifacts {
+            kept.push(
+                artifacts::store(&self.blobs, &artifact.name, artifact.content.clone().into_bytes()).await?,
+            );
+        }
+        if let Some(run) = self.runs.get_mut(&id) {
+            for artifact in kept {
+                run.artifact(artifact);
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps whose tasks ended unseen, or were never submitted: a restart came between.
+    async fn catch_up(&mut self) {
+        let open: Vec<(RunId, StepKind, TaskId)> = self
+            .runs
+            .values()
+            .filter_map(|run| run.running_step().and_then(|step| Some((run.id, step.kind, step.task?))))
+            .collect();
+        for (id, kind, task) in open {
+            let record = match self.cluster.store.get(Aggregate::Task, &task.to_string()).await {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(run = %id, %error, "the store cannot say how a step is");
+                    continue;
+                }
+            };
+            match record {
+                None => {
+                    self.tasks.remove(&task);
+                    self.start(id, kind).await;
+                }
+                Some(record) if record.row.ended => {
+                    self.tasks.remove(&task);
+                    let ended = crate::tasks::ended_of(task, &record);
+                    match ended {
+                        Ok(ended) => self.step_ended(id, &ended).await,
+                        Err(error) => tracing::error!(run = %id, %error, "the end of a step cannot be read"),
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn plan_id(run: RunId) -> String {
+    format!("{run}/1")
+}
+
+fn failed(code: &str, message: &str) -> Report {
+    Report { code: code.to_owned(), message: message.to_owned(), ..Report::default() }
+}
+
+fn report_of(result: &[u8]) -> Result<Report> {
+    let outcome =
+        v1::Outcome::decode(result).map_err(|_| Error::internal("a step's outcome cannot be read"))?;
+    if let Some(error) = outcome.error
+        && outcome.step_json.is_empty()
+    {
+        return Ok(failed(&error.code, &error.message));
+    }
+    serde_json::from_slice(&outcome.step_json).map_err(|error| {
+        Error::new(
+            Code::StepFailed,
+            format!("the step ended with {} and no report that can be read: {error}", outcome.exit_code),
+        )
+    })
+}

@@ -1,0 +1,266 @@
+//! Sessions: create, find, destroy, and the calls into their files.
+
+use std::{sync::Arc, time::Duration};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error, Result},
+    ids::SessionId,
+    limits,
+};
+use cooper_core::{change::Aggregate, session, worker::WorkerId};
+use cooper_proto::v1;
+use prost::Message as _;
+use tokio::sync::broadcast;
+
+use crate::{
+    caller::Caller,
+    check,
+    cluster::{Cluster, durable},
+    fleet::{Reading, Writing},
+    store::{Filter, Page, Record},
+};
+
+/// A worker makes a session ready within this time, or the create fails.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub async fn create(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    mut request: v1::CreateSessionRequest,
+) -> Result<Record> {
+    check::idempotency_key(&request.idempotency_key)?;
+    check::name(&request.name)?;
+    check::env(&request.env)?;
+    check::labels(&request.labels)?;
+    let limits = with_defaults(request.limits.unwrap_or_default())?;
+    request.limits = Some(limits);
+    let wait_ms = request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX);
+    let key = request.idempotency_key.clone();
+    if let Some(known) = known(cluster, caller, &key).await? {
+        return ready(cluster, known).await;
+    }
+    let id = SessionId::new();
+    if let Err(holder) = cluster.keys.reserve(Aggregate::Session, &caller.tenant, &key, &id.to_string()) {
+        return ready(cluster, parse(&holder)?).await;
+    }
+    let placed = place(cluster, caller, id, &request, limits, wait_ms).await;
+    if let Err(error) = placed {
+        cluster.keys.release(Aggregate::Session, &caller.tenant, &key);
+        return Err(error);
+    }
+    metrics::counter!("cooper_sessions_created_total").increment(1);
+    ready(cluster, id).await
+}
+
+fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
+    use limits::exec;
+    let or = |value: &mut u64, default: u64| {
+        if *value == 0 {
+            *value = default;
+        }
+    };
+    or(&mut limits.exec_timeout_ms, exec::TIMEOUT_MS);
+    or(&mut limits.file_size_bytes, exec::FILE_SIZE_BYTES);
+    or(&mut limits.output_bytes, exec::OUTPUT_BYTES);
+    if limits.open_files == 0 {
+        limits.open_files = exec::OPEN_FILES;
+    }
+    check::at_most("limits.exec_timeout_ms", limits.exec_timeout_ms, exec::TIMEOUT_MS_MAX)?;
+    check::at_most("limits.output_bytes", limits.output_bytes, exec::OUTPUT_BYTES_MAX)?;
+    Ok(limits)
+}
+
+async fn known(cluster: &Cluster, caller: &Caller, key: &str) -> Result<Option<SessionId>> {
+    if key.is_empty() {
+        return Ok(None);
+    }
+    let record = cluster.store.by_key(Aggregate::Session, Some(&caller.tenant), key).await?;
+    record.map(|record| parse(&record.id)).transpose()
+}
+
+fn parse(id: &str) -> Result<SessionId> {
+    id.parse().map_err(|_| Error::internal(format!("{id:?} was stored as a session id")))
+}
+
+/// Places the session now, or when room appears within `wait_ms`.
+async fn place(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    id: SessionId,
+    request: &v1::CreateSessionRequest,
+    limits: v1::Limits,
+    wait_ms: u64,
+) -> Result<()> {
+    let deadline = clock::mono_ms() + wait_ms;
+    let spec: Arc<[u8]> = request.encode_to_vec().into();
+    loop {
+        let room = cluster.capacity.notified();
+        tokio::pin!(room);
+        room.as_mut().enable();
+        let create = session::Create {
+            id,
+            tenant: caller.tenant.clone(),
+            key: request.idempotency_key.clone(),
+            name: request.name.clone(),
+            exec_timeout_ms: limits.exec_timeout_ms,
+            output_limit_bytes: limits.output_bytes,
+            spec: spec.clone(),
+        };
+        match cluster.decide(|core, now| core.create_session(now, create).map(|out| ((), out))) {
+            Ok(((), recorded)) => return durable(recorded).await,
+            Err(error) if matches!(error.code, Code::NoCapacity | Code::NoWorker) => {
+                let left_ms = deadline.saturating_sub(clock::mono_ms());
+                if left_ms == 0 || tokio::time::timeout(Duration::from_millis(left_ms), room).await.is_err() {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Waits until the session left `initializing`, and answers with its record; a session that failed is an error.
+async fn ready(cluster: &Arc<Cluster>, id: SessionId) -> Result<Record> {
+    let record = settled(cluster, id, READY_TIMEOUT, |state| state != session::State::Initializing).await?;
+    let body = body(&record)?;
+    match (body.state, body.reason) {
+        (session::State::Failed, Some(reason)) => Err(Error::new(
+            Code::parse(&reason.code).unwrap_or(Code::Internal),
+            format!("session {id} failed: {}", reason.message),
+        )),
+        _ => Ok(record),
+    }
+}
+
+/// Waits until the recorded state of a session is one that `enough` accepts.
+async fn settled(
+    cluster: &Arc<Cluster>,
+    id: SessionId,
+    timeout: Duration,
+    enough: impl Fn(session::State) -> bool,
+) -> Result<Record> {
+    let mut changes = cluster.session_changes();
+    let wait = async {
+        loop {
+            let record = cluster.store.get(Aggregate::Session, &id.to_string()).await?;
+            let record = record.ok_or_else(|| not_found(&id.to_string()))?;
+            if enough(body(&record)?.state) {
+                return Ok(record);
+            }
+            loop {
+                match changes.recv().await {
+                    Ok(changed) if changed != id => {}
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => break,
+                    Err(broadcast::error::RecvError::Closed) => {
+                        return Err(Error::new(Code::Unavailable, "the coordinator is stopping"));
+                    }
+                }
+            }
+        }
+    };
+    tokio::time::timeout(timeout, wait).await.unwrap_or_else(|_| {
+        Err(Error::new(Code::TimedOut, format!("session {id} did not settle within {} s", timeout.as_secs())))
+    })
+}
+
+pub fn body(record: &Record) -> Result<session::Body> {
+    serde_json::from_str(&record.row.body)
+        .map_err(|_| Error::internal(format!("the stored session {} cannot be read", record.id)))
+}
+
+fn not_found(id: &str) -> Error {
+    Error::new(Code::SessionNotFound, format!("there is no session {id:?}"))
+}
+
+/// The id of a session named by id or name.
+pub fn resolve(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<SessionId> {
+    match id_or_name.parse() {
+        Ok(id) => Ok(id),
+        Err(_) => cluster
+            .look(|core| core.session_named(&caller.tenant, id_or_name))
+            .ok_or_else(|| not_found(id_or_name)),
+    }
+}
+
+/// The tenant's session; another tenant's is absent (I10).
+pub async fn get(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<Record> {
+    let id = resolve(cluster, caller, id_or_name)?;
+    let record = cluster.store.get(Aggregate::Session, &id.to_string()).await?;
+    record.filter(|record| record.row.tenant == *caller.tenant).ok_or_else(|| not_found(id_or_name))
+}
+
+pub async fn list(cluster: &Cluster, caller: &Caller, page: Option<v1::Page>, all: bool) -> Result<Page> {
+    let filter = Filter {
+        tenant: Some(caller.tenant.to_string()),
+        ended: (!all).then_some(false),
+        ..check::page(page)?
+    };
+    Ok(cluster.store.list(Aggregate::Session, filter).await?)
+}
+
+pub async fn destroy(cluster: &Arc<Cluster>, caller: &Caller, id_or_name: &str) -> Result<Record> {
+    let record = get(cluster, caller, id_or_name).await?;
+    if record.row.ended {
+        return Ok(record);
+    }
+    let id = parse(&record.id)?;
+    match cluster.decide(|core, now| core.destroy_session(now, id).map(|out| ((), out))) {
+        Ok(((), recorded)) => durable(recorded).await?,
+        // It ended between the two looks at it.
+        Err(error) if error.code == Code::SessionNotFound => {}
+        Err(error) => return Err(error),
+    }
+    settled(cluster, id, DESTROY_TIMEOUT, session::State::ended).await
+}
+
+/// The worker that holds a ready session of the tenant.
+async fn holder(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<(SessionId, WorkerId)> {
+    let record = get(cluster, caller, id_or_name).await?;
+    let body = body(&record)?;
+    match body.state {
+        session::State::Ready => Ok((parse(&record.id)?, body.worker.into())),
+        session::State::Destroyed | session::State::Failed | session::State::Draining => {
+            Err(Error::new(Code::SessionEnded, format!("session {} is {}", record.id, body.state.as_str())))
+        }
+        session::State::Initializing | session::State::Checkpointing => Err(Error::new(
+            Code::SessionNotReady,
+            format!("session {} is {}", record.id, body.state.as_str()),
+        )),
+    }
+}
+
+pub async fn list_files(
+    cluster: &Cluster,
+    caller: &Caller,
+    mut request: v1::ListFilesRequest,
+) -> Result<v1::ListFilesResponse> {
+    check::path(&request.path, true)?;
+    let (id, worker) = holder(cluster, caller, &request.session_id).await?;
+    request.session_id = id.to_string();
+    cluster.fleet.list(&worker, request).await
+}
+
+pub async fn read_file(
+    cluster: &Cluster,
+    caller: &Caller,
+    mut request: v1::ReadFileRequest,
+) -> Result<(v1::FileStat, Reading)> {
+    check::path(&request.path, false)?;
+    let (id, worker) = holder(cluster, caller, &request.session_id).await?;
+    request.session_id = id.to_string();
+    cluster.fleet.read(&worker, request).await
+}
+
+pub async fn write_file(
+    cluster: &Cluster,
+    caller: &Caller,
+    mut header: v1::WriteFileHeader,
+) -> Result<(Writing, impl Future<Output = Result<v1::FileStat>> + Send + use<>)> {
+    check::path(&header.path, false)?;
+    check::idempotency_key(&header.idempotency_key)?;
+    let (id, worker) = holder(cluster, caller, &header.session_id).await?;
+    header.session_id = id.to_string();
+    cluster.fleet.write(&worker, header)
+}

@@ -1,0 +1,353 @@
+//! Tasks: submit, follow to the end, cancel, look up.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cooper_common::{
+    error::{Code, Error, Result},
+    ids::TaskId,
+    limits,
+};
+use cooper_core::{change::Aggregate, cluster::Ended, task};
+use cooper_proto::v1;
+use prost::Message as _;
+
+use crate::{
+    caller::Caller,
+    check,
+    cluster::{Cluster, durable},
+    hub::Follower,
+    output::Stream,
+    sessions,
+    store::{Filter, Page, Record},
+};
+
+/// What became of a submit.
+pub enum Submitted {
+    /// A new task; its end can be followed from before its beginning.
+    New(TaskId),
+    /// The idempotency key was used before, for the same request.
+    Known(TaskId),
+}
+
+impl Submitted {
+    pub fn id(&self) -> TaskId {
+        match self {
+            Submitted::New(id) | Submitted::Known(id) => *id,
+        }
+    }
+}
+
+/// Turns a request into what the core takes. Answers with the known task when the key was used before.
+async fn prepare(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    request: v1::SubmitTaskRequest,
+) -> Result<std::result::Result<task::Submit, TaskId>> {
+    use v1::task_spec::Kind;
+    check::idempotency_key(&request.idempotency_key)?;
+    let mut spec = request.spec.ok_or_else(|| Error::invalid("spec is missing"))?;
+    check::spec(&spec)?;
+    let mut timeout_ms = spec.timeout_ms;
+    let mut output_limit_bytes = limits::exec::OUTPUT_BYTES;
+    let mut session = None;
+    if !spec.session_id.is_empty() {
+        let id = sessions::resolve(cluster, caller, &spec.session_id)?;
+        // The live session in memory answers without a read; whatever is not there, the store explains.
+        let live = cluster.look(|core| {
+            core.session(id)
+                .filter(|session| session.tenant == caller.tenant)
+                .map(|session| session.body.clone())
+        });
+        let body = match live {
+            Some(body) => body,
+            None => {
+                let record = sessions::get(cluster, caller, &spec.session_id).await?;
+                let state = record.row.state;
+                return Err(Error::new(Code::SessionEnded, format!("session {id} is {state}")));
+            }
+        };
+        if timeout_ms == 0 {
+            timeout_ms = body.exec_timeout_ms;
+        }
+        output_limit_bytes = body.output_limit_bytes;
+        spec.session_id = id.to_string();
+        session = Some(id);
+    }
+    if timeout_ms == 0 {
+        timeout_ms = limits::exec::TIMEOUT_MS;
+    }
+    let kind = match &spec.kind {
+        Some(Kind::Python(_)) => task::Kind::Python,
+        Some(Kind::Shell(_)) => task::Kind::Shell,
+        Some(Kind::Install(_)) => task::Kind::Install,
+        Some(Kind::Noop(_)) => task::Kind::Noop,
+        Some(Kind::Step(_)) | None => return Err(Error::invalid("spec.kind cannot be submitted")),
+    };
+    let submit = task::Submit {
+        id: TaskId::new(),
+        tenant: caller.tenant.clone(),
+        key: request.idempotency_key,
+        kind,
+        session,
+        worker: None,
+        timeout_ms,
+        output_limit_bytes,
+        spec: spec.encode_to_vec().into(),
+    };
+    if !submit.key.is_empty() {
+        if let Some(record) = cluster.store.by_key(Aggregate::Task, Some(&caller.tenant), &submit.key).await?
+        {
+            if record.row.spec.as_deref() != Some(&*submit.spec) {
+                return Err(Error::new(
+                    Code::IdempotencyConflict,
+                    format!("key {:?} was used for another request", submit.key),
+                ));
+            }
+            return Ok(Err(parse(&record.id)?));
+        }
+        let id = submit.id.to_string();
+        if let Err(holder) = cluster.keys.reserve(Aggregate::Task, &caller.tenant, &submit.key, &id) {
+            return Ok(Err(parse(&holder)?));
+        }
+    }
+    Ok(Ok(submit))
+}
+
+fn parse(id: &str) -> Result<TaskId> {
+    id.parse().map_err(|_| Error::internal(format!("{id:?} was stored as a task id")))
+}
+
+/// Submits a task; it is durable when this returns.
+pub async fn submit(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    request: v1::SubmitTaskRequest,
+) -> Result<Submitted> {
+    let submit = match prepare(cluster, caller, request).await? {
+        Ok(submit) => submit,
+        Err(known) => return Ok(Submitted::Known(known)),
+    };
+    let (id, key) = (submit.id, submit.key.clone());
+    match cluster.decide(|core, now| core.submit(now, submit, true).map(|out| ((), out))) {
+        Ok(((), recorded)) => durable(recorded).await?,
+        Err(error) => {
+            cluster.keys.release(Aggregate::Task, &caller.tenant, &key);
+            return Err(error);
+        }
+    }
+    Ok(Submitted::New(id))
+}
+
+/// Submits a task whose client is answered by its result: the result's commit carries the submit to the disk (DESIGN §9).
+/// Follow it before anything can happen to it.
+pub async fn execute(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    request: v1::SubmitTaskRequest,
+) -> Result<(Submitted, Follower)> {
+    let submit = match prepare(cluster, caller, request).await? {
+        Ok(submit) => submit,
+        Err(known) => {
+            let follower = cluster.hub.follow(known);
+            return Ok((Submitted::Known(known), follower));
+        }
+    };
+    let (id, key) = (submit.id, submit.key.clone());
+    let follower = cluster.hub.follow(id);
+    match cluster.decide(|core, now| core.submit(now, submit, false).map(|out| ((), out))) {
+        Ok(((), recorded)) => durable(recorded).await?,
+        Err(error) => {
+            cluster.keys.release(Aggregate::Task, &caller.tenant, &key);
+            return Err(error);
+        }
+    }
+    Ok((Submitted::New(id), follower))
+}
+
+/// Submits many in one commit; each is judged on its own. Durable when this returns.
+pub async fn submit_all(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    requests: Vec<v1::SubmitTaskRequest>,
+) -> Result<Vec<Result<TaskId>>> {
+    check::at_most("tasks", requests.len() as u64, limits::request::SUBMIT_BATCH_MAX as u64)?;
+    let mut results: Vec<Result<TaskId>> = Vec::with_capacity(requests.len());
+    let mut submits = Vec::with_capacity(requests.len());
+    let mut places = Vec::with_capacity(requests.len());
+    for request in requests {
+        match prepare(cluster, caller, request).await {
+            Ok(Ok(submit)) => {
+                places.push((results.len(), submit.key.clone()));
+                results.push(Ok(submit.id));
+                submits.push(submit);
+            }
+            Ok(Err(known)) => results.push(Ok(known)),
+            Err(error) => results.push(Err(error)),
+        }
+    }
+    if submits.is_empty() {
+        return Ok(results);
+    }
+    let (judged, recorded) = cluster.decide(|core, now| {
+        let (out, judged) = core.submit_all(now, submits);
+        Ok((judged, out))
+    })?;
+    durable(recorded).await?;
+    for ((place, key), judged) in places.into_iter().zip(judged) {
+        if let Err(error) = judged {
+            cluster.keys.release(Aggregate::Task, &caller.tenant, &key);
+            results[place] = Err(error);
+        }
+    }
+    Ok(results)
+}
+
+fn not_found(id: &str) -> Error {
+    Error::new(Code::TaskNotFound, format!("there is no task {id:?}"))
+}
+
+/// The tenant's task; another tenant's is absent (I10).
+pub async fn get(cluster: &Cluster, caller: &Caller, id: &str) -> Result<Record> {
+    let parsed: TaskId = id.parse().map_err(|_| not_found(id))?;
+    let record = cluster.store.get(Aggregate::Task, &parsed.to_string()).await?;
+    record.filter(|record| record.row.tenant == *caller.tenant).ok_or_else(|| not_found(id))
+}
+
+pub async fn list(cluster: &Cluster, caller: &Caller, page: Option<v1::Page>, session: &str) -> Result<Page> {
+    let mut filter = Filter { tenant: Some(caller.tenant.to_string()), ..check::page(page)? };
+    if !session.is_empty() {
+        filter.parent = Some(sessions::get(cluster, caller, session).await?.id);
+    }
+    Ok(cluster.store.list(Aggregate::Task, filter).await?)
+}
+
+pub async fn cancel(cluster: &Arc<Cluster>, caller: &Caller, id: &str) -> Result<Record> {
+    let record = get(cluster, caller, id).await?;
+    if record.row.ended {
+        return Ok(record);
+    }
+    let task = parse(&record.id)?;
+    match cluster.decide(|core, now| core.cancel(now, task).map(|out| ((), out))) {
+        Ok(((), recorded)) => durable(recorded).await?,
+        // It ended between the two looks at it.
+        Err(error) if error.code == Code::TaskNotFound => {}
+        Err(error) => return Err(error),
+    }
+    get(cluster, caller, id).await
+}
+
+/// Output and end of one task, from given offsets on.
+pub struct Following {
+    cluster: Arc<Cluster>,
+    task: TaskId,
+    follower: Follower,
+    /// Next offset wanted of each stream, stdout first.
+    offsets: [u64; 2],
+    over: bool,
+}
+
+/// What a follower sees.
+pub enum Seen {
+    Output { stream: Stream, offset: u64, data: Bytes },
+    Ended(Arc<Ended>),
+}
+
+impl Following {
+    pub fn new(cluster: Arc<Cluster>, task: TaskId, follower: Follower, offsets: [u64; 2]) -> Self {
+        Self { cluster, task, follower, offsets, over: false }
+    }
+
+    /// The next thing; `None` after the end.
+    pub async fn next(&mut self) -> Result<Option<Seen>> {
+        while !self.over {
+            // Progress first, then what is there: what comes in between wakes us again.
+            let progress = self.follower.now();
+            let ended = match progress.ended {
+                Some(ended) => Some(ended),
+                None => self.ended_before().await?,
+            };
+            if let Some(output) = self.output(ended.as_deref()).await? {
+                return Ok(Some(output));
+            }
+            if let Some(ended) = ended {
+                self.over = true;
+                return Ok(Some(Seen::Ended(ended)));
+            }
+            self.follower.changed().await;
+        }
+        Ok(None)
+    }
+
+    /// A task that is not live any more ended before we followed it: the store knows how.
+    async fn ended_before(&self) -> Result<Option<Arc<Ended>>> {
+        if self.cluster.look(|core| core.task(self.task).is_some()) {
+            return Ok(None);
+        }
+        let record = self.cluster.store.get(Aggregate::Task, &self.task.to_string()).await?;
+        let Some(record) = record.filter(|record| record.row.ended) else { return Ok(None) };
+        let mut ended = ended_of(self.task, &record)?;
+        for stream in Stream::BOTH {
+            let stream = stream.number();
+            if let Some(bytes) = self.cluster.store.inline_output(&record.id, stream).await? {
+                ended.output.push(cooper_core::change::InlineOutput { stream, bytes });
+            }
+        }
+        Ok(Some(Arc::new(ended)))
+    }
+
+    async fn output(&mut self, ended: Option<&Ended>) -> Result<Option<Seen>> {
+        let max = limits::link::CHUNK_BYTES_MAX;
+        for (index, stream) in Stream::BOTH.into_iter().enumerate() {
+            let offset = self.offsets[index];
+            let inline =
+                ended.and_then(|ended| ended.output.iter().find(|output| output.stream == stream.number()));
+            let data = match inline {
+                Some(output) => {
+                    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(output.bytes.len());
+                    Bytes::copy_from_slice(&output.bytes[from..output.bytes.len().min(from + max)])
+                }
+                None => self.cluster.output.read(self.task, stream, offset, max)?,
+            };
+            if !data.is_empty() {
+                self.offsets[index] += data.len() as u64;
+                return Ok(Some(Seen::Output { stream, offset, data }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+pub(crate) fn ended_of(task: TaskId, record: &Record) -> Result<Ended> {
+    let body: task::Body = body(record)?;
+    let task::State::Ended(end) = body.state else {
+        return Err(Error::internal(format!("task {task} was stored as ended and is not")));
+    };
+    Ok(Ended {
+        task,
+        end,
+        tenant: record.row.tenant.as_str().into(),
+        created_ms: record.row.created_ms,
+        body,
+        result: record.row.result.clone(),
+        output: Vec::new(),
+    })
+}
+
+pub fn body(record: &Record) -> Result<task::Body> {
+    serde_json::from_str(&record.row.body)
+        .map_err(|_| Error::internal(format!("the stored task {} cannot be read", record.id)))
+}
+
+/// Follows a task of the tenant.
+pub async fn follow(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    request: &v1::FollowRequest,
+) -> Result<(Record, Following)> {
+    let task: TaskId = request.task_id.parse().map_err(|_| not_found(&request.task_id))?;
+    let follower = cluster.hub.follow(task);
+    let record = get(cluster, caller, &request.task_id).await?;
+    let offsets = [request.stdout_offset, request.stderr_offset];
+    Ok((record, Following::new(cluster.clone(), task, follower, offsets)))
+}
