@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use cooper_common::{error::Code, limits::request::LOG_BYTES_MAX};
@@ -78,7 +78,7 @@ async fn stack_name(client: &Client, given: &str) -> Result<String> {
         }
     };
     let same =
-        |known: &str| PathBuf::from(known) == dir || fs::canonicalize(known).is_ok_and(|known| known == dir);
+        |known: &str| dir == Path::new(known) || fs::canonicalize(known).is_ok_and(|known| known == dir);
     if let Some(stack) = stacks.iter().filter(|stack| stack.online).find(|stack| same(&stack.dir)) {
         return Ok(stack.name.clone());
     }

@@ -1,0 +1,41 @@
+# `make` explains itself; `make up` is where a newcomer starts.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+DENY_VERSION := 0.20.2
+TOOLS := target/tools
+# Arguments for `cooper up`, e.g. make up ARGS="--listen 0.0.0.0:50051"
+ARGS ?=
+
+.PHONY: help up build test lint fmt bench
+
+help: ## Explain the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: build ## Build, then run a coordinator and a worker here (Ctrl-C stops them; ARGS="…" are passed on)
+	exec target/release/cooper up $(ARGS)
+
+build: ## Build target/release/cooper
+	$(CARGO) build --release --locked --bin cooper
+
+test: ## Everything that proves Cooper: units, properties, real processes, real Docker
+	scripts/test.sh
+
+lint: $(TOOLS)/bin/cargo-deny ## Formatting, clippy without warnings, licences and sources of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(TOOLS)/bin/cargo-deny --locked check licenses bans sources
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+bench: ## Measure against budgets and peers; prints a table, writes target/bench/latest.json
+	$(CARGO) run --release --locked -p cooper-bench
+
+# The one on PATH if there is one, else built once (a few minutes).
+$(TOOLS)/bin/cargo-deny:
+	@mkdir -p $(TOOLS)/bin
+	@if found=$$(command -v cargo-deny); then ln -s "$$found" $@; else \
+		$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --root $(TOOLS); fi
