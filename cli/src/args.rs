@@ -1,5 +1,8 @@
 //! The command line, as clap reads it. What each command does is in `command/`.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};

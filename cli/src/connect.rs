@@ -82,6 +82,11 @@ impl Cluster {
         })
     }
 
+    #[cfg(test)]
+    pub fn for_tests(url: String) -> Self {
+        Self { url, origin: "a test".to_owned(), token: None, endpoint_file: None }
+    }
+
     pub async fn connect(&self) -> Result<Client> {
         let url = match &self.endpoint_file {
             Some(file) => {

@@ -18,7 +18,7 @@ use clap::{Parser, error::ErrorKind};
 use cooper_common::error::Code;
 
 use crate::{
-    args::{Cli, Command, Global},
+    args::{Cli, Command},
     context::Context,
     failure::{EXIT_PIPE, Failure, Result},
     output::Output,
@@ -68,11 +68,17 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     } else {
         let text = error.to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let said: Vec<&str> = text
+            .lines()
+            .take_while(|line| !line.starts_with("Usage:"))
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        let message = said.join(" ").trim_start_matches("error: ").to_owned();
         if let Failure::Error(report) =
             Failure::new(Code::InvalidArgument, message).hint("see `cooper --help`")
         {
-            Output::of_process(Global { json: true, ..Global::default() }.json).report(&report);
+            Output::of_process(true).report(&report);
         }
     }
     ExitCode::from(if asked { 0 } else { 2 })

@@ -1,5 +1,8 @@
 //! Follows a task to its end, byte for byte, across cut connections and restarted coordinators.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use cooper_common::{backoff, clock, error::Code, limits};

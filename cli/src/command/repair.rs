@@ -1,9 +1,6 @@
 //! `cooper repair`, `approve`, `reject`, `cancel`.
 
-use std::{
-    fs, io,
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use cooper_common::{error::Code, limits::request::LOG_BYTES_MAX};
 use cooper_proto::v1::{

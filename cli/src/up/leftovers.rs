@@ -98,7 +98,8 @@ fn recorded(text: &str, boot_id: &str) -> Vec<Identity> {
         return Vec::new();
     }
     let identity = |child: &Value| {
-        let pid = Pid::from_raw(i32::try_from(child["pid"].as_i64()?).ok()?)?;
+        let raw = i32::try_from(child["pid"].as_i64()?).ok().filter(|raw| *raw > 0)?;
+        let pid = Pid::from_raw(raw)?;
         Some(Identity { pid, started: child["started"].as_u64()? })
     };
     let children = all["children"].as_array().cloned().unwrap_or_default();
