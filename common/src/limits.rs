@@ -91,8 +91,6 @@ pub mod store {
 pub mod output {
     /// Tasks whose files are kept open; those used longest ago are closed for the next.
     pub const OPEN_TASKS_MAX: usize = 128;
-    /// Tasks whose output somebody waits for; more are refused (`overloaded`).
-    pub const FOLLOWED_TASKS_MAX: usize = 16_384;
 }
 
 /// Who may come in.

@@ -18,9 +18,6 @@ use cooper_common::{
     ids::TaskId,
     limits,
 };
-use tokio::sync::watch;
-
-use crate::store::{self, Store};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -53,12 +50,8 @@ pub enum Error {
     Gap { offset: u64, held: u64 },
     #[error("a stream of {0} bytes is longer than any session may write")]
     TooLong(u64),
-    #[error("too many tasks are followed at once")]
-    TooManyFollowed,
     #[error("the output log does not work: {0}")]
     Io(#[from] io::Error),
-    #[error(transparent)]
-    Store(#[from] store::Error),
 }
 
 impl From<Error> for error::Error {
@@ -66,19 +59,10 @@ impl From<Error> for error::Error {
         let code = match &error {
             Error::Gap { .. } => Code::Internal,
             Error::TooLong(_) => Code::TooLarge,
-            Error::TooManyFollowed => Code::Overloaded,
             Error::Io(cause) if cause.kind() == io::ErrorKind::StorageFull => Code::StoreFull,
             Error::Io(_) => Code::StoreUnavailable,
-            Error::Store(_) => return store_error(error),
         };
         error::Error::new(code, error.to_string())
-    }
-}
-
-fn store_error(error: Error) -> error::Error {
-    match error {
-        Error::Store(cause) => cause.into(),
-        other => error::Error::internal(other.to_string()),
     }
 }
 
@@ -95,7 +79,6 @@ pub struct OutputLog {
 struct Inner {
     directory: PathBuf,
     open: Mutex<OpenFiles>,
-    followed: Mutex<HashMap<TaskId, watch::Sender<()>>>,
 }
 
 /// The files in use, and those that were used last.
@@ -123,7 +106,7 @@ impl OutputLog {
     pub fn open(data: &Path) -> io::Result<Self> {
         let directory = data.join("output");
         fs::create_dir_all(&directory)?;
-        let inner = Inner { directory, open: Mutex::default(), followed: Mutex::default() };
+        let inner = Inner { directory, open: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -152,10 +135,7 @@ impl OutputLog {
             return Err(cause.into());
         }
         held.len += new.len() as u64;
-        let len = held.len;
-        drop(files);
-        self.wake(task);
-        Ok(len)
+        Ok(held.len)
     }
 
     /// Bytes held of a stream; 0 when there are none.
@@ -174,25 +154,6 @@ impl OutputLog {
         let mut bytes = vec![0; there.min(max).min(limits::link::CHUNK_BYTES_MAX)];
         held.file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes.into())
-    }
-
-    /// Like [`read`](Self::read), of an ended task: from its recorded result, or else from the files.
-    pub async fn read_ended(
-        &self,
-        store: &dyn Store,
-        task: TaskId,
-        stream: Stream,
-        offset: u64,
-        max: usize,
-    ) -> Result<Bytes> {
-        // What was recorded with the result is the whole stream; files beside it are of an attempt that was lost.
-        let Some(inline) = store.inline_output(&task.to_string(), stream.number()).await? else {
-            return self.read(task, stream, offset, max);
-        };
-        let inline = Bytes::from(inline);
-        let start = inline.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
-        let end = inline.len().min(start.saturating_add(max.min(limits::link::CHUNK_BYTES_MAX)));
-        Ok(inline.slice(start..end))
     }
 
     /// Puts a task's output on the disk. Before its result is committed.
@@ -241,23 +202,6 @@ impl OutputLog {
             }
         }
         Ok(())
-    }
-
-    /// Tells when a task's output grows. Follow first, then read, so that nothing falls between.
-    pub fn follow(&self, task: TaskId) -> Result<Follower> {
-        let mut followed = lock(&self.inner.followed);
-        if followed.len() >= limits::output::FOLLOWED_TASKS_MAX && !followed.contains_key(&task) {
-            return Err(Error::TooManyFollowed);
-        }
-        let woken = followed.entry(task).or_insert_with(|| watch::Sender::new(())).subscribe();
-        Ok(Follower { log: self.clone(), task, woken })
-    }
-
-    /// Makes the followers of a task look again: there is more, or it ended.
-    pub fn wake(&self, task: TaskId) {
-        if let Some(followers) = lock(&self.inner.followed).get(&task) {
-            followers.send_replace(());
-        }
     }
 
     fn folder(&self, task: TaskId) -> PathBuf {
@@ -318,33 +262,6 @@ impl OutputLog {
             }
         }
         Ok(slot.as_mut())
-    }
-}
-
-/// Wakes when a task's output grows.
-pub struct Follower {
-    log: OutputLog,
-    task: TaskId,
-    woken: watch::Receiver<()>,
-}
-
-impl Follower {
-    /// Returns when something was added since the last return (or since the start). Dropping the future loses nothing.
-    pub async fn changed(&mut self) {
-        if self.woken.changed().await.is_err() {
-            // Unreachable while this follower keeps its sender in the map; waiting is the harmless answer.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let mut followed = lock(&self.log.inner.followed);
-        // This one still counts.
-        if followed.get(&self.task).is_some_and(|followers| followers.receiver_count() <= 1) {
-            followed.remove(&self.task);
-        }
     }
 }
 

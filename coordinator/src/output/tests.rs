@@ -1,15 +1,8 @@
 //! Claims about the output log.
 
-use std::time::Duration;
-
-use cooper_core::change::{Aggregate, Change, InlineOutput, Row};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    bus::Bus,
-    store::{Durability, sqlite::Sqlite},
-};
 
 fn log() -> (tempfile::TempDir, OutputLog) {
     let dir = tempfile::tempdir().unwrap();
@@ -115,45 +108,4 @@ fn a_removed_task_begins_again_at_nothing() {
     log.append(task, Stream::Stdout, 0, b"second").unwrap();
     assert_eq!(whole(&log, task, Stream::Stdout), b"second");
     drop(dir);
-}
-
-#[tokio::test]
-async fn a_follower_wakes_for_what_came_since_and_leaves_nothing_behind() {
-    let (_dir, log) = log();
-    let task = TaskId::new();
-    let mut follower = log.follow(task).unwrap();
-    let second = log.follow(task).unwrap();
-    log.append(task, Stream::Stdout, 0, b"x").unwrap();
-    log.append(task, Stream::Stdout, 1, b"y").unwrap();
-    follower.changed().await;
-    let quiet = tokio::time::timeout(Duration::from_millis(20), follower.changed()).await;
-    assert!(quiet.is_err());
-    log.wake(task);
-    follower.changed().await;
-    drop(second);
-    log.append(task, Stream::Stdout, 2, b"z").unwrap();
-    follower.changed().await;
-    drop(follower);
-    assert!(lock(&log.inner.followed).is_empty());
-}
-
-#[tokio::test]
-async fn an_ended_task_is_read_from_its_result_or_from_its_files() {
-    let (_dir, log) = log();
-    let store = Sqlite::memory(Bus::default()).unwrap();
-    let task = TaskId::new();
-    log.append(task, Stream::Stderr, 0, b"long").unwrap();
-    let change = Change {
-        aggregate: Aggregate::Task,
-        id: task.to_string(),
-        expected: 0,
-        row: Row::default(),
-        events: vec![],
-        output: vec![InlineOutput { stream: 1, bytes: b"short".to_vec() }],
-    };
-    store.commit_wait(vec![change], Durability::Full).await.unwrap();
-    let read = |stream, offset, max| log.read_ended(&store, task, stream, offset, max);
-    assert_eq!(&read(Stream::Stdout, 1, 3).await.unwrap()[..], b"hor");
-    assert!(read(Stream::Stdout, u64::MAX, 3).await.unwrap().is_empty());
-    assert_eq!(&read(Stream::Stderr, 2, 100).await.unwrap()[..], b"ng");
 }
