@@ -1,0 +1,150 @@
+//! Plain HTTP on the one port: is it alive, is it ready, how does it do; and an answer for whatever is not there.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use cooper_common::{
+    VERSION, clock,
+    error::{Code, Error},
+};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Serialize;
+use serde_json::json;
+use tonic::Status;
+
+use super::{auth::is_grpc, error::problem};
+use crate::store::Store;
+
+/// A store that has not answered by then is not ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+/// Upper bounds of what is counted by time: a commit of a fast disk to a step that hangs.
+const SECONDS: [f64; 14] =
+    [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
+/// Upper bounds of everything else that is counted by size.
+const COUNTS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
+
+/// What `/health` shows beside the constant.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Vitals {
+    pub epoch: u64,
+    /// Attached right now.
+    pub workers: usize,
+    /// Live.
+    pub sessions: usize,
+    /// Waiting and running.
+    pub tasks_queued: usize,
+    pub tasks_running: usize,
+}
+
+/// Asked at every `/health`; must not wait for anything.
+pub type Look = Arc<dyn Fn() -> Vitals + Send + Sync>;
+
+#[derive(Clone)]
+struct Door {
+    store: Arc<dyn Store>,
+    look: Look,
+    metrics: PrometheusHandle,
+}
+
+/// The routes, with the fallback of the whole port: merge it into the gRPC services' router, not the other way round.
+pub fn router(store: Arc<dyn Store>, look: Look) -> Router {
+    let door = Door { store, look, metrics: recorder() };
+    Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics_text))
+        .fallback(absent)
+        .with_state(door)
+}
+
+/// Alive: this process answers. Says nothing about the disk, so that nobody restarts a coordinator whose disk is full.
+async fn health(State(door): State<Door>) -> Json<serde_json::Value> {
+    let mut body = json!({
+        "status": "healthy",
+        "service": "cooper",
+        "version": VERSION,
+        "uptime_s": clock::since_start().as_secs(),
+    });
+    if let (Some(body), Ok(serde_json::Value::Object(vitals))) =
+        (body.as_object_mut(), serde_json::to_value((door.look)()))
+    {
+        body.extend(vitals);
+    }
+    Json(body)
+}
+
+/// Ready: what would be asked now would be recorded.
+async fn ready(State(door): State<Door>) -> Response {
+    match tokio::time::timeout(READY_WITHIN, door.store.probe()).await {
+        Ok(Ok(())) => Json(json!({"status": "ready"})).into_response(),
+        Ok(Err(error)) => not_ready(error.into()),
+        Err(_) => {
+            let message = format!("the store has not answered for {} s", READY_WITHIN.as_secs());
+            not_ready(Error::new(Code::StoreUnavailable, message))
+        }
+    }
+}
+
+fn not_ready(error: Error) -> Response {
+    let mut response = problem(&error);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
+}
+
+async fn metrics_text(State(door): State<Door>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (headers, door.metrics.render()).into_response()
+}
+
+async fn absent(request: Request) -> Response {
+    let path = request.uri().path();
+    if is_grpc(request.headers()) {
+        return Status::unimplemented(format!("this coordinator ({VERSION}) does not know {path}"))
+            .into_http();
+    }
+    let shown: String = path.chars().take(200).collect();
+    let body = json!({
+        "status": 404,
+        "code": "not_found",
+        "message": format!("there is nothing at {shown}"),
+        "hint": "see /health, /ready and /metrics; everything else is gRPC on this same port",
+    });
+    let headers = [(header::CONTENT_TYPE, "application/problem+json")];
+    (StatusCode::NOT_FOUND, headers, Json(body)).into_response()
+}
+
+/// The process's recorder, installed by whoever asks first.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER.get_or_init(install).clone()
+}
+
+fn install() -> PrometheusHandle {
+    // Without buckets of its own a histogram would be rendered as a summary, which cannot be added up over processes.
+    let seconds = Matcher::Suffix("_seconds".to_owned());
+    let builder = PrometheusBuilder::new()
+        .set_buckets(&COUNTS)
+        .and_then(|builder| builder.set_buckets_for_metric(seconds, &SECONDS));
+    let recorder = match builder {
+        Ok(builder) => builder.build_recorder(),
+        // Only an empty list of buckets is refused.
+        Err(_) => PrometheusBuilder::new().build_recorder(),
+    };
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::warn!("metrics were set up elsewhere in this process: /metrics stays empty");
+    }
+    handle
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! The port as a stranger meets it: health, refusals, and what is not there.
+
+use axum::{body::Body, http::Request as Plain, middleware::from_fn_with_state};
+use cooper_common::token::Scope;
+use tower::ServiceExt;
+
+use super::*;
+use crate::{
+    bus::Bus,
+    caller::Caller,
+    doors::{auth, error::from_status},
+    store::sqlite::Sqlite,
+    tokens::{ADMIN_FILE, Tokens, bootstrap},
+};
+
+struct Port {
+    router: Router,
+    store: Arc<Sqlite>,
+    secret: String,
+}
+
+async fn port() -> Port {
+    let data = tempfile::tempdir().unwrap();
+    let store = Arc::new(Sqlite::memory(Bus::default()).unwrap());
+    let tokens = Arc::new(Tokens::load(store.clone()).await.unwrap());
+    bootstrap(data.path(), &tokens).await.unwrap();
+    let look: Look = Arc::new(|| Vitals { epoch: 7, workers: 2, ..Vitals::default() });
+    // Stands for a gRPC service behind the layer.
+    let whoami = get(|request: Request| async move {
+        let caller = request.extensions().get::<Caller>().cloned();
+        caller.map_or("nobody".to_owned(), |caller| format!("{} {:?}", caller.tenant, caller.scope))
+    });
+    let router = router(store.clone(), look)
+        .route("/whoami", whoami)
+        .layer(from_fn_with_state(tokens, auth::authenticate));
+    let secret = std::fs::read_to_string(data.path().join(ADMIN_FILE)).unwrap().trim().to_owned();
+    Port { router, store, secret }
+}
+
+impl Port {
+    async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+        let mut request = Plain::builder().uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    async fn get_as_admin(&self, path: &str) -> Response {
+        self.get(path, &[("authorization", &format!("Bearer {}", self.secret))]).await
+    }
+}
+
+async fn text(response: Response) -> String {
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+async fn json_of(response: Response) -> serde_json::Value {
+    serde_json::from_str(&text(response).await).unwrap()
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+#[tokio::test]
+async fn health_needs_no_token_and_says_what_runs() {
+    let response = port().await.get("/health", &[]).await;
+    assert_eq!(response.status(), 200);
+    let body = json_of(response).await;
+    assert_eq!((&body["status"], &body["service"]), (&json!("healthy"), &json!("cooper")));
+    assert_eq!((&body["version"], &body["epoch"], &body["workers"]), (&json!(VERSION), &json!(7), &json!(2)));
+    assert!(body["uptime_s"].is_u64());
+}
+
+#[tokio::test]
+async fn ready_fails_with_the_store_and_health_does_not() {
+    let port = port().await;
+    assert_eq!(port.get("/ready", &[]).await.status(), 200);
+    port.store.close().await.unwrap();
+    let response = port.get("/ready", &[]).await;
+    assert_eq!(response.status(), 503);
+    assert_eq!(json_of(response).await["code"], "unavailable");
+    assert_eq!(port.get("/health", &[]).await.status(), 200);
+}
+
+#[tokio::test]
+async fn nobody_comes_in_without_a_known_token() {
+    let port = port().await;
+    for headers in [
+        vec![],
+        vec![("authorization", "Bearer cpr_0000")],
+        vec![("authorization", "Basic dXNlcjpwdw==")],
+        vec![("authorization", "Bearer")],
+    ] {
+        for path in ["/metrics", "/whoami", "/absent", "/health/", "/grpc.health.v1.Healthy"] {
+            let response = port.get(path, &headers).await;
+            assert_eq!(response.status(), 401, "{path} {headers:?}");
+            assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer realm=\"cooper\"");
+            assert_eq!(json_of(response).await["code"], "unauthenticated");
+            let response = port.get(path, &[&headers[..], &[GRPC]].concat()).await;
+            let status = Status::from_header_map(response.headers()).unwrap();
+            assert_eq!(status.code(), tonic::Code::Unauthenticated);
+            assert_eq!(from_status(&status).code, Code::Unauthenticated);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_known_token_says_who_asks() {
+    let port = port().await;
+    let answer = text(port.get_as_admin("/whoami").await).await;
+    assert_eq!(answer, format!("default {:?}", Scope::Admin));
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told_in_the_askers_protocol() {
+    let port = port().await;
+    let response = port.get_as_admin("/absent").await;
+    assert_eq!(response.status(), 404);
+    assert_eq!(json_of(response).await["code"], "not_found");
+    // The contract of health and reflection is open: the answer comes from behind the layer.
+    let response = port.get("/grpc.reflection.v2.New/Call", &[GRPC]).await;
+    let status = Status::from_header_map(response.headers()).unwrap();
+    assert_eq!(status.code(), tonic::Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn metrics_are_histograms_with_buckets() {
+    let port = port().await;
+    metrics::histogram!("cooper_claim_seconds").record(0.003);
+    let body = text(port.get_as_admin("/metrics").await).await;
+    assert!(body.contains("cooper_claim_seconds_bucket{le=\"0.005\"} 1"), "{body}");
+}
