@@ -1,9 +1,14 @@
 //! The roles of a cluster: each runs here as a call into its crate, and nowhere else.
 
-use std::{ffi::OsStr, process::ExitCode};
+use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::ExitCode};
 
-use cooper_common::config::Role;
+use cooper_common::{
+    config::{Config, Role},
+    error::Code,
+    telemetry,
+};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args,
@@ -15,6 +20,8 @@ use crate::{
 pub fn internal(name: &OsStr) -> Option<ExitCode> {
     match name.to_str()? {
         "worker-link" => Some(cooper_worker::link::main()),
+        "worker-step" => Some(cooper_worker::stack::main()),
+        "worker-install" => Some(cooper_worker::host::install::main()),
         _ => None,
     }
 }
@@ -22,16 +29,51 @@ pub fn internal(name: &OsStr) -> Option<ExitCode> {
 pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     tie_to(args.supervisor)?;
     let config = context.config(Role::Coordinator, args.settings.given)?;
-    cooper_common::telemetry::init(&config.log_level());
-    Err(Failure::new(cooper_common::error::Code::Internal, "this build has no coordinator yet"))
+    telemetry::init(&config.log_level());
+    let Some(listen) = config.address("listen") else {
+        return Err(Failure::new(Code::Internal, "setting listen is not an address"));
+    };
+    let config = cooper_coordinator::Config { listen, data: config.data(), log_level: config.log_level() };
+    let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;
+    let end = runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt()).map_err(fail)?, signal(SignalKind::terminate()).map_err(fail)?);
+        let shutdown = async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        Ok(cooper_coordinator::serve(config, |_| {}, shutdown).await?)
+    });
+    runtime.shutdown_background();
+    end.map(|()| 0)
 }
 
+/// The host runs on this very thread, which is the only one: it forks.
 pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
     tie_to(args.supervisor)?;
     let config = context.config(Role::Worker, args.settings.given)?;
-    cooper_common::telemetry::init(&config.log_level());
-    config.join_token()?;
-    Err(Failure::new(cooper_common::error::Code::Internal, "this build has no worker yet"))
+    cooper_worker::host::run(worker_config(&config)?)?;
+    Ok(0)
+}
+
+fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
+    let addr = config.text("coordinator_addr").unwrap_or_default();
+    let labels: BTreeMap<String, String> = config.pairs("labels").into_iter().collect();
+    let stacks = config.pairs("stacks").into_iter().map(|(name, dir)| (name, PathBuf::from(dir))).collect();
+    Ok(cooper_worker::config::Config {
+        base_workspace: config.path("base_workspace"),
+        worker_id: config.text("worker_id"),
+        max_sessions: config.integer("max_sessions").and_then(|number| u32::try_from(number).ok()),
+        python: config.text("python").map(PathBuf::from),
+        stacks,
+        labels,
+        log_level: config.log_level(),
+        health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),
+        ..cooper_worker::config::Config::new(config.data().join("worker"), addr, config.join_token()?)
+    })
 }
 
 /// SIGTERM for this process when its supervisor dies. A supervisor that is dead already ends it at once.
@@ -40,4 +82,26 @@ fn tie_to(supervisor: Option<u32>) -> Result<()> {
     let _ = set_parent_process_death_signal(Some(Signal::TERM));
     let parent = getppid().map(Pid::as_raw_pid);
     if parent == i32::try_from(supervisor).ok() { Ok(()) } else { Err(Failure::Exit(1)) }
+}
+
+/// Until the coordinator's crate serves.
+mod cooper_coordinator {
+    pub(super) struct Config {
+        pub(super) listen: std::net::SocketAddr,
+        pub(super) data: std::path::PathBuf,
+        pub(super) log_level: String,
+    }
+    pub(super) async fn serve(
+        config: Config,
+        _ready: impl FnOnce(std::net::SocketAddr) + Send,
+        _shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), cooper_common::error::Error> {
+        let what = format!(
+            "no coordinator in this build ({} {} {})",
+            config.listen,
+            config.data.display(),
+            config.log_level
+        );
+        Err(cooper_common::error::Error::internal(what))
+    }
 }

@@ -37,8 +37,6 @@ use crate::{
 
 /// From the start of `up` to everything being ready.
 const START_MS: u64 = 60_000;
-/// The worker looks for Docker while it works already; this long the banner waits for what it finds.
-const COMPOSE_MS: u64 = 5_000;
 /// Pause between looks at what starts.
 const LOOK: Duration = Duration::from_millis(40);
 const RESTART_BASE_MS: u64 = 200;
@@ -116,12 +114,6 @@ impl Up<'_> {
             worker = self.until("the worker did not register", banner::registered)?;
             if worker.is_none() {
                 return Ok(false);
-            }
-            if banner::compose_may_come(self, worker.as_ref()) {
-                let settled = clock::mono_ms() + COMPOSE_MS;
-                worker = self.until("the worker did not stay", |up| {
-                    banner::registered(up).filter(|w| banner::offers_compose(w) || clock::mono_ms() > settled)
-                })?;
             }
         }
         banner::show(self, worker.as_ref())?;

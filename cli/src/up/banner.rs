@@ -41,13 +41,8 @@ pub(super) fn registered(up: &Up<'_>) -> Option<Worker> {
     workers.into_iter().find(|worker| worker.id == id && worker.state == "ready")
 }
 
-pub(super) fn offers_compose(worker: &Worker) -> bool {
+fn offers_compose(worker: &Worker) -> bool {
     worker.capabilities.iter().any(|name| name == "compose")
-}
-
-/// Docker works here, so the worker will find that out.
-pub(super) fn compose_may_come(up: &Up<'_>, worker: Option<&Worker>) -> bool {
-    worker.is_some_and(|worker| !offers_compose(worker)) && obstacle(up).is_none()
 }
 
 pub(super) fn show(up: &Up<'_>, worker: Option<&Worker>) -> Result<()> {

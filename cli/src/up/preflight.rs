@@ -32,6 +32,13 @@ impl Data {
     }
 }
 
+impl Drop for Data {
+    fn drop(&mut self) {
+        // Everything it names has ended.
+        let _ = self.lock.set_len(0);
+    }
+}
+
 pub(super) fn data(config: &Config) -> Result<Data> {
     let dir = config.data();
     let unusable = |what: &Path, error: io::Error| {

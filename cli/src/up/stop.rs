@@ -5,11 +5,7 @@ use std::{fs, time::Duration};
 use cooper_common::{clock, limits::stop};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{
-    Up,
-    child::Name,
-    leftovers::{self, Stat},
-};
+use super::{Up, child::Name, leftovers::Stat};
 use crate::failure::Result;
 
 const LOOK: Duration = Duration::from_millis(50);
@@ -22,7 +18,6 @@ pub(super) fn stop(up: &mut Up<'_>) -> Result<()> {
     end(up, Name::Worker, start + stop::HOST_MS);
     end(up, Name::Coordinator, start + stop::UP_MS);
     sweep(up, start + stop::UP_MS);
-    leftovers::record(up.data, &[]);
     Ok(())
 }
 
