@@ -237,10 +237,15 @@ impl<'r, W: io::Write> Writer<'r, W> {
         self.redactor = Cow::Owned(redactor);
     }
 
+    /// Writes what waits, as if its line ended here.
+    pub fn end_line(&mut self) -> io::Result<()> {
+        let rest = std::mem::take(&mut self.pending);
+        self.line(&rest)
+    }
+
     /// Writes what waits and returns the inner writer.
     pub fn finish(mut self) -> io::Result<W> {
-        let rest = std::mem::take(&mut self.pending);
-        self.line(&rest)?;
+        self.end_line()?;
         self.inner.flush()?;
         Ok(self.inner)
     }

@@ -1,0 +1,201 @@
+//! A compose project by the docker command line: its resolved model, builds, and the one service that is moved.
+//!
+//! `-f`, project name, env file and profiles mean what they mean to compose: nothing of it is read here but what
+//! `docker compose config` prints.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use cooper_common::error::Result;
+use cooper_common::redact::{self, Redactor};
+use cooper_repair::compose::{Model, Service};
+
+use super::process::{self, Finished};
+use super::{Log, While, failed};
+
+const CONFIG_LIMIT: Duration = Duration::from_secs(60);
+/// Files with secrets are read up to here.
+const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// A project as compose resolves it now.
+pub(super) struct Project {
+    pub(super) dir: PathBuf,
+    pub(super) model: Model,
+    /// Everything that `config` printed; it holds interpolated secrets and never leaves the process but into compose.
+    resolved: Value,
+}
+
+impl Project {
+    /// Resolves the project of a directory and hides its secrets from the log.
+    pub(super) async fn load(dir: &Path, log: &Log) -> Result<Self> {
+        log.hide(dotenv_secrets(dir));
+        let dir = dir.to_path_buf();
+        // As YAML: JSON leaves the extension fields out, and policy is one (`x-cooper`).
+        let told = process::read(compose(&dir, &[], &["config"]), CONFIG_LIMIT).await?;
+        if !told.status.success() {
+            return Err(failed(format!(
+                "compose cannot read the stack in {}: {}",
+                dir.display(),
+                log.redact(&told.last_line())
+            )));
+        }
+        let resolved: Value = serde_norway::from_slice(&told.output)
+            .while_doing("reading what `docker compose config` printed")?;
+        let model = Model::from_json(&resolved.to_string()).while_doing("reading the compose model")?;
+        log.hide(model_secrets(&model));
+        Ok(Self { dir, model, resolved })
+    }
+
+    pub(super) fn service(&self, name: &str) -> Result<&Service> {
+        self.model.service(name).map_err(|error| failed(error.to_string()))
+    }
+
+    /// The tag compose runs a service from.
+    pub(super) fn image_ref(&self, service: &str) -> Result<String> {
+        let image = self.service(service)?.image.clone().filter(|image| !image.is_empty());
+        Ok(image.unwrap_or_else(|| format!("{}-{service}", self.model.name)))
+    }
+
+    /// Builds a service into a tag of ours, from its own context or another directory. The model given to compose
+    /// differs only in these two; no other tag of the user's moves, and no cache is written for others.
+    pub(super) async fn build(
+        &self,
+        log: &Log,
+        service: &str,
+        context: Option<&Path>,
+        tag: &str,
+        limit: Duration,
+    ) -> Result<Finished> {
+        let mut model = self.resolved.clone();
+        let described = &mut model["services"][service];
+        described["image"] = json!(tag);
+        let Some(build) = described["build"].as_object_mut() else {
+            return Err(failed(format!("service {service} has no build")));
+        };
+        build.retain(|key, _| key != "tags" && key != "cache_to");
+        if let Some(context) = context {
+            if let Some(dockerfile) = build.get("dockerfile").and_then(Value::as_str)
+                && let Some(original) = build.get("context").and_then(Value::as_str)
+                && let Ok(inside) = Path::new(dockerfile).strip_prefix(original)
+            {
+                build["dockerfile"] = json!(inside.to_str());
+            }
+            build["context"] = json!(context.to_str());
+        }
+        // By standard input: the model holds secrets and has no business in a file.
+        let command = compose(&self.dir, &["-f", "-"], &["build", service]);
+        process::stream(log, command, Some(model.to_string().as_bytes()), limit).await
+    }
+
+    /// Brings a service to what its file and its tag say: its container and no other, no build, no pull.
+    pub(super) async fn up(&self, log: &Log, service: &str, start: bool, limit: Duration) -> Result<()> {
+        let mode = if start { "-d" } else { "--no-start" };
+        self.act(log, &["up", mode, "--no-deps", "--no-build", "--pull", "never", service], limit).await
+    }
+
+    /// Any other command on one service.
+    pub(super) async fn act(&self, log: &Log, args: &[&str], limit: Duration) -> Result<()> {
+        log.say(format_args!("docker compose {}", args.join(" ")));
+        let finished = process::stream(log, compose(&self.dir, &[], args), None, limit).await?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        Err(failed(format!("`docker compose {}` failed: {}", args.join(" "), finished.last_line())))
+    }
+}
+
+fn compose(dir: &Path, options: &[&str], args: &[&str]) -> Command {
+    let mut command = process::docker(dir, &["compose", "--project-directory"]);
+    command.arg(dir).args(["--progress", "plain", "--ansi", "never"]).args(options).args(args);
+    command
+}
+
+/// What is secret in a model: variables and build arguments by name, passwords in URLs, files of `secrets`.
+fn model_secrets(model: &Model) -> Redactor {
+    let variables = model.services.values().flat_map(|service| {
+        let arguments = service.build.iter().flat_map(|build| &build.args);
+        service.environment.iter().chain(arguments)
+    });
+    let named = variables.filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)));
+    let files: Vec<String> = model
+        .extra
+        .get("secrets")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, secret)| small_file(Path::new(secret.get("file")?.as_str()?)))
+        .collect();
+    Redactor::for_environment(named).and(Redactor::new(files.iter().map(String::as_str)))
+}
+
+/// Values of a stack's `.env` whose names look secret, for what compose says before there is a model.
+fn dotenv_secrets(dir: &Path) -> Redactor {
+    let text = small_file(&dir.join(".env")).unwrap_or_default();
+    let line = |line: &'_ str| -> Option<(String, String)> {
+        let (name, value) = line.trim().trim_start_matches("export ").split_once('=')?;
+        Some((name.trim().to_owned(), value.trim().trim_matches(['"', '\'']).to_owned()))
+    };
+    let variables: Vec<_> = text.lines().filter_map(line).collect();
+    Redactor::for_environment(variables.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+}
+
+fn small_file(path: &Path) -> Option<String> {
+    let meta = std::fs::metadata(path).ok()?;
+    (meta.is_file() && meta.len() <= SECRET_FILE_BYTES_MAX).then(|| std::fs::read_to_string(path).ok())?
+}
+
+/// Keys whose values are names and paths that planning needs as they are.
+const NOT_REDACTED: [&str; 7] =
+    ["name", "context", "dockerfile", "image", "source", "target", "container_name"];
+
+/// The model as it may leave the worker: no value of a secret variable, nothing that looks like a secret.
+pub(super) fn without_secrets(model: &Model, redactor: &Redactor) -> Result<Model> {
+    fn walk(value: &mut Value, name: &str, redactor: &Redactor) {
+        match value {
+            Value::String(text) if redact::is_secret_name(name) && !text.is_empty() => {
+                redact::MARK.clone_into(text);
+            }
+            Value::String(text) => *text = redactor.redact(text).into_owned(),
+            Value::Array(items) => items.iter_mut().for_each(|item| walk(item, "", redactor)),
+            Value::Object(fields) => {
+                let kept = |key: &str, field: &Value| field.is_string() && NOT_REDACTED.contains(&key);
+                for (key, field) in fields.iter_mut().filter(|(key, field)| !kept(key, field)) {
+                    walk(field, key, redactor);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut value = serde_json::to_value(model).while_doing("writing the model")?;
+    walk(&mut value, "", redactor);
+    Model::from_json(&value.to_string()).while_doing("reading the model without its secrets")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_leaves_without_its_secrets() {
+        let model = Model::from_json(
+            r#"{"name": "shop", "services": {"web": {
+                "image": "shop-web", "command": ["serve", "--key=s3cr3t-key"],
+                "build": {"context": "/srv/s3cr3t-key/web", "args": {"PIP_TOKEN": "abc"}},
+                "environment": {"SIGNING_KEY": "s3cr3t-key", "MODE": "live", "NONE": null}}}}"#,
+        )
+        .expect("a model");
+        let safe = without_secrets(&model, &model_secrets(&model)).expect("a model");
+        let web = &safe.services["web"];
+        assert_eq!(web.environment["SIGNING_KEY"].as_deref(), Some("[redacted]"));
+        assert_eq!(web.environment["MODE"].as_deref(), Some("live"));
+        assert_eq!(web.extra["command"], json!(["serve", "--key=[redacted]"]));
+        let build = web.build.as_ref().expect("it has a build");
+        assert_eq!(
+            (build.context.as_str(), build.args["PIP_TOKEN"].as_deref()),
+            ("/srv/s3cr3t-key/web", Some("[redacted]"))
+        );
+    }
+}

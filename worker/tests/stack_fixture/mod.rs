@@ -1,0 +1,319 @@
+//! A copy of the example stack as a compose project of its own, and what a test does with it. Removed with all its
+//! containers and images at the end, however the test ends.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use cooper_common::ids::RunId;
+use cooper_repair::step::{Input, Report, StackRef};
+use cooper_repair::{RepairPlan, RuleSet, diagnose};
+use cooper_worker::stack::{Context, Log, perform};
+
+/// The steps of a repair, in order.
+pub const STEPS: [&str; 5] = ["patch", "build", "restart", "verify", "promote"];
+
+/// A stack to test with; `None`, with a word, if Docker is away and the test may be skipped for that.
+pub fn docker_or_skip(name: &str) -> Option<Fixture> {
+    let answers =
+        Command::new("docker").args(["compose", "version"]).output().is_ok_and(|out| out.status.success())
+            && Command::new("docker").arg("info").output().is_ok_and(|out| out.status.success());
+    if answers {
+        return Some(Fixture::new(name));
+    }
+    let may_skip =
+        std::env::var("COOPER_TEST_SKIP").is_ok_and(|names| names.split(',').any(|name| name == "docker"));
+    assert!(
+        may_skip,
+        "Docker does not answer: scripts/ensure-engine.sh starts it; COOPER_TEST_SKIP=docker skips"
+    );
+    println!("skipped: Docker does not answer and COOPER_TEST_SKIP names it");
+    None
+}
+
+pub struct Fixture {
+    dir: tempfile::TempDir,
+    worker: tempfile::TempDir,
+    pub project: String,
+    pub run: RunId,
+    log: Arc<Mutex<Vec<u8>>>,
+    is_copy: bool,
+}
+
+/// A container as far as tests compare it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    pub id: String,
+    pub image: String,
+    pub status: String,
+    pub health: String,
+    pub config_hash: String,
+}
+
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Fixture {
+    fn new(name: &str) -> Self {
+        let run = RunId::new();
+        // The end of the id is its random part.
+        let project = format!("cooper-test-{name}-{}", &run.to_string()[20..]);
+        let fixture = Self {
+            dir: tempfile::tempdir().unwrap(),
+            worker: tempfile::tempdir().unwrap(),
+            project,
+            run,
+            log: Arc::default(),
+            is_copy: false,
+        };
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stack");
+        sh("cp", &["-r", &format!("{}/.", example.display()), &fixture.path("")], fixture.dir.path());
+        // As a user would: the stack's own .env names the project.
+        fs::write(fixture.dir.path().join(".env"), format!("COMPOSE_PROJECT_NAME={}\n", fixture.project))
+            .unwrap();
+        fixture
+    }
+
+    pub fn path(&self, path: &str) -> String {
+        self.dir.path().join(path).to_str().unwrap().to_owned()
+    }
+
+    pub fn compose(&self, args: &[&str]) -> String {
+        let args: Vec<&str> = [&["compose", "--progress", "plain"], args].concat();
+        sh("docker", &args, self.dir.path())
+    }
+
+    /// Healthy, before anything is broken.
+    pub fn up(&self) {
+        self.compose(&["up", "-d", "--build", "--wait"]);
+    }
+
+    pub fn break_it(&self, how: &str) {
+        sh("bash", &["break.sh", how], self.dir.path());
+    }
+
+    /// What a user does who has not noticed yet; the build may fail.
+    pub fn deploy_broken(&self) {
+        let up = ["compose", "--progress", "plain", "up", "-d", "--build"];
+        let _ = Command::new("docker").args(up).current_dir(self.dir.path()).output();
+    }
+
+    /// Another run on the same stack.
+    pub fn next_run(&mut self) {
+        self.run = RunId::new();
+    }
+
+    pub fn perform(&self, input: &Input) -> Report {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let context = self.context();
+        let report = runtime.block_on(perform(input, &context));
+        context.log.flush().unwrap();
+        report
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            run: self.run,
+            worker_dir: self.worker.path().to_path_buf(),
+            stacks: BTreeMap::from([("example".to_owned(), self.dir.path().to_path_buf())]),
+            log: Log::new(Shared(self.log.clone())),
+        }
+    }
+
+    pub fn stack(&self) -> StackRef {
+        StackRef { name: "example".to_owned(), dir: self.path("").trim_end_matches('/').to_owned() }
+    }
+
+    pub fn analyze(&self, log: Option<&str>) -> Report {
+        let input = Input::Analyze {
+            stack: self.stack(),
+            service: "web".to_owned(),
+            log: log.map(str::to_owned),
+            instruction: None,
+        };
+        let report = self.perform(&input);
+        assert!(report.ok, "{} {}\n{}", report.code, report.message, self.log());
+        report
+    }
+
+    pub fn plan(&self, analyzed: &Report) -> RepairPlan {
+        let evidence = analyzed.evidence.as_ref().expect("evidence");
+        let diagnosis = diagnose(&RuleSet::builtin().unwrap(), evidence)
+            .unwrap_or_else(|why| panic!("{why}\n{}", self.log()));
+        RepairPlan::new("example", &evidence.model, "web", 1, &diagnosis).unwrap()
+    }
+
+    pub fn input(&self, step: &str, plan: &RepairPlan) -> Input {
+        let (stack, plan) = (self.stack(), plan.clone());
+        match step {
+            "patch" => Input::Patch { stack, plan },
+            "build" => Input::Build { stack, plan },
+            "restart" => Input::Restart { stack, plan },
+            "verify" => Input::Verify { stack, plan },
+            "promote" => Input::Promote { stack, plan },
+            "rollback" => Input::Rollback { stack, plan },
+            other => panic!("no step {other}"),
+        }
+    }
+
+    pub fn step(&self, step: &str, plan: &RepairPlan) -> Report {
+        self.perform(&self.input(step, plan))
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
+    }
+
+    /// Every file's bytes, by path.
+    pub fn checkout(&self) -> BTreeMap<String, Vec<u8>> {
+        fn read(dir: &Path, at: &str, files: &mut BTreeMap<String, Vec<u8>>) {
+            for entry in fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                let path = format!("{at}{}", entry.file_name().to_str().unwrap());
+                if entry.file_type().unwrap().is_dir() {
+                    read(&entry.path(), &format!("{path}/"), files);
+                } else {
+                    files.insert(path, fs::read(entry.path()).unwrap());
+                }
+            }
+        }
+        let mut files = BTreeMap::new();
+        read(self.dir.path(), "", &mut files);
+        files
+    }
+
+    /// A copy of the files alone.
+    pub fn copy(&self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        sh(
+            "cp",
+            &["-r", &format!("{}/.", self.dir.path().display()), dir.path().to_str().unwrap()],
+            dir.path(),
+        );
+        Self {
+            dir,
+            worker: tempfile::tempdir().unwrap(),
+            project: self.project.clone(),
+            run: self.run,
+            log: Arc::default(),
+            is_copy: true,
+        }
+    }
+
+    pub fn apply(&mut self, patch: &str) {
+        let file = self.worker.path().join("patch.diff");
+        fs::write(&file, patch).unwrap();
+        sh("git", &["apply", "-p1", file.to_str().unwrap()], self.dir.path());
+    }
+
+    pub fn write(&self, path: &str, text: &str) {
+        fs::write(self.dir.path().join(path), text).unwrap();
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.dir.path().join(path)).unwrap()
+    }
+
+    pub fn worker_dir(&self) -> PathBuf {
+        self.worker.path().to_path_buf()
+    }
+
+    /// The first container of a service; no id if there is none.
+    pub fn container(&self, service: &str) -> Container {
+        let id = self.compose(&["ps", "-a", "-q", service]);
+        let id = id.lines().next().unwrap_or_default();
+        if id.is_empty() {
+            let none = String::new;
+            return Container {
+                id: none(),
+                image: none(),
+                status: none(),
+                health: none(),
+                config_hash: none(),
+            };
+        }
+        let format = "{{.Id}} {{.Image}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}} {{index .Config.Labels \"com.docker.compose.config-hash\"}}";
+        let told = sh("docker", &["inspect", "--format", format, id], self.dir.path());
+        let [id, image, status, health, config_hash] =
+            told.split_whitespace().map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
+        Container { id, image, status, health, config_hash }
+    }
+
+    /// The id behind a service's tag (or any other reference), empty if there is none.
+    pub fn image(&self, service: &str) -> String {
+        let reference =
+            if service.contains('/') { service.to_owned() } else { format!("{}-{service}", self.project) };
+        let out = Command::new("docker")
+            .args(["image", "inspect", "--format", "{{.Id}}", &reference])
+            .output()
+            .unwrap();
+        if out.status.success() {
+            String::from_utf8(out.stdout).unwrap().trim().to_owned()
+        } else {
+            String::new()
+        }
+    }
+
+    /// The tag that keeps the image from before this run.
+    pub fn kept(&self) -> String {
+        format!("cooper-prev/{}-web:{}", self.project, self.run)
+    }
+
+    /// Tags of images in the making of this run.
+    pub fn run_tags(&self) -> Vec<String> {
+        let prefix = format!("cooper-run/{}/", self.run.to_string().replace('_', "-"));
+        self.tags().into_iter().filter(|tag| tag.starts_with(&prefix)).collect()
+    }
+
+    fn tags(&self) -> Vec<String> {
+        let told = sh("docker", &["images", "--format", "{{.Repository}}:{{.Tag}}"], self.dir.path());
+        told.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if self.is_copy {
+            return;
+        }
+        if std::thread::panicking() {
+            println!("--- log of the steps\n{}", self.log());
+        }
+        let quiet =
+            |args: &[&str]| drop(Command::new("docker").args(args).current_dir(self.dir.path()).output());
+        quiet(&["compose", "--progress", "quiet", "down", "--volumes", "--timeout", "1"]);
+        let runs = self.worker.path().join("runs");
+        let runs: Vec<String> = fs::read_dir(runs)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| format!("cooper-run/{}/", entry.file_name().to_string_lossy().replace('_', "-")))
+            .collect();
+        for tag in self.tags() {
+            if tag.contains(&self.project) || runs.iter().any(|run| tag.starts_with(run)) {
+                quiet(&["rmi", "-f", &tag]);
+            }
+        }
+    }
+}
+
+/// Runs a command that must succeed and returns what it printed.
+pub fn sh(program: &str, args: &[&str], dir: &Path) -> String {
+    let out = Command::new(program).args(args).current_dir(dir).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program} {args:?}: {}\n{stdout}\n{stderr}", out.status);
+    stdout.into_owned()
+}
