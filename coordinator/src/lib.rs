@@ -14,3 +14,4 @@ pub mod runs;
 pub mod sessions;
 pub mod store;
 pub mod tasks;
+pub mod tokens;
