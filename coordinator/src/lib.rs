@@ -11,7 +11,10 @@ pub mod hub;
 mod keys;
 pub mod output;
 pub mod runs;
+mod serve;
 pub mod sessions;
 pub mod store;
 pub mod tasks;
 pub mod tokens;
+
+pub use serve::{Config, serve};

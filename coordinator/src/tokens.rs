@@ -7,10 +7,11 @@ mod bootstrap;
 #[cfg(test)]
 mod tests;
 
-pub use bootstrap::{ADMIN_FILE, WORKER_FILE, bootstrap};
+pub use bootstrap::{ADMIN_FILE, WORKER_FILE};
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -62,7 +63,14 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    pub async fn load(store: Arc<dyn Store>) -> Result<Self> {
+    /// Knows every token of the store, and those in the two files of the data directory, which a first start makes.
+    pub async fn open(store: Arc<dyn Store>, data: &Path) -> Result<Arc<Self>> {
+        let tokens = Self::load(store).await?;
+        bootstrap::bootstrap(data, &tokens).await?;
+        Ok(Arc::new(tokens))
+    }
+
+    async fn load(store: Arc<dyn Store>) -> Result<Self> {
         let mut live = HashMap::new();
         for record in store.live(Aggregate::Token).await? {
             live.insert(record.row.key.clone(), Live::of(&record)?);

@@ -1,17 +1,19 @@
 //! Nobody comes in without a token: one layer over the whole port puts the caller into each request, or answers it.
 
-use std::sync::Arc;
-
-use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, header},
-    middleware::Next,
-    response::Response,
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
 };
+
+use axum::http::{HeaderMap, Request, Response, header};
 use cooper_common::{
     error::{Code, Error, Result},
     token::Secret,
 };
+use futures::future::Either;
+use tonic::body::Body;
+use tower::Service;
 
 use super::error::{problem, status};
 use crate::{caller::Caller, tokens::Tokens};
@@ -19,19 +21,59 @@ use crate::{caller::Caller, tokens::Tokens};
 /// What anybody may ask: whether it lives, and what the contract is.
 const OPEN: [&str; 4] = ["/health", "/ready", "/grpc.health.v1.Health/", "/grpc.reflection."];
 
-/// For `axum::middleware::from_fn_with_state(tokens, authenticate)`.
-pub async fn authenticate(State(tokens): State<Arc<Tokens>>, mut request: Request, next: Next) -> Response {
-    match caller_of(&tokens, request.headers()) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-        }
-        Err(_) if is_open(request.uri().path()) => {}
-        Err(error) => {
-            metrics::counter!("cooper_auth_refused_total").increment(1);
-            return refuse(&request, error);
-        }
+/// Puts the [`Caller`] into the extensions of each request.
+#[derive(Clone)]
+pub struct Layer {
+    tokens: Arc<Tokens>,
+}
+
+impl Layer {
+    pub fn new(tokens: Arc<Tokens>) -> Self {
+        Self { tokens }
     }
-    next.run(request).await
+}
+
+impl<S> tower::Layer<S> for Layer {
+    type Service = Authenticated<S>;
+
+    fn layer(&self, inner: S) -> Authenticated<S> {
+        Authenticated { inner, tokens: Arc::clone(&self.tokens) }
+    }
+}
+
+/// What is behind the layer.
+#[derive(Clone)]
+pub struct Authenticated<S> {
+    inner: S,
+    tokens: Arc<Tokens>,
+}
+
+impl<S, B> Service<Request<B>> for Authenticated<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    // No box: this is on the way of every request.
+    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match caller_of(&self.tokens, request.headers()) {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+            }
+            Err(_) if is_open(request.uri().path()) => {}
+            Err(error) => {
+                metrics::counter!("cooper_auth_refused_total").increment(1);
+                return Either::Right(ready(Ok(refuse(request.headers(), error))));
+            }
+        }
+        Either::Left(self.inner.call(request))
+    }
 }
 
 /// True when the other side speaks gRPC and would not read an HTTP error.
@@ -58,9 +100,9 @@ fn caller_of(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller> {
     }
 }
 
-fn refuse(request: &Request, error: Error) -> Response {
-    match is_grpc(request.headers()) {
+fn refuse(headers: &HeaderMap, error: Error) -> Response<Body> {
+    match is_grpc(headers) {
         true => status(error).into_http(),
-        false => problem(&error),
+        false => problem(&error).map(Body::new),
     }
 }

@@ -1,8 +1,9 @@
 //! The gRPC door: translates and authorises; decides nothing.
 
+mod admin;
 pub mod convert;
 mod runs;
 mod sessions;
 mod tasks;
 
-pub use self::{runs::Runs, sessions::Sessions, tasks::Tasks};
+pub use self::{admin::Admin, runs::Runs, sessions::Sessions, tasks::Tasks};

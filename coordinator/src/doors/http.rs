@@ -17,12 +17,11 @@ use cooper_common::{
     error::{Code, Error},
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use serde::Serialize;
 use serde_json::json;
 use tonic::Status;
 
 use super::{auth::is_grpc, error::problem};
-use crate::store::Store;
+use crate::cluster::Cluster;
 
 /// A store that has not answered by then is not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
@@ -32,59 +31,41 @@ const SECONDS: [f64; 14] =
 /// Upper bounds of everything else that is counted by size.
 const COUNTS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
 
-/// What `/health` shows beside the constant.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Vitals {
-    pub epoch: u64,
-    /// Attached right now.
-    pub workers: usize,
-    /// Live.
-    pub sessions: usize,
-    /// Waiting and running.
-    pub tasks_queued: usize,
-    pub tasks_running: usize,
-}
-
-/// Asked at every `/health`; must not wait for anything.
-pub type Look = Arc<dyn Fn() -> Vitals + Send + Sync>;
-
 #[derive(Clone)]
 struct Door {
-    store: Arc<dyn Store>,
-    look: Look,
+    cluster: Arc<Cluster>,
     metrics: PrometheusHandle,
 }
 
-/// The routes, with the fallback of the whole port: merge it into the gRPC services' router, not the other way round.
-pub fn router(store: Arc<dyn Store>, look: Look) -> Router {
-    let door = Door { store, look, metrics: recorder() };
+/// The routes, with the fallback of the whole port.
+pub fn router(cluster: Arc<Cluster>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_text))
         .fallback(absent)
-        .with_state(door)
+        .with_state(Door { cluster, metrics: recorder() })
 }
 
 /// Alive: this process answers. Says nothing about the disk, so that nobody restarts a coordinator whose disk is full.
 async fn health(State(door): State<Door>) -> Json<serde_json::Value> {
-    let mut body = json!({
+    let (epoch, counts) = door.cluster.look(|core| (core.epoch(), core.counts()));
+    Json(json!({
         "status": "healthy",
         "service": "cooper",
         "version": VERSION,
+        "epoch": epoch,
         "uptime_s": clock::since_start().as_secs(),
-    });
-    if let (Some(body), Ok(serde_json::Value::Object(vitals))) =
-        (body.as_object_mut(), serde_json::to_value((door.look)()))
-    {
-        body.extend(vitals);
-    }
-    Json(body)
+        "workers": counts.workers_attached,
+        "sessions": counts.sessions_live,
+        "tasks_queued": counts.tasks_queued,
+        "tasks_running": counts.tasks_held,
+    }))
 }
 
 /// Ready: what would be asked now would be recorded.
 async fn ready(State(door): State<Door>) -> Response {
-    match tokio::time::timeout(READY_WITHIN, door.store.probe()).await {
+    match tokio::time::timeout(READY_WITHIN, door.cluster.store.probe()).await {
         Ok(Ok(())) => Json(json!({"status": "ready"})).into_response(),
         Ok(Err(error)) => not_ready(error.into()),
         Err(_) => {

@@ -17,7 +17,7 @@ pub const WORKER_FILE: &str = "worker.token";
 
 /// Makes sure that both files exist and that the store knows what is in them: a new data directory gets both, a new
 /// store beside old files learns them. A token that was revoked stays so.
-pub async fn bootstrap(data: &Path, tokens: &Tokens) -> Result<()> {
+pub(super) async fn bootstrap(data: &Path, tokens: &Tokens) -> Result<()> {
     for (file, scope) in [(ADMIN_FILE, Scope::Admin), (WORKER_FILE, Scope::Worker)] {
         let path = data.join(file);
         // First the file: a start that dies in between is mended by the next.

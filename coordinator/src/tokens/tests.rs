@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use super::*;
+use super::{bootstrap::bootstrap, *};
 use crate::{bus::Bus, store::sqlite::Sqlite};
 
 async fn tokens() -> Tokens {

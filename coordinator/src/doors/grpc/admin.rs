@@ -78,7 +78,10 @@ impl admin_server::Admin for Admin {
         Ok(Response::new(v1::ListTokensResponse { tokens }))
     }
 
-    async fn revoke_token(&self, request: Request<v1::RevokeTokenRequest>) -> Result<Response<v1::Token>, Status> {
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::Token>, Status> {
         let caller = caller(&request)?;
         caller.require(&[]).map_err(status)?;
         let token = self.tokens.revoke(&caller, &request.get_ref().token_id).await.map_err(status)?;
@@ -103,11 +106,9 @@ impl admin_server::Admin for Admin {
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let from = match request.get_ref().from_seq {
-            0 => self.cluster.store.last_seq().await.map_err(|error| status(error.into()))? + 1,
-            from => from,
-        };
-        let feed = Feed::from(self.cluster.store.clone(), &self.bus, from, Some(caller.tenant.to_string()));
+        let from = request.get_ref().from_seq;
+        let tenant = Some(caller.tenant.to_string());
+        let feed = Feed::from(self.cluster.store.clone(), &self.bus, from, tenant).into_stream();
         let events = feed.map(|event| {
             event.map_err(|error| status(error.into())).map(|event| v1::Event {
                 seq: event.seq,

@@ -1,62 +1,71 @@
 //! The port as a stranger meets it: health, refusals, and what is not there.
 
-use axum::{body::Body, http::Request as Plain, middleware::from_fn_with_state};
-use cooper_common::token::Scope;
-use tower::ServiceExt;
+use axum::{
+    body::Body,
+    http::{Request as Plain, Response as Answer},
+};
+use cooper_common::{error::Code, token::Scope};
+use tonic::service::Routes;
+use tower::{Layer as _, Service, ServiceExt};
 
 use super::*;
 use crate::{
     bus::Bus,
     caller::Caller,
-    doors::{auth, error::from_status},
-    store::sqlite::Sqlite,
-    tokens::{ADMIN_FILE, Tokens, bootstrap},
+    doors::{
+        auth::{Authenticated, Layer},
+        error::from_status,
+    },
+    output::OutputLog,
+    store::{Store, sqlite::Sqlite},
+    tokens::{ADMIN_FILE, Tokens},
 };
 
 struct Port {
-    router: Router,
-    store: Arc<Sqlite>,
+    door: Authenticated<Routes>,
+    store: Arc<dyn Store>,
     secret: String,
+    _data: tempfile::TempDir,
 }
 
 async fn port() -> Port {
     let data = tempfile::tempdir().unwrap();
-    let store = Arc::new(Sqlite::memory(Bus::default()).unwrap());
-    let tokens = Arc::new(Tokens::load(store.clone()).await.unwrap());
-    bootstrap(data.path(), &tokens).await.unwrap();
-    let look: Look = Arc::new(|| Vitals { epoch: 7, workers: 2, ..Vitals::default() });
+    let store: Arc<dyn Store> = Arc::new(Sqlite::memory(Bus::default()).unwrap());
+    let tokens = Tokens::open(Arc::clone(&store), data.path()).await.unwrap();
+    let output = OutputLog::open(data.path()).unwrap();
+    let cluster = Cluster::load(Arc::clone(&store), output).await.unwrap();
     // Stands for a gRPC service behind the layer.
     let whoami = get(|request: Request| async move {
         let caller = request.extensions().get::<Caller>().cloned();
         caller.map_or("nobody".to_owned(), |caller| format!("{} {:?}", caller.tenant, caller.scope))
     });
-    let router = router(store.clone(), look)
-        .route("/whoami", whoami)
-        .layer(from_fn_with_state(tokens, auth::authenticate));
+    let routes = Routes::from(router(cluster).route("/whoami", whoami));
     let secret = std::fs::read_to_string(data.path().join(ADMIN_FILE)).unwrap().trim().to_owned();
-    Port { router, store, secret }
+    Port { door: Layer::new(tokens).layer(routes), store, secret, _data: data }
 }
 
 impl Port {
-    async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+    async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer<tonic::body::Body> {
         let mut request = Plain::builder().uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+        let mut door = self.door.clone();
+        let door: &mut Authenticated<Routes> = ServiceExt::<Plain<Body>>::ready(&mut door).await.unwrap();
+        door.call(request.body(Body::empty()).unwrap()).await.unwrap()
     }
 
-    async fn get_as_admin(&self, path: &str) -> Response {
+    async fn get_as_admin(&self, path: &str) -> Answer<tonic::body::Body> {
         self.get(path, &[("authorization", &format!("Bearer {}", self.secret))]).await
     }
 }
 
-async fn text(response: Response) -> String {
-    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+async fn text(response: Answer<tonic::body::Body>) -> String {
+    let bytes = axum::body::to_bytes(Body::new(response.into_body()), 1 << 20).await.unwrap();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-async fn json_of(response: Response) -> serde_json::Value {
+async fn json_of(response: Answer<tonic::body::Body>) -> serde_json::Value {
     serde_json::from_str(&text(response).await).unwrap()
 }
 
@@ -68,7 +77,7 @@ async fn health_needs_no_token_and_says_what_runs() {
     assert_eq!(response.status(), 200);
     let body = json_of(response).await;
     assert_eq!((&body["status"], &body["service"]), (&json!("healthy"), &json!("cooper")));
-    assert_eq!((&body["version"], &body["epoch"], &body["workers"]), (&json!(VERSION), &json!(7), &json!(2)));
+    assert_eq!((&body["version"], &body["epoch"], &body["workers"]), (&json!(VERSION), &json!(1), &json!(0)));
     assert!(body["uptime_s"].is_u64());
 }
 
