@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod frame;
+pub mod host;
 pub mod link;
+pub mod stack;

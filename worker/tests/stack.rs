@@ -2,13 +2,14 @@
 
 mod stack_fixture;
 
-use cooper_repair::step::{HealthClass, Report};
-use stack_fixture::{Fixture, STEPS, docker_or_skip};
+use cooper_repair::edit::{FileChange, Root};
+use cooper_repair::step::{HealthClass, Input, Report};
+use stack_fixture::{Fixture, STEPS, example_or_skip, small_or_skip};
 
 /// A repair from a broken stack to a healthy one, each step performed twice.
 #[test]
 fn a_missing_python_package_is_repaired_and_repeating_a_step_changes_nothing() {
-    let Some(fixture) = docker_or_skip("python") else { return };
+    let Some(fixture) = example_or_skip("python") else { return };
     fixture.up();
     fixture.break_it("missing-python-package");
     fixture.deploy_broken();
@@ -62,4 +63,245 @@ fn a_missing_python_package_is_repaired_and_repeating_a_step_changes_nothing() {
         assert_eq!(fixture.image("web"), start.image_id);
         assert_eq!(fixture.container("store"), neighbour);
     }
+}
+
+/// What a rollback has to bring back.
+fn state(fixture: &Fixture) -> impl PartialEq + std::fmt::Debug + use<> {
+    let web = fixture.container("web");
+    (fixture.checkout(), fixture.image("web"), web.image, web.status, fixture.container("store").id)
+}
+
+/// Performs the first steps, then rolls back, and wants everything as it was.
+fn forth_and_back(fixture: &mut Fixture, steps: &[&str]) {
+    fixture.next_run();
+    let before = state(fixture);
+    let analyzed = fixture.analyze(None);
+    let plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
+    for step in steps {
+        let report = fixture.step(step, &plan);
+        assert!(report.ok, "{step}: {} {}", report.code, report.message);
+    }
+    for _ in 0..2 {
+        let report = fixture.step("rollback", &plan);
+        assert!(report.restored, "after {steps:?}: {}", report.message);
+        assert_eq!(state(fixture), before, "after {steps:?}");
+    }
+    assert_eq!(fixture.run_tags(), Vec::<String>::new());
+    assert_eq!(fixture.image(&fixture.kept()), "", "nothing of the run stays");
+    assert!(!fixture.run_dir().join("stage").exists());
+}
+
+#[test]
+fn a_rollback_after_any_step_restores() {
+    let Some(mut fixture) = small_or_skip("rollback") else { return };
+    fixture.up();
+    for n in 0..=STEPS.len() {
+        forth_and_back(&mut fixture, &STEPS[..n]);
+    }
+}
+
+#[test]
+fn a_rollback_restores_a_container_whose_image_the_tag_does_not_name_any_more() {
+    let Some(mut fixture) = small_or_skip("undeployed") else { return };
+    fixture.up();
+    fixture.write("web/extra.txt", "");
+    fixture.write(
+        "web/Dockerfile",
+        &fixture.read("web/Dockerfile").replace("COPY app.py", "COPY extra.txt app.py"),
+    );
+    fixture.compose(&["build", "web"]);
+    assert_ne!(fixture.container("web").image, fixture.image("web"));
+    forth_and_back(&mut fixture, &STEPS);
+    assert_ne!(fixture.container("web").image, fixture.image("web"));
+}
+
+#[test]
+fn a_rollback_restores_absence() {
+    let Some(mut fixture) = small_or_skip("absent") else { return };
+    fixture.compose(&["up", "-d", "--build", "store"]);
+    forth_and_back(&mut fixture, &STEPS);
+    assert_eq!((fixture.image("web"), fixture.container("web").id), (String::new(), String::new()));
+    // And a container that was stopped is stopped again.
+    fixture.up();
+    fixture.compose(&["stop", "web"]);
+    let stopped = fixture.container("web").image;
+    fixture.next_run();
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    for step in ["patch", "build", "restart", "verify", "rollback"] {
+        let report = fixture.step(step, &plan);
+        assert!(report.ok, "{step}: {}", report.message);
+    }
+    let web = fixture.container("web");
+    assert_eq!(web.image, stopped);
+    assert!(["exited", "created"].contains(&web.status.as_str()), "{web:?}");
+}
+
+/// `up -d --wait` calls both of these good.
+#[test]
+fn a_service_that_dies_is_not_verified_and_is_restored() {
+    let Some(mut fixture) = small_or_skip("dies") else { return };
+    fixture.up();
+    for dies in ["at once", "soon"] {
+        fixture.next_run();
+        let before = state(&fixture);
+        let plan = fixture.plan_to_set(&fixture.analyze(None), "DIES", dies);
+        for step in ["patch", "build", "restart"] {
+            assert!(fixture.step(step, &plan).ok);
+        }
+        let verified = fixture.step("verify", &plan);
+        assert_eq!((verified.ok, verified.code.as_str()), (false, "verify_failed"), "{}", verified.message);
+        assert!(fixture.step("rollback", &plan).restored, "{}", fixture.log());
+        assert_eq!(state(&fixture), before);
+    }
+}
+
+#[test]
+fn a_file_changed_meanwhile_is_not_overwritten() {
+    let Some(fixture) = small_or_skip("dirty") else { return };
+    fixture.up();
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    for step in ["patch", "build", "restart", "verify"] {
+        assert!(fixture.step(step, &plan).ok);
+    }
+    fixture.write("web/Dockerfile", &format!("{}# mine\n", fixture.read("web/Dockerfile")));
+    let before = fixture.checkout();
+    for _ in 0..2 {
+        let report = fixture.step("promote", &plan);
+        assert_eq!((report.promotion.as_str(), report.code.as_str()), ("conflict", "promotion_conflict"));
+        assert_eq!(fixture.checkout(), before);
+    }
+    // What changed before the patch makes the plan void.
+    assert_eq!(fixture.step("patch", &plan).code, "plan_changed");
+}
+
+#[test]
+fn what_policy_does_not_allow_is_refused_with_the_real_bytes() {
+    let Some(fixture) = small_or_skip("policy") else { return };
+    fixture.up();
+    let analyzed = fixture.analyze(None);
+    let mut plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
+    let change = |path: &str, root| FileChange {
+        root,
+        path: path.to_owned(),
+        base_sha256: None,
+        new_content: "x\n".to_owned(),
+        mode: None,
+        edits: vec![],
+        description: String::new(),
+        diff: cooper_repair::diff::unified(path, None, "x\n"),
+    };
+    let good = plan.edits.clone();
+    for (path, root) in
+        [("../outside", Root::Context), ("notes.md", Root::Context), (".env.new", Root::Stack)]
+    {
+        plan.edits = vec![change(path, root)];
+        let report = fixture.step("patch", &plan);
+        assert_eq!(report.code, "policy_refused", "{path}: {}", report.message);
+    }
+    plan.edits = good;
+    plan.edits[0].new_content.push_str("RUN true\n");
+    let report = fixture.step("patch", &plan);
+    assert_eq!(report.code, "policy_refused", "{}", report.message);
+    // A plan of before the service became protected was approved by nobody.
+    let plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("stable_for: 1s", "protected: true"));
+    assert_eq!(fixture.step("patch", &plan).code, "policy_refused");
+}
+
+#[test]
+fn no_secret_leaves_the_worker() {
+    let Some(fixture) = small_or_skip("secret") else { return };
+    fixture.write(
+        "web/Dockerfile",
+        &format!("{}RUN echo planted-secret-value Bearer abcdefgh12345678\n", fixture.read("web/Dockerfile")),
+    );
+    fixture.up();
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at once"));
+    fixture.deploy_broken();
+    let analyzed = fixture.analyze(None);
+    let evidence = analyzed.evidence.as_ref().expect("evidence");
+    assert!(
+        evidence.container_log.contains("it died") && evidence.container_log.contains("token [redacted]")
+    );
+    assert_eq!(evidence.files["Dockerfile"], "", "a file with a secret is only known to exist");
+    let plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
+    let patched = fixture.step("patch", &plan);
+    let built = fixture.step("build", &plan);
+    assert!(built.ok, "{}", built.message);
+    for text in [serde_json::to_string(&analyzed), serde_json::to_string(&patched)] {
+        let text = text.expect("JSON");
+        assert!(!text.contains("planted-secret-value") && !text.contains("abcdefgh12345678"));
+    }
+    assert!(fixture.log().contains("[redacted]"));
+    assert!(!fixture.log().contains("planted-secret-value") && !fixture.log().contains("abcdefgh12345678"));
+}
+
+#[test]
+fn a_failing_build_is_found_and_repaired_while_the_service_stays_up() {
+    let Some(fixture) = example_or_skip("apt") else { return };
+    fixture.up();
+    fixture.break_it("missing-apt-package");
+    let running = fixture.container("web");
+    let analyzed = fixture.analyze(None);
+    assert_eq!(analyzed.start.as_ref().map(|start| start.health), Some(HealthClass::Healthy));
+    let plan = fixture.plan(&analyzed);
+    for step in ["patch", "build"] {
+        let report = fixture.step(step, &plan);
+        assert!(report.ok, "{step}: {} {}\n{}", report.code, report.message, fixture.log());
+        assert_eq!(fixture.container("web"), running);
+    }
+    for step in ["restart", "verify", "promote"] {
+        let report = fixture.step(step, &plan);
+        assert!(report.ok, "{step}: {} {}\n{}", report.code, report.message, fixture.log());
+    }
+    assert!(fixture.read("web/Dockerfile").contains("jq"));
+    assert_eq!(fixture.container("web").health, "healthy");
+}
+
+#[test]
+fn the_unrepairable_is_restored() {
+    let Some(fixture) = example_or_skip("lost") else { return };
+    fixture.up();
+    fixture.break_it("unrepairable");
+    fixture.deploy_broken();
+    let before = (
+        fixture.checkout(),
+        fixture.image("web"),
+        fixture.container("web").image,
+        fixture.container("store"),
+    );
+    let plan = fixture.plan(&fixture.analyze(None));
+    for step in ["patch", "build", "restart"] {
+        assert!(fixture.step(step, &plan).ok);
+    }
+    let verified = fixture.step("verify", &plan);
+    assert_eq!((verified.ok, verified.code.as_str()), (false, "verify_failed"), "{}", verified.message);
+    let report = fixture.step("rollback", &plan);
+    assert!(report.restored, "{}\n{}", report.message, fixture.log());
+    let after = (
+        fixture.checkout(),
+        fixture.image("web"),
+        fixture.container("web").image,
+        fixture.container("store"),
+    );
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_stack_or_service_that_is_not_there_is_named() {
+    let Some(fixture) = small_or_skip("names") else { return };
+    let mut stack = fixture.stack();
+    let analyze = |stack, service: &str| Input::Analyze {
+        stack,
+        service: service.to_owned(),
+        log: None,
+        instruction: None,
+    };
+    let report = fixture.perform(&analyze(stack.clone(), "nothing"));
+    assert_eq!(report.code, "service_not_found");
+    assert!(report.message.contains("store, web"), "{}", report.message);
+    stack.dir = "/".to_owned();
+    assert_eq!(fixture.perform(&analyze(stack.clone(), "web")).code, "stack_not_found");
+    stack.name = "other".to_owned();
+    assert_eq!(fixture.perform(&analyze(stack, "web")).code, "stack_not_found");
 }

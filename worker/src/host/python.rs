@@ -71,8 +71,8 @@ fn probe(program: &Path) -> Result<Python, String> {
     let answer = read_within(&mut child, PROBE_MS);
     let _ = child.kill();
     let _ = child.wait();
-    let answer: Answer =
-        serde_json::from_slice(&answer.map_err(|e| e.to_string())?).map_err(|_| "it gave no sensible answer")?;
+    let answer: Answer = serde_json::from_slice(&answer.map_err(|e| e.to_string())?)
+        .map_err(|_| "it gave no sensible answer")?;
     let (major, minor, _) = answer.version;
     if (major, minor) < OLDEST {
         return Err(format!("version {major}.{minor} is older than {}.{}", OLDEST.0, OLDEST.1));

@@ -13,8 +13,8 @@ pub struct Process {
     pub started: u64,
 }
 
-/// Which descendants are meant.
-#[derive(Debug, Clone, Copy, Default)]
+/// Which descendants are meant; by default all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Which {
     /// Only those that started at or after this tick.
     pub since: Option<u64>,
@@ -35,6 +35,11 @@ pub fn descendants(root: i32) -> Vec<Process> {
         }
     }
     found
+}
+
+/// Children of `pid` that are not zombies.
+pub fn living_children(pid: i32) -> Vec<i32> {
+    children(pid).into_iter().filter(|child| living(*child).is_some()).collect()
 }
 
 /// Kills the descendants of `root` once and returns how many were alive. Call it again until that is 0: a fork may
@@ -71,7 +76,9 @@ fn children(pid: i32) -> Vec<i32> {
     let mut children = Vec::new();
     for thread in threads.flatten() {
         match fs::read_to_string(thread.path().join("children")) {
-            Ok(text) => children.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            Ok(text) => {
+                children.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()))
+            }
             // A kernel without CONFIG_PROC_CHILDREN, or a thread that ended.
             Err(_) if !thread.path().exists() => {}
             Err(_) => return children_by_scan(pid),
@@ -121,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
-        let stat = parse_stat("7 (a) Z 1 (b) S 42 7 7 0 -1 4194304 1 0 0 0 1 2 0 0 20 0 1 0 98765 1 2").unwrap();
+        let stat =
+            parse_stat("7 (a) Z 1 (b) S 42 7 7 0 -1 4194304 1 0 0 0 1 2 0 0 20 0 1 0 98765 1 2").unwrap();
         assert_eq!((stat.state, stat.parent, stat.started), ('S', 42, 98765));
     }
 

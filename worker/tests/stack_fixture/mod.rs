@@ -10,30 +10,65 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use cooper_common::ids::RunId;
+use cooper_repair::diagnosis::{Diagnosis, Remedy};
 use cooper_repair::step::{Input, Report, StackRef};
-use cooper_repair::{RepairPlan, RuleSet, diagnose};
+use cooper_repair::{Class, Edit, FileChange, RepairPlan, RuleSet, diagnose};
 use cooper_worker::stack::{Context, Log, perform};
 
 /// The steps of a repair, in order.
 pub const STEPS: [&str; 5] = ["patch", "build", "restart", "verify", "promote"];
 
-/// A stack to test with; `None`, with a word, if Docker is away and the test may be skipped for that.
-pub fn docker_or_skip(name: &str) -> Option<Fixture> {
+/// The example stack; `None`, with a word, if Docker is away and the test may be skipped for that.
+pub fn example_or_skip(name: &str) -> Option<Fixture> {
+    docker_or_skip().then(|| Fixture::example(name))
+}
+
+/// A small stack, likewise.
+pub fn small_or_skip(name: &str) -> Option<Fixture> {
+    docker_or_skip().then(|| Fixture::small(name))
+}
+
+fn docker_or_skip() -> bool {
     let answers =
         Command::new("docker").args(["compose", "version"]).output().is_ok_and(|out| out.status.success())
             && Command::new("docker").arg("info").output().is_ok_and(|out| out.status.success());
-    if answers {
-        return Some(Fixture::new(name));
+    if !answers {
+        let skip = std::env::var("COOPER_TEST_SKIP")
+            .is_ok_and(|names| names.split(',').any(|name| name == "docker"));
+        assert!(
+            skip,
+            "Docker does not answer: scripts/ensure-engine.sh starts it; COOPER_TEST_SKIP=docker skips"
+        );
+        println!("skipped: Docker does not answer and COOPER_TEST_SKIP names it");
     }
-    let may_skip =
-        std::env::var("COOPER_TEST_SKIP").is_ok_and(|names| names.split(',').any(|name| name == "docker"));
-    assert!(
-        may_skip,
-        "Docker does not answer: scripts/ensure-engine.sh starts it; COOPER_TEST_SKIP=docker skips"
-    );
-    println!("skipped: Docker does not answer and COOPER_TEST_SKIP names it");
-    None
+    answers
 }
+
+const SMALL: &str = "services:
+  web:
+    build: ./web
+    init: true
+    stop_grace_period: 1s
+    restart: unless-stopped
+    expose: [8000]
+    environment:
+      API_TOKEN: planted-secret-value
+      MODE: live
+    x-cooper:
+      stable_for: 1s
+  store:
+    build: ./store
+    init: true
+    stop_grace_period: 1s
+";
+const APP: &str = "import http.server, os, sys, threading, time
+print('token', os.environ['API_TOKEN'])
+if os.environ.get('DIES') == 'at once':
+    sys.exit('it died')
+if os.environ.get('DIES') == 'soon':
+    threading.Thread(target=lambda: (time.sleep(0.6), os._exit(3))).start()
+http.server.ThreadingHTTPServer(('', 8000), http.server.SimpleHTTPRequestHandler).serve_forever()
+";
 
 pub struct Fixture {
     dir: tempfile::TempDir,
@@ -67,7 +102,31 @@ impl Write for Shared {
 }
 
 impl Fixture {
-    fn new(name: &str) -> Self {
+    /// The example stack, without an engine to run it.
+    pub fn example(name: &str) -> Self {
+        let fixture = Self::empty(name);
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stack");
+        sh("cp", &["-r", &format!("{}/.", example.display()), &fixture.path("")], fixture.dir.path());
+        fixture
+    }
+
+    /// A stack that is up in a second: `web` serves on port 8000 and dies as its environment says; `store` sleeps.
+    fn small(name: &str) -> Self {
+        let fixture = Self::empty(name);
+        for service in ["web", "store"] {
+            fs::create_dir(fixture.dir.path().join(service)).unwrap();
+        }
+        fixture.write("compose.yaml", SMALL);
+        fixture.write(
+            "web/Dockerfile",
+            "FROM python:3.11-slim\nCOPY app.py .\nCMD [\"python\", \"-u\", \"app.py\"]\n",
+        );
+        fixture.write("web/app.py", APP);
+        fixture.write("store/Dockerfile", "FROM python:3.11-slim\nCMD [\"sleep\", \"infinity\"]\n");
+        fixture
+    }
+
+    fn empty(name: &str) -> Self {
         let run = RunId::new();
         // The end of the id is its random part.
         let project = format!("cooper-test-{name}-{}", &run.to_string()[20..]);
@@ -79,8 +138,6 @@ impl Fixture {
             log: Arc::default(),
             is_copy: false,
         };
-        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stack");
-        sh("cp", &["-r", &format!("{}/.", example.display()), &fixture.path("")], fixture.dir.path());
         // As a user would: the stack's own .env names the project.
         fs::write(fixture.dir.path().join(".env"), format!("COMPOSE_PROJECT_NAME={}\n", fixture.project))
             .unwrap();
@@ -147,6 +204,32 @@ impl Fixture {
         let report = self.perform(&input);
         assert!(report.ok, "{} {}\n{}", report.code, report.message, self.log());
         report
+    }
+
+    /// A plan that sets a variable in web's Dockerfile.
+    pub fn plan_to_set(&self, analyzed: &Report, name: &str, value: &str) -> RepairPlan {
+        let path = "Dockerfile";
+        let edit = Edit::SetEnv { stage: 0, name: name.to_owned(), value: value.to_owned() };
+        let change =
+            FileChange::edit(path, &self.read("web/Dockerfile"), edit, format!("set {name}")).unwrap();
+        self.plan_with(analyzed, vec![change])
+    }
+
+    pub fn plan_with(&self, analyzed: &Report, edits: Vec<FileChange>) -> RepairPlan {
+        let diagnosis = Diagnosis {
+            rule_id: "test".to_owned(),
+            cause: "a test".to_owned(),
+            confidence: 100,
+            class: Class::Auto,
+            evidence_line: String::new(),
+            remedy: if edits.is_empty() { Remedy::Restart } else { Remedy::Patch },
+            edits,
+            fingerprint: "0".repeat(64),
+        };
+        let model = &analyzed.evidence.as_ref().expect("evidence").model;
+        let mut plan = RepairPlan::new("example", model, "web", 1, &diagnosis).unwrap();
+        plan.verify.become_well_ms = 15_000;
+        plan
     }
 
     pub fn plan(&self, analyzed: &Report) -> RepairPlan {
@@ -227,8 +310,8 @@ impl Fixture {
         fs::read_to_string(self.dir.path().join(path)).unwrap()
     }
 
-    pub fn worker_dir(&self) -> PathBuf {
-        self.worker.path().to_path_buf()
+    pub fn run_dir(&self) -> PathBuf {
+        self.worker.path().join("runs").join(self.run.to_string())
     }
 
     /// The first container of a service; no id if there is none.

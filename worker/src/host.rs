@@ -1,0 +1,425 @@
+//! The host process of a worker: parent of everything that runs, single-threaded, one epoll loop, no listener.
+//!
+//! It holds every pipe, control socket, deadline and kill ladder; its child, the link, talks to the coordinator. What
+//! happens is decided by events only: `session.rs` for sessions, `attempt.rs` for what runs in them, `trees.rs` for
+//! their processes, `stop.rs` for the end.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{File, OpenOptions},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error, Result},
+    telemetry,
+};
+use cooper_proto::{
+    host::{self as wire, to_host, to_link},
+    v1,
+};
+use rustix::{
+    event::{Timespec, epoll},
+    process::{Pid, Signal},
+};
+
+use crate::config::Config;
+use attempt::Attempt;
+use dir::Dir;
+use interpreter::{PlainChild, Runtime};
+use link::{Heard, Link};
+use python::Python;
+use session::{Interpreter, Session};
+use stacks::Stacks;
+use timers::Timers;
+use trees::Tree;
+
+mod attempt;
+mod dir;
+mod files;
+mod helper;
+mod home;
+pub mod install;
+mod interpreter;
+mod ladder;
+mod launch;
+mod link;
+mod listing;
+mod outcome;
+mod python;
+mod reaper;
+mod session;
+mod spawn;
+mod spool;
+mod stacks;
+mod start;
+mod stop;
+mod sys;
+mod timers;
+mod tree;
+mod trees;
+
+/// Hidden first argument of a process that installs packages.
+pub const INSTALL_ARGV: &str = "worker-install";
+/// Hidden first argument of a process that performs one step.
+pub const STEP_ARGV: &str = "worker-step";
+/// Version of the host protocol.
+const PROTOCOL: u32 = 1;
+/// Events taken in one round.
+const EVENTS_MAX: usize = 256;
+/// Messages of the link served in one round.
+const MESSAGES_MAX: usize = 64;
+/// Pipes of ended executions whose children still hold them; beyond it the oldest is closed.
+const LEFTOVERS_MAX: usize = 256;
+
+/// Runs the host until it is told to stop (SIGTERM, SIGINT) and nothing of it is left. Must be called by a process with
+/// one thread: it forks.
+pub fn run(config: Config) -> Result<()> {
+    telemetry::init(&config.log_level);
+    let internal = |what: &str, e: io::Error| Error::internal(format!("{what}: {e}"));
+    if std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count) != 1 {
+        return Err(Error::internal("the host must be started before any other thread"));
+    }
+    // Before anything else: later the file may have been replaced by an upgrade.
+    let exe = File::open("/proc/self/exe").map_err(|e| internal("this program cannot be opened", e))?.into();
+    let mut host = Host::new(config, exe)?;
+    host.serve().map_err(|e| internal("the event loop broke", e))
+}
+
+struct Host {
+    config: Config,
+    exe: OwnedFd,
+    dir: Dir,
+    epoll: OwnedFd,
+    signals: OwnedFd,
+    null: File,
+    /// Room for what interpreters say.
+    control_buffer: crate::frame::Buffer,
+    python: Option<Python>,
+    runtime: Box<dyn Runtime>,
+    capacity: v1::Capacity,
+    stacks: Stacks,
+    compose: Compose,
+    link: Link,
+    /// The event loop waits for room in the link's socket.
+    link_watched_for_room: bool,
+    sessions: BTreeMap<String, Session>,
+    interpreters: BTreeMap<u64, Interpreter>,
+    attempts: BTreeMap<u64, Attempt>,
+    by_key: BTreeMap<attempt::Key, u64>,
+    trees: BTreeMap<u64, Tree>,
+    by_reaper: HashMap<Pid, u64>,
+    helpers: HashMap<Pid, helper::Task>,
+    leftovers: BTreeMap<u64, (OwnedFd, String)>,
+    writing: files::Writing,
+    /// Attempts whose spools grew in this round.
+    grown: Vec<u64>,
+    timers: Timers<Due>,
+    next_id: u64,
+    stopping: Option<stop::Phase>,
+}
+
+/// Whether Docker Compose works here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compose {
+    /// Asked at start; the link's greeting waits for the answer.
+    Unknown,
+    Works,
+    Missing,
+}
+
+/// What a deadline is for. Ids that no longer exist are ignored.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    /// An attempt's time limit.
+    TimeOut(u64),
+    /// The time between interrupt and kill of an attempt.
+    Grace(u64),
+    /// Look again what lives beneath a tree that is to die.
+    KillRound(u64),
+    /// An interpreter should have said hello.
+    Hello(u64),
+    StartLink,
+    Helper(Pid),
+    Strays,
+    Stop(stop::Phase),
+}
+
+/// Where an event comes from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Link,
+    Signals,
+    Reports(u64),
+    Control(u64),
+    Output(u64, usize),
+    Leftover(u64),
+}
+
+impl Source {
+    fn pack(self) -> epoll::EventData {
+        let (kind, id) = match self {
+            Source::Link => (0, 0),
+            Source::Signals => (1, 0),
+            Source::Reports(id) => (2, id),
+            Source::Control(id) => (3, id),
+            Source::Output(id, stream) => (4 + stream as u64, id),
+            Source::Leftover(id) => (6, id),
+        };
+        epoll::EventData::new_u64(id << 8 | kind)
+    }
+    fn unpack(data: epoll::EventData) -> Option<Self> {
+        let (kind, id) = (data.u64() & 0xff, data.u64() >> 8);
+        Some(match kind {
+            0 => Source::Link,
+            1 => Source::Signals,
+            2 => Source::Reports(id),
+            3 => Source::Control(id),
+            4 | 5 => Source::Output(id, kind as usize - 4),
+            6 => Source::Leftover(id),
+            _ => return None,
+        })
+    }
+}
+
+impl Host {
+    fn new(config: Config, exe: OwnedFd) -> Result<Self> {
+        let internal = |e: io::Error| Error::internal(format!("the host cannot start: {e}"));
+        let signals =
+            sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(internal)?;
+        let dir = Dir::open(&config.dir, config.base_workspace.as_deref(), config.worker_id.as_deref())?;
+        let stacks = Stacks::open(&dir.path, &config.stacks)?;
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|e| internal(e.into()))?;
+        start::raise_open_files();
+        let mut host = Self {
+            capacity: start::capacity(&config),
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| internal(e.into()))?,
+            null: OpenOptions::new().read(true).write(true).open("/dev/null").map_err(internal)?,
+            control_buffer: crate::frame::Buffer::default(),
+            runtime: Box::new(PlainChild::new().map_err(internal)?),
+            compose: Compose::Unknown,
+            link: Link::default(),
+            link_watched_for_room: false,
+            python: None,
+            sessions: BTreeMap::new(),
+            interpreters: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            trees: BTreeMap::new(),
+            by_reaper: HashMap::new(),
+            helpers: HashMap::new(),
+            leftovers: BTreeMap::new(),
+            writing: files::Writing::default(),
+            grown: Vec::new(),
+            timers: Timers::default(),
+            next_id: 0,
+            stopping: None,
+            config,
+            exe,
+            dir,
+            signals,
+            stacks,
+        };
+        host.watch(&host.signals, Source::Signals).map_err(internal)?;
+        host.probe_compose();
+        // The link dials while Python is asked where it is.
+        host.start_link();
+        host.python = match python::find(host.config.python.as_deref()) {
+            Ok(python) => Some(python),
+            Err(error) if host.config.python.is_some() => {
+                host.link.end(Signal::KILL);
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!("{error}: this worker takes no sessions");
+                None
+            }
+        };
+        host.find_sessions();
+        host.remove_what_was_destroyed();
+        tracing::info!(
+            worker = %host.dir.worker_id,
+            incarnation = host.dir.incarnation,
+            sessions = host.sessions.len(),
+            python = host.python.as_ref().map_or("none".to_owned(), Python::version_text),
+            "host started"
+        );
+        Ok(host)
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            let wait = self.timers.wait_ms(clock::mono_ms()).map(|ms| {
+                let wait = Duration::from_millis(ms);
+                Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() }
+            });
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), wait.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in events.drain(..) {
+                // A packed struct: copy before use.
+                let data = event.data;
+                if let Some(source) = Source::unpack(data) {
+                    self.on_event(source);
+                }
+            }
+            while let Some(due) = self.timers.pop(clock::mono_ms()) {
+                self.on_due(due);
+            }
+            self.announce();
+            self.watch_link_for_room()?;
+            if self.is_over() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn on_event(&mut self, source: Source) {
+        match source {
+            Source::Link => self.on_link(),
+            Source::Signals => {
+                while let Some(signal) = sys::next_signal(&self.signals) {
+                    if signal != libc::SIGCHLD {
+                        self.stop(signal);
+                    }
+                }
+                self.reap();
+            }
+            Source::Reports(tree) => self.on_reports(tree),
+            Source::Control(interpreter) => self.on_control(interpreter),
+            Source::Output(attempt, stream) => self.on_output(attempt, stream),
+            Source::Leftover(id) => self.on_leftover(id),
+        }
+    }
+
+    fn on_due(&mut self, due: Due) {
+        match due {
+            Due::TimeOut(attempt) => self.on_time_out(attempt),
+            Due::Grace(attempt) => self.kill(attempt),
+            Due::KillRound(tree) => self.kill_round(tree),
+            Due::Hello(interpreter) => self.on_late_hello(interpreter),
+            Due::StartLink => self.start_link(),
+            Due::Helper(pid) if self.helpers.contains_key(&pid) => helper::end(pid),
+            Due::Helper(_) => {}
+            Due::Strays => self.kill_strays(),
+            Due::Stop(phase) => self.on_stop_due(phase),
+        }
+    }
+
+    /// Collects every child that ended.
+    fn reap(&mut self) {
+        while let Ok(Some(dead)) = sys::reap() {
+            if self.link.pid() == Some(dead.pid) {
+                self.on_link_death();
+            } else if let Some(tree) = self.by_reaper.get(&dead.pid) {
+                self.on_reaper_death(*tree, dead.status == 0);
+            } else if let Some(task) = self.helpers.remove(&dead.pid) {
+                self.on_helper_done(task, dead.status == 0);
+            }
+            // Anything else was adopted: its end is all that was wanted of it.
+        }
+    }
+
+    fn on_link(&mut self) {
+        self.link.flush();
+        for _ in 0..MESSAGES_MAX {
+            match self.link.hear() {
+                Heard::Message(message) => self.on_message(message),
+                Heard::Nothing => return,
+                Heard::Gone => return self.link.end(Signal::KILL),
+            }
+        }
+    }
+
+    fn on_message(&mut self, message: to_host::Message) {
+        use to_host::Message as M;
+        match message {
+            M::Hello(hello) => self.on_link_hello(&hello),
+            M::SessionCreate(grant) => self.create_session(grant),
+            M::SessionDestroy(end) => self.destroy_session(end),
+            M::Start(assign) => self.start_attempt(assign),
+            M::Stop(cancel) => self.cancel(&cancel),
+            M::Forget(forget) => self.forget(&forget),
+            M::OpenFile(call) => self.open_file(&call),
+            M::CloseFile(call) => self.close_file(&call),
+            M::StackAdd(add) => self.add_stack(&add),
+            M::Drained(_) => self.on_drained(),
+        }
+    }
+
+    fn open_file(&mut self, call: &wire::OpenFile) {
+        let opened = match self.sessions.get(&call.session_id) {
+            Some(session) => self.writing.open(&session.home.workspace(), call),
+            None => Err(unknown_session(&call.session_id)),
+        };
+        let mut answer = wire::FileOpened { call_id: call.call_id, ..wire::FileOpened::default() };
+        let mut fds = Vec::new();
+        match opened {
+            Ok(opened) => {
+                answer.stat = opened.stat;
+                fds.push(opened.fd);
+            }
+            Err(error) => answer.error = Some(to_wire(&error)),
+        }
+        self.link.tell(to_link::Message::FileOpened(answer), fds);
+    }
+
+    fn close_file(&mut self, call: &wire::CloseFile) {
+        let mut answer = wire::FileClosed { call_id: call.call_id, ..wire::FileClosed::default() };
+        match self.writing.close(call.call_id, call.commit) {
+            Ok(stat) => answer.stat = stat,
+            Err(error) => answer.error = Some(to_wire(&error)),
+        }
+        self.link.tell(to_link::Message::FileClosed(answer), Vec::new());
+    }
+
+    fn add_stack(&mut self, add: &v1::StackAdd) {
+        let error = self.stacks.add(add).err().map(|e| to_wire(&e));
+        let update = v1::StackUpdate { stacks: self.stacks.list(), error };
+        self.link.tell(to_link::Message::Stacks(update), Vec::new());
+        if self.compose == Compose::Missing {
+            self.probe_compose();
+        }
+    }
+
+    fn watch(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, source.pack(), epoll::EventFlags::IN)?)
+    }
+
+    fn watch_link_for_room(&mut self) -> io::Result<()> {
+        let behind = self.link.is_behind();
+        if behind != self.link_watched_for_room
+            && let Some(socket) = self.link.socket()
+        {
+            let mut flags = epoll::EventFlags::IN;
+            flags.set(epoll::EventFlags::OUT, behind);
+            epoll::modify(&self.epoll, socket, Source::Link.pack(), flags)?;
+            self.link_watched_for_room = behind;
+        }
+        Ok(())
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+fn unknown_session(id: &str) -> Error {
+    Error::new(Code::SessionNotFound, format!("session {id} is not on this worker"))
+}
+
+/// An error as it travels.
+fn to_wire(error: &Error) -> v1::Error {
+    v1::Error {
+        code: error.code.as_str().to_owned(),
+        message: error.message.clone(),
+        hint: error.hint().to_owned(),
+    }
+}

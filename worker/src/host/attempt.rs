@@ -1,0 +1,448 @@
+//! Attempts: one execution, install or step under one fence, from its start to the acknowledged result.
+
+use std::{fs::File, io, os::fd::OwnedFd};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error},
+    limits::{exec, run},
+};
+use cooper_proto::{
+    host::{self as wire, to_link},
+    v1::{self, TaskState, task_spec},
+};
+
+use super::{
+    Due, Host, LEFTOVERS_MAX, Source,
+    outcome::{self, End, Kind, Why},
+    spool::Stream,
+    timers::Timer,
+    tree,
+};
+
+/// Task, epoch, attempt.
+pub type Key = (String, u64, u32);
+
+pub struct Attempt {
+    pub key: Key,
+    pub session: Option<String>,
+    pub kind: Kind,
+    /// Taken when it starts.
+    pub spec: Option<v1::TaskSpec>,
+    pub timeout_ms: u64,
+    output_limit: u64,
+    pub streams: Option<[Stream; 2]>,
+    pub state: State,
+    /// Why it is being ended, when it does not end by itself.
+    pub why: Option<Why>,
+    pub timer: Option<Timer>,
+    started_ms: u64,
+    /// On the kernel's clock of process starts.
+    pub started_ticks: u64,
+    pub interpreter_restarted: bool,
+    /// A step's report is written here.
+    pub report: Option<File>,
+    /// The result is not wanted any more.
+    forgotten: bool,
+}
+
+pub enum State {
+    /// For its session's interpreter.
+    Waiting,
+    /// In a tree of its own.
+    Tree(u64),
+    /// In this interpreter.
+    Interpreter(u64),
+    /// It ended, so: what it left behind is being killed first.
+    Ending(End, Option<u64>),
+    /// Kept until it is forgotten.
+    Ended(wire::Ended),
+}
+
+impl Attempt {
+    fn fence(&self) -> v1::Fence {
+        v1::Fence { epoch: self.key.1, attempt: self.key.2 }
+    }
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended(_))
+    }
+
+    /// As the inventory lists it.
+    pub fn item(&self) -> v1::AttemptItem {
+        let bytes = |stream: usize| self.streams.as_ref().map_or(0, |streams| streams[stream].bytes);
+        v1::AttemptItem {
+            task_id: self.key.0.clone(),
+            fence: Some(self.fence()),
+            running: !self.has_ended(),
+            stdout_bytes: bytes(0),
+            stderr_bytes: bytes(1),
+            result_pending: self.has_ended(),
+        }
+    }
+
+    /// A new link knows none of the spools.
+    pub fn unname(&mut self) {
+        for stream in self.streams.iter_mut().flatten() {
+            (stream.named, stream.announced) = (false, 0);
+        }
+    }
+}
+
+impl Host {
+    pub(super) fn start_attempt(&mut self, assign: v1::Assign) {
+        let fence = assign.fence.unwrap_or_default();
+        let key = (assign.task_id.clone(), fence.epoch, fence.attempt);
+        if let Some(id) = self.by_key.get(&key).copied() {
+            // Assigned again: it is said again how it stands.
+            if !self.tell_ended(id) {
+                self.tell_started(id);
+            }
+            return;
+        }
+        let spec = assign.spec.unwrap_or_default();
+        let kind = match &spec.kind {
+            Some(task_spec::Kind::Python(_)) => Kind::Python,
+            Some(task_spec::Kind::Shell(_)) => Kind::Shell,
+            Some(task_spec::Kind::Install(_)) => Kind::Install,
+            Some(task_spec::Kind::Step(_)) => Kind::Step,
+            Some(task_spec::Kind::Noop(_)) | None => Kind::Noop,
+        };
+        let session = (!spec.session_id.is_empty()).then(|| spec.session_id.clone());
+        let record = session.as_ref().and_then(|id| self.sessions.get(id)).map(|session| &session.record);
+        let first = |values: [u64; 3]| values.into_iter().find(|value| *value > 0).unwrap_or_default();
+        let (timeout, output) = match kind {
+            Kind::Step => (exec::STEP_TIMEOUT_MS, run::STEP_LOG_BYTES_MAX),
+            _ => (exec::TIMEOUT_MS, exec::OUTPUT_BYTES),
+        };
+        let timeout_ms = first([assign.timeout_ms, spec.timeout_ms, record.map_or(0, |r| r.exec_timeout_ms)]);
+        let output_limit = first([assign.output_limit_bytes, record.map_or(0, |r| r.output_bytes), output]);
+        let attempt = Attempt {
+            key: key.clone(),
+            session,
+            kind,
+            spec: Some(spec),
+            timeout_ms: if timeout_ms == 0 { timeout } else { timeout_ms.min(exec::TIMEOUT_MS_MAX) },
+            output_limit: output_limit.min(exec::OUTPUT_BYTES_MAX),
+            streams: None,
+            state: State::Waiting,
+            why: None,
+            timer: None,
+            started_ms: clock::mono_ms(),
+            started_ticks: 0,
+            interpreter_restarted: false,
+            report: None,
+            forgotten: false,
+        };
+        let id = self.new_id();
+        self.attempts.insert(id, attempt);
+        self.by_key.insert(key, id);
+        if let Err(error) = self.begin(id, kind) {
+            self.finish(id, outcome::failed(&error));
+        }
+    }
+
+    fn begin(&mut self, id: u64, kind: Kind) -> Result<(), Error> {
+        match kind {
+            Kind::Noop => {
+                self.finish(id, (TaskState::Succeeded, v1::Outcome::default()));
+                Ok(())
+            }
+            Kind::Step => self.start_step(id),
+            Kind::Python | Kind::Shell | Kind::Install => {
+                let session_id = self.attempts.get(&id).and_then(|a| a.session.clone()).unwrap_or_default();
+                let session =
+                    self.sessions.get_mut(&session_id).ok_or_else(|| super::unknown_session(&session_id))?;
+                session.accepts()?;
+                match kind {
+                    Kind::Python if session.queue.len() >= exec::QUEUED_PER_SESSION_MAX => {
+                        let what = format!("{} executions wait in session {session_id}", session.queue.len());
+                        Err(Error::new(Code::SessionBusy, what))
+                    }
+                    Kind::Python => {
+                        session.queue.push_back(id);
+                        self.advance(&session_id);
+                        Ok(())
+                    }
+                    Kind::Shell => self.start_shell(id, &session_id),
+                    _ => self.start_install(id, &session_id),
+                }
+            }
+        }
+    }
+
+    /// Opens the streams, sets the deadline, says that it started. The write ends go to whatever runs.
+    pub(super) fn open_streams(&mut self, id: u64) -> io::Result<(OwnedFd, OwnedFd)> {
+        let spool = self.dir.spool();
+        let attempt = self.attempts.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        let (task, epoch, number) = &attempt.key;
+        let path = |end: &str| spool.join(format!("{task}-{epoch}-{number}.{end}"));
+        let (out, out_write) = Stream::new(path("out"), attempt.output_limit)?;
+        let (err, err_write) = Stream::new(path("err"), attempt.output_limit)?;
+        attempt.started_ms = clock::mono_ms();
+        attempt.started_ticks = tree::now_ticks();
+        attempt.timer = Some(self.timers.add(attempt.started_ms + attempt.timeout_ms, Due::TimeOut(id)));
+        let streams = attempt.streams.insert([out, err]);
+        for (n, stream) in streams.iter().enumerate() {
+            if let Some(pipe) = stream.pipe() {
+                rustix::event::epoll::add(
+                    &self.epoll,
+                    pipe,
+                    Source::Output(id, n).pack(),
+                    rustix::event::epoll::EventFlags::IN,
+                )?;
+            }
+        }
+        self.tell_started(id);
+        Ok((out_write, err_write))
+    }
+
+    pub(super) fn on_output(&mut self, id: u64, stream: usize) {
+        let Some(streams) = self.attempts.get_mut(&id).and_then(|attempt| attempt.streams.as_mut()) else {
+            return;
+        };
+        let before = streams[stream].bytes;
+        streams[stream].pump(&self.null);
+        if streams[stream].bytes > before {
+            self.grown.push(id);
+        }
+    }
+
+    /// Tells the link which spools grew in this round.
+    pub(super) fn announce(&mut self) {
+        if self.grown.is_empty() || self.link.is_behind() {
+            // Whoever is behind is told later, and then only the newest length.
+            return;
+        }
+        let mut grown = std::mem::take(&mut self.grown);
+        grown.sort_unstable();
+        grown.dedup();
+        for id in grown {
+            let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| !attempt.has_ended()) else {
+                continue;
+            };
+            let (task_id, fence) = (attempt.key.0.clone(), attempt.fence());
+            for (n, stream) in attempt.streams.iter_mut().flatten().enumerate() {
+                if stream.bytes == stream.announced || !self.link.greeted {
+                    continue;
+                }
+                let fds = name_to_link(stream);
+                stream.announced = stream.bytes;
+                let grew = wire::Grew {
+                    task_id: task_id.clone(),
+                    fence: Some(fence),
+                    stream: n as i32 + 1,
+                    bytes: stream.bytes,
+                };
+                self.link.tell(to_link::Message::Grew(grew), fds);
+            }
+        }
+    }
+
+    /// A command, install or step ended; `tree` may still hold what it left.
+    pub(super) fn attempt_exited(&mut self, id: u64, tree: u64, exit: super::reaper::Exit) {
+        self.drain(id);
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let mut end = outcome::exited(attempt.kind, exit, attempt.why, attempt.timeout_ms);
+        if attempt.kind == Kind::Step {
+            super::outcome::with_report(&mut end, attempt.report.take());
+        }
+        // What a command leaves in the background belongs to the session, unless it was to be ended. Installs and steps
+        // leave nothing.
+        if attempt.kind == Kind::Shell && attempt.why.is_none() {
+            return self.finish(id, end);
+        }
+        attempt.state = State::Ending(end, None);
+        self.doom(tree, tree::Which::default(), Some(id));
+    }
+
+    pub(super) fn attempt_not_started(&mut self, id: u64, errno: i32) {
+        let Some(attempt) = self.attempts.get(&id) else { return };
+        let program = match attempt.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
+            Some(task_spec::Kind::Shell(shell)) => shell.argv.first().cloned().unwrap_or_default(),
+            _ => "cooper".to_owned(),
+        };
+        self.finish(id, outcome::not_executed(&program, errno));
+    }
+
+    /// The interpreter answered.
+    pub(super) fn execution_answered(&mut self, id: u64, outcome: v1::Outcome) {
+        self.drain(id);
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let State::Interpreter(interpreter) = attempt.state else { return };
+        let end = outcome::answered(outcome, attempt.why, attempt.timeout_ms);
+        if attempt.why.is_none() {
+            self.finish(id, end);
+            return self.interpreter_free(interpreter);
+        }
+        let since = attempt.started_ticks;
+        attempt.state = State::Ending(end, Some(interpreter));
+        match self.interpreter_of(interpreter) {
+            Some((tree, main)) => self.doom(tree, tree::Which { since: Some(since), spare: main }, Some(id)),
+            None => self.complete(id),
+        }
+    }
+
+    /// The interpreter ended under an execution.
+    pub(super) fn execution_died(&mut self, id: u64, tree: u64, exit: super::reaper::Exit) {
+        self.drain(id);
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let (end, interpreter) = match std::mem::replace(&mut attempt.state, State::Waiting) {
+            // It had answered before it was killed.
+            State::Ending(end, interpreter) => (end, interpreter),
+            _ => (outcome::interpreter_died(exit, attempt.why, attempt.timeout_ms), None),
+        };
+        if attempt.why.is_none() {
+            return self.finish(id, end);
+        }
+        attempt.state = State::Ending(end, interpreter);
+        self.doom(tree, tree::Which::default(), Some(id));
+    }
+
+    /// What an attempt left behind is dead: now it has ended.
+    pub(super) fn complete(&mut self, id: u64) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        match std::mem::replace(&mut attempt.state, State::Waiting) {
+            State::Ending(end, interpreter) => {
+                self.drain(id);
+                self.finish(id, end);
+                if let Some(interpreter) = interpreter {
+                    self.interpreter_free(interpreter);
+                }
+            }
+            other => attempt.state = other,
+        }
+    }
+
+    fn drain(&mut self, id: u64) {
+        for stream in
+            self.attempts.get_mut(&id).and_then(|attempt| attempt.streams.as_mut()).into_iter().flatten()
+        {
+            stream.drain(&self.null);
+        }
+    }
+
+    /// Records the end of an attempt and says it.
+    pub(super) fn finish(&mut self, id: u64, (state, mut outcome): End) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if attempt.has_ended() {
+            return;
+        }
+        if let Some(timer) = attempt.timer.take() {
+            self.timers.cancel(timer);
+        }
+        outcome.usage.get_or_insert_default().wall_ms = clock::mono_ms() - attempt.started_ms;
+        outcome.interpreter_restarted |= attempt.interpreter_restarted;
+        let mut left = Vec::new();
+        if let Some([out, err]) = &mut attempt.streams {
+            (outcome.stdout_bytes, outcome.stderr_bytes) = (out.bytes, err.bytes);
+            (outcome.stdout_truncated, outcome.stderr_truncated) = (out.truncated, err.truncated);
+            left.extend([out.take_pipe(), err.take_pipe()].into_iter().flatten());
+        }
+        attempt.spec = None;
+        attempt.state = State::Ended(wire::Ended {
+            task_id: attempt.key.0.clone(),
+            fence: Some(attempt.fence()),
+            state: state.into(),
+            outcome: Some(outcome),
+        });
+        if attempt.kind == Kind::Install
+            && let Some(session) = attempt.session.as_ref().and_then(|id| self.sessions.get_mut(id))
+        {
+            session.installed = true;
+        }
+        let (session, forgotten) = (attempt.session.clone(), attempt.forgotten);
+        for pipe in left {
+            self.keep_leftover(pipe, session.clone());
+        }
+        if forgotten {
+            return self.drop_attempt(id);
+        }
+        self.tell_ended(id);
+    }
+
+    /// A child that outlives its execution may go on writing: it is read and dropped, so that it does not stop.
+    fn keep_leftover(&mut self, pipe: OwnedFd, session: Option<String>) {
+        let Some(session) = session.filter(|id| self.sessions.contains_key(id)) else { return };
+        if is_closed(&pipe) {
+            return;
+        }
+        let id = self.new_id();
+        let source = Source::Leftover(id).pack();
+        if rustix::event::epoll::modify(&self.epoll, &pipe, source, rustix::event::epoll::EventFlags::IN)
+            .is_ok()
+        {
+            self.leftovers.insert(id, (pipe, session));
+            if self.leftovers.len() > LEFTOVERS_MAX {
+                self.leftovers.pop_first();
+            }
+        }
+    }
+
+    pub(super) fn on_leftover(&mut self, id: u64) {
+        let Some((pipe, _)) = self.leftovers.get(&id) else { return };
+        let flags = rustix::pipe::SpliceFlags::NONBLOCK;
+        if matches!(rustix::pipe::splice(pipe, None, &self.null, None, 1 << 20, flags), Ok(0)) {
+            self.leftovers.remove(&id);
+        }
+    }
+
+    fn tell_started(&mut self, id: u64) {
+        if let Some(attempt) = self.attempts.get(&id) {
+            let started = v1::Started { task_id: attempt.key.0.clone(), fence: Some(attempt.fence()) };
+            self.link.tell(to_link::Message::Started(started), Vec::new());
+        }
+    }
+
+    /// Says the result, with the spools this link does not have. False: it has not ended.
+    pub(super) fn tell_ended(&mut self, id: u64) -> bool {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return false };
+        let State::Ended(ended) = &attempt.state else { return false };
+        if self.link.greeted {
+            let fds = attempt.streams.iter_mut().flatten().flat_map(name_to_link).collect();
+            self.link.tell(to_link::Message::Ended(ended.clone()), fds);
+        }
+        true
+    }
+
+    pub(super) fn forget(&mut self, forget: &wire::Forget) {
+        let fence = forget.fence.unwrap_or_default();
+        let Some(id) = self.by_key.get(&(forget.task_id.clone(), fence.epoch, fence.attempt)).copied() else {
+            return;
+        };
+        match self.attempts.get_mut(&id) {
+            Some(attempt) if !attempt.has_ended() => attempt.forgotten = true,
+            _ => self.drop_attempt(id),
+        }
+    }
+
+    fn drop_attempt(&mut self, id: u64) {
+        if let Some(attempt) = self.attempts.remove(&id) {
+            self.by_key.remove(&attempt.key);
+        }
+    }
+}
+
+/// The stream's spool for a link that does not have it yet.
+fn name_to_link(stream: &mut Stream) -> Vec<OwnedFd> {
+    if stream.named || stream.bytes == 0 {
+        return Vec::new();
+    }
+    match stream.open_for_reading() {
+        Ok(Some(fd)) => {
+            stream.named = true;
+            vec![fd]
+        }
+        Ok(None) => Vec::new(),
+        Err(error) => {
+            tracing::error!(%error, "a spool cannot be handed over");
+            Vec::new()
+        }
+    }
+}
+
+fn is_closed(pipe: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut events = [PollFd::new(pipe, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut events, Some(&now)).is_ok() && events[0].revents() == PollFlags::HUP
+}

@@ -1,0 +1,146 @@
+//! What a session has on disk: `<base>/<session id>/{session.json, workspace/, workspace/.venv/, tmp/}`.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use cooper_proto::v1;
+use serde::{Deserialize, Serialize};
+
+use super::python::{self, Python};
+
+/// Places of one session.
+#[derive(Debug, Clone)]
+pub struct Home {
+    pub dir: PathBuf,
+}
+
+impl Home {
+    pub fn new(base: &Path, session_id: &str) -> Self {
+        Self { dir: base.join(session_id) }
+    }
+    pub fn workspace(&self) -> PathBuf {
+        self.dir.join("workspace")
+    }
+    pub fn venv(&self) -> PathBuf {
+        self.dir.join("workspace/.venv")
+    }
+    pub fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+    pub fn cache(&self) -> PathBuf {
+        self.dir.join("cache")
+    }
+
+    /// Makes the directories, the venv and the record. What a half-made attempt left is removed first.
+    pub fn create(&self, record: &Record, python: &Python) -> io::Result<()> {
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)?;
+        }
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        let made = [&self.dir, &self.workspace(), &self.tmp()]
+            .into_iter()
+            .try_for_each(|dir| private.create(dir))
+            .and_then(|()| python::make_venv(python, &self.venv()))
+            .and_then(|()| record.write(&self.dir));
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+        made
+    }
+
+    /// Everything of the environment that is not the session's own: nothing is inherited from the worker.
+    pub fn environment(
+        &self,
+        record: &Record,
+        extra: impl IntoIterator<Item = (String, String)>,
+        host_dir: &Path,
+    ) -> Vec<(String, String)> {
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let mut env = BTreeMap::from([
+            ("PATH".to_owned(), format!("{}/bin:/usr/local/bin:/usr/bin:/bin", self.venv().display())),
+            ("HOME".to_owned(), text(self.workspace())),
+            ("TMPDIR".to_owned(), text(self.tmp())),
+            ("LANG".to_owned(), "C.UTF-8".to_owned()),
+            ("VIRTUAL_ENV".to_owned(), text(self.venv())),
+            ("PYTHONUNBUFFERED".to_owned(), "1".to_owned()),
+        ]);
+        env.extend(record.env.clone());
+        env.extend(extra);
+        // By these a later host finds what this one left; they cannot be overridden.
+        env.insert("COOPER_SESSION".to_owned(), record.session_id.clone());
+        env.insert(super::dir::MARK.to_owned(), text(host_dir.to_owned()));
+        env.into_iter().collect()
+    }
+}
+
+/// `session.json`: what a host started later needs to go on with the session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub session_id: String,
+    /// Several workers may share a base directory.
+    pub worker_id: String,
+    pub epoch: u64,
+    pub generation: u32,
+    pub env: BTreeMap<String, String>,
+    pub exec_timeout_ms: u64,
+    pub memory_bytes: u64,
+    pub file_size_bytes: u64,
+    pub open_files: u32,
+    pub output_bytes: u64,
+}
+
+impl Record {
+    pub fn of(grant: v1::SessionGrant, worker_id: &str) -> Self {
+        let limits = grant.limits.unwrap_or_default();
+        let fence = grant.fence.unwrap_or_default();
+        Self {
+            session_id: grant.session_id,
+            worker_id: worker_id.to_owned(),
+            epoch: fence.epoch,
+            generation: fence.attempt,
+            env: grant.env.into_iter().collect(),
+            exec_timeout_ms: limits.exec_timeout_ms,
+            memory_bytes: limits.memory_bytes,
+            file_size_bytes: limits.file_size_bytes,
+            open_files: limits.open_files,
+            output_bytes: limits.output_bytes,
+        }
+    }
+
+    pub fn fence(&self) -> v1::Fence {
+        v1::Fence { epoch: self.epoch, attempt: self.generation }
+    }
+
+    /// The records of all sessions of this worker beneath `base`; what cannot be read is skipped, and said.
+    pub fn read_all(base: &Path, worker_id: &str) -> Vec<Self> {
+        let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            let file = entry.path().join("session.json");
+            let Ok(json) = fs::read(&file) else { continue };
+            match serde_json::from_slice::<Self>(&json) {
+                Ok(record) if Some(record.session_id.as_str()) != entry.file_name().to_str() => {}
+                Ok(record) if record.worker_id != worker_id => {}
+                Ok(record) => found.push(record),
+                Err(error) => tracing::warn!(%error, file = %file.display(), "session record ignored"),
+            }
+        }
+        found
+    }
+
+    fn write(&self, dir: &Path) -> io::Result<()> {
+        let (file, fresh) = (dir.join("session.json"), dir.join("session.json.new"));
+        let json = serde_json::to_vec_pretty(self)?;
+        let mut options = fs::OpenOptions::new();
+        io::Write::write_all(
+            &mut options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?,
+            &json,
+        )?;
+        fs::rename(fresh, file)
+    }
+}

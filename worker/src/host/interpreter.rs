@@ -1,0 +1,210 @@
+//! A session's interpreter as the host sees it: a process beneath a subreaper, and a control socket.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use base64::Engine as _;
+use cooper_common::limits::exec::{DISPLAYS_MAX, RESULT_BYTES_MAX, TRACEBACK_BYTES_MAX};
+use cooper_proto::v1;
+use rustix::process::Resource;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    launch::{Launch, Program},
+    reaper::{self, Reaper},
+};
+use crate::frame;
+
+const RUNNER: &str = include_str!("runner.py");
+/// Reads the runner from descriptor 3; its frames are recognised, and left out of tracebacks, by this file name.
+const BOOTSTRAP: &str =
+    "import os; exec(compile(os.pread(3, 1 << 20, 0), '<cooper>', 'exec'), {'__name__': 'cooper'})";
+
+/// What an interpreter is started with.
+pub struct Start {
+    /// The session venv's python.
+    pub python: PathBuf,
+    pub workspace: PathBuf,
+    pub env: Vec<(String, String)>,
+    pub limits: Vec<(Resource, u64)>,
+}
+
+pub struct Running {
+    pub reaper: Reaper,
+    /// Non-blocking; speaks the protocol of `runner.py`.
+    pub control: OwnedFd,
+}
+
+/// Where interpreters come from. Today a plain child; a zygote can stand here as well.
+pub trait Runtime {
+    /// Returns at once; the interpreter says hello on its control socket when it is ready.
+    fn start(&mut self, start: Start) -> io::Result<Running>;
+}
+
+/// Starts every interpreter from scratch.
+pub struct PlainChild {
+    runner: OwnedFd,
+}
+
+impl PlainChild {
+    pub fn new() -> io::Result<Self> {
+        // Sealed: no session can change what the next one runs.
+        Ok(Self { runner: frame::sealed_memfd("cooper-runner", RUNNER.as_bytes())? })
+    }
+}
+
+impl Runtime for PlainChild {
+    fn start(&mut self, start: Start) -> io::Result<Running> {
+        let (control, theirs) = frame::pair()?;
+        rustix::io::ioctl_fionbio(&control, true)?;
+        let null = || -> io::Result<OwnedFd> {
+            Ok(OpenOptions::new().read(true).write(true).open("/dev/null").map(File::into)?)
+        };
+        let reaper = reaper::start(Launch {
+            argv: vec![start.python.to_string_lossy().into_owned(), "-c".to_owned(), BOOTSTRAP.to_owned()],
+            program: Program::Path(start.python),
+            env: start.env,
+            cwd: start.workspace,
+            fds: vec![null()?, null()?, null()?, self.runner.try_clone()?, theirs],
+            limits: start.limits,
+            uid: None,
+        })?;
+        Ok(Running { reaper, control })
+    }
+}
+
+/// One execution for the runner. Its stdout and stderr pipes go with it.
+#[derive(Serialize)]
+pub struct Request<'a> {
+    pub id: u64,
+    pub code: &'a str,
+    pub filename: &'a str,
+    pub args: &'a [String],
+    pub env: &'a BTreeMap<&'a str, &'a str>,
+    /// Packages were installed since the last execution.
+    pub installed: bool,
+}
+
+impl Request<'_> {
+    pub fn send(&self, control: &OwnedFd, out: &OwnedFd, err: &OwnedFd) -> io::Result<()> {
+        frame::send_bytes(control, &serde_json::to_vec(self)?, &[out.as_fd(), err.as_fd()])
+    }
+}
+
+/// What the runner says: hello once, then one answer a request. It is written by a process that runs the session's
+/// code, so nothing in it is believed beyond its own session.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Answer {
+    pub hello: Option<u32>,
+    pub id: Option<u64>,
+    exit_code: i32,
+    result: Option<Bundle>,
+    displays: Vec<Bundle>,
+    exception: Option<Exception>,
+    cpu_ms: u64,
+    peak_memory_bytes: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Bundle {
+    data: BTreeMap<String, String>,
+    data64: BTreeMap<String, String>,
+    truncated: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Exception {
+    name: String,
+    value: String,
+    traceback: String,
+}
+
+impl Answer {
+    pub fn parse(body: &[u8]) -> io::Result<Self> {
+        Ok(serde_json::from_slice(body)?)
+    }
+
+    /// The outcome as far as the interpreter knows it; the bounds of the contract hold whatever it said.
+    pub fn into_outcome(self) -> v1::Outcome {
+        let mut room = RESULT_BYTES_MAX;
+        let result = self.result.map(|bundle| bundle.within(&mut room));
+        let displays =
+            self.displays.into_iter().take(DISPLAYS_MAX).map(|bundle| bundle.within(&mut room)).collect();
+        v1::Outcome {
+            exit_code: self.exit_code,
+            result,
+            displays,
+            exception: self.exception.map(|e| v1::PythonError {
+                name: cut(e.name, 256),
+                value: cut(e.value, TRACEBACK_BYTES_MAX),
+                traceback: cut(e.traceback, TRACEBACK_BYTES_MAX),
+            }),
+            usage: Some(v1::Usage {
+                wall_ms: 0,
+                cpu_ms: self.cpu_ms,
+                peak_memory_bytes: self.peak_memory_bytes,
+            }),
+            ..v1::Outcome::default()
+        }
+    }
+}
+
+impl Bundle {
+    fn within(self, room: &mut usize) -> v1::MimeBundle {
+        let mut bundle = v1::MimeBundle { truncated: self.truncated, ..v1::MimeBundle::default() };
+        bundle.truncated.truncate(DISPLAYS_MAX);
+        let decoded = self.data64.into_iter().filter_map(|(mime, content)| {
+            Some((mime, base64::engine::general_purpose::STANDARD.decode(content).ok()?))
+        });
+        for (mime, content) in
+            self.data.into_iter().map(|(mime, text)| (mime, text.into_bytes())).chain(decoded)
+        {
+            if content.len() + mime.len() > *room {
+                bundle.truncated.push(cut(mime, 256));
+                continue;
+            }
+            *room -= content.len() + mime.len();
+            bundle.data.insert(mime, content);
+        }
+        bundle
+    }
+}
+
+fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let end = (0..=max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_hostile_answer_is_an_error_not_a_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Answer::parse(&body).map(Answer::into_outcome);
+        }
+    }
+
+    #[test]
+    fn a_result_beyond_its_bounds_is_dropped_and_named() {
+        let large = "x".repeat(RESULT_BYTES_MAX);
+        let json = format!(r#"{{"id":1,"result":{{"data":{{"text/plain":"{large}","text/html":"y"}}}}}}"#);
+        let result = Answer::parse(json.as_bytes()).unwrap().into_outcome().result.unwrap();
+        assert_eq!(result.truncated, ["text/plain"]);
+        assert_eq!(result.data["text/html"], b"y");
+    }
+}

@@ -1,0 +1,391 @@
+"""The interpreter's side of a session: runs what the host sends and says how it went.
+
+Started as `python -c <bootstrap>` with two descriptors: 3 holds this text, 4 is the control socket (SOCK_SEQPACKET;
+a flag byte, then JSON, or with flag 1 JSON in a sealed memfd). Each request brings the two pipes that are standard
+output and error while it runs; afterwards they are /dev/null again, so that what a leftover child writes stays with the
+execution that started it.
+"""
+
+import _ast as ast
+import _signal
+import _socket
+import array
+import binascii
+import builtins
+import fcntl
+import io
+import json
+import linecache
+import os
+import sys
+import time
+
+PACKET_BODY_BYTES_MAX = 60 << 10
+RESULT_BYTES_MAX = 1 << 20
+TRACEBACK_BYTES_MAX = 64 << 10
+DISPLAYS_MAX = 64
+CELLS_KEPT_MAX = 1000
+SEALS = 1 | 2 | 4 | 8  # seal, shrink, grow, write
+ADD_SEALS = 1033
+
+RICH = (
+    ("text/html", "_repr_html_"),
+    ("text/markdown", "_repr_markdown_"),
+    ("text/latex", "_repr_latex_"),
+    ("image/svg+xml", "_repr_svg_"),
+    ("image/png", "_repr_png_"),
+    ("image/jpeg", "_repr_jpeg_"),
+    ("application/json", "_repr_json_"),
+)
+
+RUNNER = "<cooper>"  # file name of this code: its frames are not the user's business
+
+
+class Control:
+    """The control socket. Only the interpreter itself speaks on it, never a forked child."""
+
+    def __init__(self, fd):
+        # High up, where code that closes "all" descriptors from 3 on seldom reaches.
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
+        os.close(fd)
+        self._socket = _socket.socket(fileno=high)
+
+    def receive(self):
+        """One request and its descriptors; None when the host is gone."""
+        room = _socket.CMSG_SPACE(9 * 4)
+        try:
+            packet, ancillary, _, _ = self._socket.recvmsg(
+                PACKET_BODY_BYTES_MAX + 1, room, _socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            return None
+        if not packet:
+            return None
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        fds = list(fds)
+        body = packet[1:]
+        if packet[0] & 1:
+            with open(fds.pop(), "rb") as memfd:
+                body = memfd.read()
+        return json.loads(body), fds
+
+    def send(self, message):
+        body = json.dumps(message).encode()
+        if len(body) <= PACKET_BODY_BYTES_MAX:
+            self._socket.sendmsg([b"\0", body])
+            return
+        memfd = os.memfd_create("cooper-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            view = memoryview(body)
+            while view:
+                view = view[os.write(memfd, view) :]
+            fcntl.fcntl(memfd, ADD_SEALS, SEALS)
+            rights = array.array("i", [memfd])
+            self._socket.sendmsg([b"\1"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        finally:
+            os.close(memfd)
+
+
+def text(value, limit=RESULT_BYTES_MAX):
+    """`value` as text that is valid UTF-8 and at most about `limit` bytes long."""
+    raw = str(value).encode("utf-8", "backslashreplace")
+    if len(raw) > limit:
+        raw = raw[:limit]
+        return raw.decode("utf-8", "ignore") + "\n… (cut)"
+    return raw.decode("utf-8")
+
+
+def bundle(value, room):
+    """The MIME bundle of a value: {"data": text, "data64": base64, "truncated": [type]}, and the bytes it takes."""
+    made = {"data": {}, "data64": {}, "truncated": []}
+    used = 0
+    try:
+        plain = value if isinstance(value, _Raw) else repr(value)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        plain = "<%s: repr() raised %s>" % (type(value).__name__, type(error).__name__)
+    found = {"text/plain": plain}
+    if isinstance(value, _Raw):
+        found = value.data
+    elif not isinstance(value, type):
+        found.update(_rich(value))
+    for mime, content in found.items():
+        if isinstance(content, (bytes, bytearray, memoryview)):
+            content = bytes(content)
+            size, kept, where = len(content), None, made["data64"]
+        else:
+            content = content if isinstance(content, str) else json.dumps(content, default=str)
+            content = content.encode("utf-8", "backslashreplace").decode()
+            size, kept, where = len(content.encode()), content, made["data"]
+        if used + size > room:
+            made["truncated"].append(mime)
+            if mime == "text/plain" and used < room:
+                # Better the beginning than nothing.
+                where[mime] = text(content, min(room - used, 64 << 10))
+                used += len(where[mime].encode())
+            continue
+        where[mime] = binascii.b2a_base64(content, newline=False).decode() if kept is None else kept
+        used += size
+    return made, used
+
+
+class _Raw:
+    """A bundle the user made: display({...}, raw=True)."""
+
+    def __init__(self, data):
+        self.data = {str(mime): content for mime, content in dict(data).items()}
+
+
+def _rich(value):
+    found = {}
+    many = getattr(type(value), "_repr_mimebundle_", None)
+    if many is not None:
+        try:
+            made = value._repr_mimebundle_(include=None, exclude=None)
+            made = made[0] if isinstance(made, tuple) else made
+            found.update({str(mime): content for mime, content in (made or {}).items()})
+        except Exception:
+            pass
+    for mime, method in RICH:
+        if mime in found or getattr(type(value), method, None) is None:
+            continue
+        try:
+            content = getattr(value, method)()
+            content = content[0] if isinstance(content, tuple) else content
+        except Exception:
+            continue
+        if content is not None:
+            # Jupyter's convention: _repr_png_ may answer base64 text.
+            if mime in ("image/png", "image/jpeg") and isinstance(content, str):
+                try:
+                    content = binascii.a2b_base64(content)
+                except ValueError:
+                    continue
+            found[mime] = content
+    return found
+
+
+class Runner:
+    def __init__(self, control):
+        self.control = control
+        self.pid = os.getpid()
+        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.cells = 0
+        self.running = False
+        self.displays = []
+        self.room = 0
+        main = sys.modules["__main__"].__dict__
+        main.clear()
+        main.update({"__name__": "__main__", "__doc__": None, "__spec__": None, "__builtins__": builtins, "_": None})
+        self.namespace = main
+        builtins.display = self.display
+        self.flush_c = _c_flush()
+        self.loop = None
+        self.out = self.err = None
+
+    def serve(self):
+        while True:
+            try:
+                _signal.signal(_signal.SIGINT, self.interrupt)
+                request = self.control.receive()
+            except KeyboardInterrupt:
+                continue
+            if request is None:
+                return
+            message, fds = request
+            answer = self.execute(message, fds)
+            self.control.send(answer)
+
+    def interrupt(self, signum, frame):
+        # Late, after the execution it was meant for: nothing to interrupt.
+        if self.running:
+            raise KeyboardInterrupt
+
+    def display(self, *values, raw=False):
+        """Adds values to the execution's displays."""
+        for value in values:
+            if len(self.displays) >= DISPLAYS_MAX:
+                return
+            made, used = bundle(_Raw(value) if raw else value, self.room)
+            self.room -= used
+            self.displays.append(made)
+
+    def execute(self, message, fds):
+        self.cells += 1
+        self.displays = []
+        self.room = RESULT_BYTES_MAX
+        answer = {"id": message["id"], "exit_code": 0}
+        wall_cpu = time.process_time()
+        environment = self.begin(message, fds)
+        try:
+            try:
+                self.running = True
+                value = self.run(message)
+                if value is not None:
+                    self.namespace["_"] = value
+                    answer["result"], used = bundle(value, self.room)
+                    self.room -= used
+            finally:
+                # From here on an interrupt comes too late and must not hit the runner itself.
+                self.running = False
+        except SystemExit as error:
+            answer["exit_code"] = _exit_code(error.code)
+        except KeyboardInterrupt as error:
+            answer["exit_code"] = 130
+            answer["exception"] = self.describe(error)
+        except BaseException as error:
+            answer["exit_code"] = 1
+            answer["exception"] = self.describe(error)
+        self.leave_if_forked(answer["exit_code"])
+        try:
+            self.finish(environment)
+        except BaseException:
+            pass
+        answer["displays"] = self.displays
+        answer["cpu_ms"] = int((time.process_time() - wall_cpu) * 1000)
+        answer["peak_memory_bytes"] = _peak_memory()
+        return answer
+
+    def begin(self, message, fds):
+        for target, fd in zip((1, 2), fds):
+            os.dup2(fd, target)
+            os.close(fd)
+        # Whatever the code before put in their place is over.
+        self.out = sys.stdout = sys.__stdout__ = _writer(self.out, 1, "surrogateescape")
+        self.err = sys.stderr = sys.__stderr__ = _writer(self.err, 2, "backslashreplace")
+        if message.get("installed"):
+            import importlib
+
+            importlib.invalidate_caches()
+        sys.argv = [message.get("filename") or ""] + list(message.get("args") or ())
+        extra = message.get("env") or {}
+        before = {name: os.environ.get(name) for name in extra}
+        os.environ.update(extra)
+        return before
+
+    def finish(self, environment):
+        for stream in (sys.stdout, sys.stderr, self.out, self.err):
+            try:
+                stream.flush()
+            except BaseException:
+                pass
+        self.flush_c()
+        for target in (1, 2):
+            os.dup2(self.null, target)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def run(self, message):
+        source = message["code"]
+        name = message.get("filename") or "<cell %d>" % self.cells
+        # Tracebacks show source lines, also of cells before.
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        linecache.cache.pop("<cell %d>" % (self.cells - CELLS_KEPT_MAX), None)
+        tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        last = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            last = ast.Expression(tree.body.pop().value)
+        value = None
+        if tree.body:
+            self.evaluate(compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+        if last is not None:
+            value = self.evaluate(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+        return value
+
+    def evaluate(self, code):
+        if code.co_flags & 0x80:  # CO_COROUTINE: it awaits at top level
+            import asyncio
+
+            if self.loop is None or self.loop.is_closed():
+                self.loop = asyncio.new_event_loop()
+                asyncio.set_event_loop(self.loop)
+            return self.loop.run_until_complete(eval(code, self.namespace))
+        return eval(code, self.namespace)
+
+    def describe(self, error):
+        """Name, value and traceback of an exception, without the frames of this file."""
+        try:
+            import traceback
+
+            trace = error.__traceback__
+            while trace is not None and trace.tb_frame.f_code.co_filename == RUNNER:
+                trace = trace.tb_next
+            lines = traceback.format_exception(type(error), error.with_traceback(trace), trace)
+            shown = text("".join(lines), TRACEBACK_BYTES_MAX)
+        except BaseException as other:
+            shown = "%s (its traceback cannot be shown: %s)\n" % (type(error).__name__, type(other).__name__)
+        try:
+            value = text(error, TRACEBACK_BYTES_MAX)
+        except BaseException:
+            value = ""
+        return {"name": type(error).__name__, "value": value, "traceback": shown}
+
+    def leave_if_forked(self, code):
+        """A forked child that came back here has done its part; it must not answer in its parent's name."""
+        if os.getpid() != self.pid:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code & 0xFF)
+
+
+def _writer(present, fd, errors):
+    try:
+        if present is not None and not present.closed:
+            return present
+    except ValueError:  # detached
+        pass
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors=errors, line_buffering=True)
+
+
+def _exit_code(code):
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _peak_memory():
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    except Exception:
+        return 0
+
+
+def _c_flush():
+    """fflush(NULL): extension modules print through C's own buffers."""
+    try:
+        import _ctypes
+
+        fflush = _ctypes.dlsym(_ctypes.dlopen(None, 0), "fflush")
+        return lambda: _ctypes.call_function(fflush, (None,))
+    except Exception:
+        return lambda: None
+
+
+def main():
+    os.close(3)
+    control = Control(4)
+    runner = Runner(control)
+    for target in (1, 2):
+        os.dup2(runner.null, target)
+    control.send({"hello": 1, "pid": os.getpid(), "version": "%d.%d.%d" % sys.version_info[:3]})
+    runner.serve()
+    # The host is gone; threads of the user's must not keep this process.
+    os._exit(0)
+
+
+main()

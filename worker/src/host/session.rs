@@ -1,0 +1,421 @@
+//! Sessions on this worker: made, listed, advanced, destroyed; and the interpreter of each.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error},
+    ids::SessionId,
+    limits::exec,
+};
+use cooper_proto::{host::to_link, v1};
+use rustix::process::{Resource, Signal};
+
+use super::{
+    Due, Host, Source,
+    home::{Home, Record},
+    interpreter::{Answer, Running, Start},
+    outcome::{self, Why},
+    reaper::Exit,
+    to_wire,
+    tree::{self, Which},
+    trees::Owner,
+};
+use crate::frame;
+
+/// How long an interpreter may take to say hello.
+const HELLO_MS: u64 = 30_000;
+
+pub struct Session {
+    pub record: Record,
+    pub home: Home,
+    pub state: State,
+    interpreter: Option<u64>,
+    /// Python executions that wait for the interpreter.
+    pub queue: VecDeque<u64>,
+    /// Variables were lost since the last execution that was told so.
+    pub restarted: bool,
+    /// Packages were installed since the last execution.
+    pub installed: bool,
+    /// Process trees that are not gone yet.
+    pub trees: BTreeSet<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    Initializing,
+    Ready,
+    Failed(Error),
+    /// Its processes are being killed, then its files removed.
+    Destroying,
+    Removing,
+}
+
+pub struct Interpreter {
+    session: String,
+    tree: u64,
+    control: std::os::fd::OwnedFd,
+    pub state: Doing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    Starting,
+    Idle,
+    /// An attempt.
+    Executing(u64),
+}
+
+/// What confines a session here (I11).
+pub fn facilities() -> Vec<String> {
+    vec!["rlimits".to_owned()]
+}
+
+impl Session {
+    pub fn found(record: Record, home: Home) -> Self {
+        Self { restarted: true, state: State::Ready, ..Self::new(record, home) }
+    }
+
+    fn new(record: Record, home: Home) -> Self {
+        Self {
+            record,
+            home,
+            state: State::Initializing,
+            interpreter: None,
+            queue: VecDeque::new(),
+            restarted: false,
+            installed: false,
+            trees: BTreeSet::new(),
+        }
+    }
+
+    /// As the inventory lists it; a session that is being destroyed is not there any more.
+    pub fn item(&self) -> Option<v1::SessionItem> {
+        let state = match self.state {
+            State::Initializing => "initializing",
+            State::Ready => "ready",
+            State::Failed(_) => "failed",
+            State::Destroying | State::Removing => return None,
+        };
+        Some(v1::SessionItem {
+            session_id: self.record.session_id.clone(),
+            fence: Some(self.record.fence()),
+            state: state.to_owned(),
+            interpreter_restarted: self.restarted,
+        })
+    }
+
+    /// Whether work may start or wait here.
+    pub fn accepts(&self) -> Result<(), Error> {
+        let id = &self.record.session_id;
+        match &self.state {
+            State::Initializing | State::Ready => Ok(()),
+            State::Failed(error) => {
+                Err(Error::new(Code::SessionNotReady, format!("session {id} failed: {error}")))
+            }
+            State::Destroying | State::Removing => {
+                Err(Error::new(Code::SessionEnded, format!("session {id} is being destroyed")))
+            }
+        }
+    }
+
+    pub fn limits(&self) -> Vec<(Resource, u64)> {
+        let or = |value: u64, default: u64| if value == 0 { default } else { value };
+        let mut limits = vec![
+            (Resource::Core, 0),
+            (Resource::Nofile, or(self.record.open_files.into(), exec::OPEN_FILES.into())),
+            (Resource::Fsize, or(self.record.file_size_bytes, exec::FILE_SIZE_BYTES)),
+        ];
+        if self.record.memory_bytes > 0 {
+            limits.push((Resource::As, self.record.memory_bytes));
+        }
+        limits
+    }
+}
+
+impl Host {
+    pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
+        let id = grant.session_id.clone();
+        if let Some(session) = self.sessions.get(&id) {
+            // Granted again: it is said again how it stands.
+            if !matches!(session.state, State::Initializing) {
+                self.tell_session(&id);
+            }
+            return;
+        }
+        let record = Record::of(grant, &self.dir.worker_id);
+        let home = Home::new(&self.dir.base, &id);
+        let made = self.room_for_session(&id).and_then(|python| {
+            home.create(&record, &python)
+                .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))
+        });
+        let session = Session::new(record, home);
+        match made {
+            Ok(()) => {
+                self.sessions.insert(id.clone(), session);
+                self.start_interpreter(&id);
+            }
+            Err(error) => {
+                tracing::warn!(session = %id, %error, "session refused");
+                let update = update(&session, "failed", Some(&error), String::new());
+                self.link.tell(to_link::Message::Session(update), Vec::new());
+            }
+        }
+    }
+
+    fn room_for_session(&self, id: &str) -> Result<super::Python, Error> {
+        // It becomes a directory name.
+        id.parse::<SessionId>().map_err(|e| Error::invalid(e.to_string()))?;
+        if self.sessions.len() >= self.capacity.sessions_max as usize {
+            return Err(Error::new(
+                Code::NoCapacity,
+                format!("this worker has {} sessions", self.sessions.len()),
+            ));
+        }
+        self.python.clone().ok_or_else(|| Error::new(Code::PythonMissing, "this worker has no usable Python"))
+    }
+
+    pub(super) fn destroy_session(&mut self, end: v1::SessionEnd) {
+        let id = end.session_id;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            let record = Record::of(
+                v1::SessionGrant { session_id: id, fence: end.fence, ..v1::SessionGrant::default() },
+                &self.dir.worker_id,
+            );
+            let home = Home::new(&self.dir.base, &record.session_id);
+            let mut session = Session::new(record, home);
+            let id = session.record.session_id.clone();
+            if id.parse::<SessionId>().is_ok() && session.home.dir.exists() {
+                // Half made, or of a worker without Python: its files go all the same.
+                session.state = State::Destroying;
+                self.sessions.insert(id.clone(), session);
+                return self.advance(&id);
+            }
+            let update = update(&session, "destroyed", None, String::new());
+            return self.link.tell(to_link::Message::Session(update), Vec::new());
+        };
+        if let Some(fence) = end.fence {
+            let held = session.record.fence();
+            if (fence.epoch, fence.attempt) < (held.epoch, held.attempt) {
+                return tracing::warn!(session = %id, "an older grant's end changes nothing");
+            }
+            (session.record.epoch, session.record.generation) = (fence.epoch, fence.attempt);
+        }
+        if matches!(session.state, State::Destroying | State::Removing) {
+            return;
+        }
+        session.state = State::Destroying;
+        session.queue.clear();
+        self.end_attempts_of(&id, Why::SessionEnded);
+        self.leftovers.retain(|_, (_, session)| *session != id);
+        let trees: Vec<u64> =
+            self.sessions.get(&id).into_iter().flat_map(|s| s.trees.iter().copied()).collect();
+        for tree in trees {
+            self.doom(tree, Which::default(), None);
+        }
+        self.advance(&id);
+    }
+
+    /// Does what the state of a session now allows.
+    pub(super) fn advance(&mut self, id: &str) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        match session.state {
+            State::Destroying if session.trees.is_empty() => {
+                session.state = State::Removing;
+                let dir = session.home.dir.clone();
+                if let Err(error) = self.remove_session_files(id, &dir) {
+                    tracing::warn!(session = id, %error, "files could not be removed");
+                    self.session_destroyed(id);
+                }
+            }
+            State::Ready if !session.queue.is_empty() && self.stopping.is_none() => match session.interpreter
+            {
+                None => self.start_interpreter(id),
+                Some(interpreter) => self.execute_next(id, interpreter),
+            },
+            _ => {}
+        }
+    }
+
+    fn execute_next(&mut self, id: &str, interpreter_id: u64) {
+        let Some(interpreter) = self.interpreters.get_mut(&interpreter_id) else { return };
+        if interpreter.state != Doing::Idle {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let Some(attempt) = session.queue.pop_front() else { return };
+        let installed = std::mem::take(&mut session.installed);
+        let restarted = std::mem::take(&mut session.restarted);
+        interpreter.state = Doing::Executing(attempt);
+        let control = interpreter.control.try_clone();
+        let sent =
+            control.and_then(|control| self.execute(attempt, &control, interpreter_id, installed, restarted));
+        if let Err(error) = sent {
+            // It cannot be spoken to: its end takes the attempt along.
+            tracing::warn!(session = id, %error, "the interpreter does not listen");
+            self.end_interpreter(interpreter_id);
+        }
+    }
+
+    pub(super) fn session_destroyed(&mut self, id: &str) {
+        if let Some(session) = self.sessions.remove(id) {
+            let update = update(&session, "destroyed", None, String::new());
+            self.link.tell(to_link::Message::Session(update), Vec::new());
+        }
+    }
+
+    fn start_interpreter(&mut self, id: &str) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let start = Start {
+            python: session.home.venv().join("bin/python"),
+            workspace: session.home.workspace(),
+            env: session.home.environment(&session.record, [], &self.dir.path),
+            limits: session.limits(),
+        };
+        let interpreter = self.new_id();
+        let started = self.runtime.start(start).and_then(|Running { reaper, control }| {
+            let tree = self.plant(reaper, Some(id.to_owned()), Owner::Interpreter(interpreter))?;
+            self.watch(&control, Source::Control(interpreter))?;
+            Ok(Interpreter { session: id.to_owned(), tree, control, state: Doing::Starting })
+        });
+        match started {
+            Ok(started) => {
+                self.interpreters.insert(interpreter, started);
+                self.timers.add(clock::mono_ms() + HELLO_MS, Due::Hello(interpreter));
+                if let Some(session) = self.sessions.get_mut(id) {
+                    session.interpreter = Some(interpreter);
+                }
+            }
+            Err(error) => self.interpreter_unavailable(id, &error.to_string()),
+        }
+    }
+
+    /// No interpreter came up: the session fails, or, when it had been ready, the execution that asked for one.
+    fn interpreter_unavailable(&mut self, id: &str, why: &str) {
+        let error = Error::new(Code::InterpreterDied, format!("the interpreter could not be started: {why}"));
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        match session.state {
+            State::Initializing => {
+                session.state = State::Failed(error);
+                self.tell_session(id);
+                self.end_attempts_of(id, Why::SessionEnded);
+            }
+            State::Ready => {
+                if let Some(attempt) = session.queue.pop_front() {
+                    self.finish(attempt, outcome::failed(&error));
+                }
+                self.advance(id);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_late_hello(&mut self, id: u64) {
+        if self.interpreters.get(&id).is_some_and(|interpreter| interpreter.state == Doing::Starting) {
+            self.end_interpreter(id);
+        }
+    }
+
+    /// Kills an interpreter and everything beneath it; the rest follows from its exit.
+    pub(super) fn end_interpreter(&mut self, id: u64) {
+        if let Some(interpreter) = self.interpreters.get(&id) {
+            self.doom(interpreter.tree, Which::default(), None);
+        }
+    }
+
+    pub(super) fn interpreter_of(&self, id: u64) -> Option<(u64, Option<i32>)> {
+        let tree = self.interpreters.get(&id)?.tree;
+        Some((tree, self.trees.get(&tree).and_then(|tree| tree.main)))
+    }
+
+    pub(super) fn on_control(&mut self, id: u64) {
+        let Some(interpreter) = self.interpreters.get(&id) else { return };
+        let heard = match frame::recv(&interpreter.control, &mut self.control_buffer) {
+            Ok(Some((body, _))) => Answer::parse(&body),
+            Ok(None) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(error) => Err(error),
+        };
+        match (heard, interpreter.state) {
+            (Ok(answer), Doing::Starting) if answer.hello == Some(1) => self.interpreter_ready(id),
+            (Ok(answer), Doing::Executing(attempt)) if answer.id == Some(attempt) => {
+                self.execution_answered(attempt, answer.into_outcome());
+            }
+            // It ended, or is not the runner any more. Only the interpreter itself is killed: what it started goes on.
+            _ => {
+                let _ = rustix::event::epoll::delete(&self.epoll, &interpreter.control);
+                match self.trees.get(&interpreter.tree).map(|tree| (tree.main, tree.has_exited())) {
+                    Some((Some(pid), _)) => tree::signal(pid, Signal::KILL),
+                    Some((None, false)) => self.end_interpreter(id),
+                    Some((None, true)) | None => {}
+                }
+            }
+        }
+    }
+
+    fn interpreter_ready(&mut self, id: u64) {
+        let Some(interpreter) = self.interpreters.get_mut(&id) else { return };
+        interpreter.state = Doing::Idle;
+        let session_id = interpreter.session.clone();
+        if let Some(session) = self.sessions.get_mut(&session_id)
+            && session.state == State::Initializing
+        {
+            session.state = State::Ready;
+            self.tell_session(&session_id);
+        }
+        self.advance(&session_id);
+    }
+
+    /// An execution is over and its leftovers are dead: the interpreter is free for the next.
+    pub(super) fn interpreter_free(&mut self, id: u64) {
+        let Some(interpreter) = self.interpreters.get_mut(&id) else { return };
+        interpreter.state = Doing::Idle;
+        let session = interpreter.session.clone();
+        self.advance(&session);
+    }
+
+    pub(super) fn interpreter_exited(&mut self, id: u64, tree: u64, how: std::io::Result<Exit>) {
+        let Some(interpreter) = self.interpreters.remove(&id) else { return };
+        if let Some(session) = self.sessions.get_mut(&interpreter.session) {
+            session.interpreter = None;
+            session.restarted = true;
+        }
+        match (interpreter.state, how) {
+            (Doing::Starting, how) => {
+                let why = how
+                    .map_or_else(|e| e.to_string(), |exit| format!("it ended with status {}", exit.code()));
+                self.interpreter_unavailable(&interpreter.session, &why);
+            }
+            (Doing::Executing(attempt), Ok(exit)) => self.execution_died(attempt, tree, exit),
+            (Doing::Executing(_), Err(_)) | (Doing::Idle, _) => {}
+        }
+        self.advance(&interpreter.session);
+    }
+
+    fn tell_session(&mut self, id: &str) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let version = self.python.as_ref().map(|python| python.version_text()).unwrap_or_default();
+        let update = match &session.state {
+            State::Ready => update(session, "ready", None, version),
+            State::Failed(error) => update(session, "failed", Some(error), version),
+            State::Initializing | State::Destroying | State::Removing => return,
+        };
+        self.link.tell(to_link::Message::Session(update), Vec::new());
+    }
+}
+
+fn update(
+    session: &Session,
+    state: &str,
+    error: Option<&Error>,
+    python_version: String,
+) -> v1::SessionUpdate {
+    v1::SessionUpdate {
+        session_id: session.record.session_id.clone(),
+        fence: Some(session.record.fence()),
+        state: state.to_owned(),
+        error: error.map(to_wire),
+        python_version,
+        facilities: facilities(),
+    }
+}

@@ -1,0 +1,196 @@
+//! How each kind of attempt gets going: an execution in the interpreter, a command, an install, a step.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use cooper_common::{
+    error::{Code, Error, Result},
+    limits::request,
+};
+use cooper_proto::v1::{self, task_spec};
+use prost::Message as _;
+use rustix::fs::MemfdFlags;
+
+use super::{
+    Host, INSTALL_ARGV, STEP_ARGV,
+    attempt::State,
+    files, install, interpreter,
+    launch::{Launch, Program},
+    link::inherited,
+    outcome, reaper,
+    trees::Owner,
+};
+use crate::frame;
+
+impl Host {
+    /// Hands an execution to its interpreter.
+    pub(super) fn execute(
+        &mut self,
+        id: u64,
+        control: &OwnedFd,
+        interpreter: u64,
+        installed: bool,
+        restarted: bool,
+    ) -> io::Result<()> {
+        let (out, err) = self.open_streams(id)?;
+        let attempt = self.attempts.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        attempt.state = State::Interpreter(interpreter);
+        attempt.interpreter_restarted = restarted;
+        let spec = attempt.spec.take().unwrap_or_default();
+        let Some(task_spec::Kind::Python(python)) = &spec.kind else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let env: BTreeMap<&str, &str> = spec.env.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let request = interpreter::Request {
+            id,
+            code: &python.code,
+            filename: &python.filename,
+            args: &python.args,
+            env: &env,
+            installed,
+        };
+        request.send(control, &out, &err)
+    }
+
+    pub(super) fn start_shell(&mut self, id: u64, session_id: &str) -> Result<()> {
+        let spec = self.attempts.get(&id).and_then(|attempt| attempt.spec.clone()).unwrap_or_default();
+        let Some(task_spec::Kind::Shell(shell)) = spec.kind else {
+            return Err(Error::invalid("not a command"));
+        };
+        let argv0 = shell.argv.first().ok_or_else(|| Error::invalid("a command without a program"))?;
+        if shell.argv.len() > request::ARGV_MAX || shell.argv.iter().any(|argument| argument.contains('\0')) {
+            return Err(Error::invalid("too many arguments, or one that contains NUL"));
+        }
+        let session = self.sessions.get(session_id).ok_or_else(|| super::unknown_session(session_id))?;
+        let cwd = files::directory(&session.home.workspace(), &spec.cwd)?;
+        let env = session.home.environment(&session.record, spec.env, &self.dir.path);
+        let path = env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
+        let Some(program) = find_program(argv0, path, &cwd) else {
+            self.finish(id, outcome::not_executed(argv0, libc::ENOENT));
+            return Ok(());
+        };
+        let stdin = if shell.stdin.is_empty() {
+            null()
+        } else {
+            // Not sealed: some programs insist on a descriptor they may write to.
+            memfd("cooper-stdin", &shell.stdin)
+        };
+        let launch = Launch {
+            program: Program::Path(program),
+            argv: shell.argv.clone(),
+            env,
+            cwd,
+            fds: vec![stdin.map_err(unspawned)?],
+            limits: session.limits(),
+            uid: None,
+        };
+        self.start_tree(id, Some(session_id), launch).map_err(unspawned)
+    }
+
+    pub(super) fn start_install(&mut self, id: u64, session_id: &str) -> Result<()> {
+        let spec = self.attempts.get(&id).and_then(|attempt| attempt.spec.clone()).unwrap_or_default();
+        let Some(task_spec::Kind::Install(wanted)) = spec.kind else {
+            return Err(Error::invalid("not an install"));
+        };
+        let session = self.sessions.get(session_id).ok_or_else(|| super::unknown_session(session_id))?;
+        let python =
+            self.python.as_ref().ok_or_else(|| Error::new(Code::PythonMissing, "no usable Python"))?;
+        let job = install::Job {
+            packages: install::checked(wanted.packages)?,
+            venv: session.home.venv(),
+            workspace: session.home.workspace(),
+            cache: session.home.cache(),
+            tools: self.dir.path.join("tools"),
+            base_python: python.executable.clone(),
+            env: session.home.environment(&session.record, spec.env, &self.dir.path),
+        };
+        let job = serde_json::to_vec(&job).map_err(|e| Error::internal(e.to_string()))?;
+        let mut env = inherited(&self.dir.path);
+        env.push(("COOPER_SESSION".to_owned(), session_id.to_owned()));
+        let launch = Launch {
+            program: Program::Open(self.exe.try_clone().map_err(unspawned)?),
+            argv: vec!["cooper".to_owned(), INSTALL_ARGV.to_owned()],
+            env,
+            cwd: session.home.workspace(),
+            fds: vec![
+                null().map_err(unspawned)?,
+                frame::sealed_memfd("cooper-install", &job).map_err(unspawned)?,
+            ],
+            limits: vec![(rustix::process::Resource::Core, 0)],
+            uid: None,
+        };
+        self.start_tree(id, Some(session_id), launch).map_err(unspawned)
+    }
+
+    pub(super) fn start_step(&mut self, id: u64) -> Result<()> {
+        let spec = self.attempts.get(&id).and_then(|attempt| attempt.spec.clone()).unwrap_or_default();
+        let Some(task_spec::Kind::Step(step)) = spec.kind else { return Err(Error::invalid("not a step")) };
+        let report = memfd("cooper-report", &[]).map_err(unspawned)?;
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.report = Some(report.try_clone().map_err(unspawned)?.into());
+        }
+        let mut env = inherited(&self.dir.path);
+        env.push(("COOPER_WORKER_DIR".to_owned(), self.dir.path.to_string_lossy().into_owned()));
+        env.push(("COOPER_STACKS_FILE".to_owned(), self.stacks.file().to_string_lossy().into_owned()));
+        env.extend(spec.env);
+        let input = frame::sealed_memfd("cooper-step", &encoded(&step)).map_err(unspawned)?;
+        let launch = Launch {
+            program: Program::Open(self.exe.try_clone().map_err(unspawned)?),
+            argv: vec!["cooper".to_owned(), STEP_ARGV.to_owned()],
+            env,
+            cwd: self.dir.path.clone(),
+            fds: vec![null().map_err(unspawned)?, input, report],
+            limits: Vec::new(),
+            uid: None,
+        };
+        self.start_tree(id, None, launch).map_err(unspawned)
+    }
+
+    /// Starts an attempt in a tree of its own. stdout and stderr go in as descriptors 1 and 2.
+    fn start_tree(&mut self, id: u64, session: Option<&str>, mut launch: Launch) -> io::Result<()> {
+        let (out, err) = self.open_streams(id)?;
+        launch.fds.splice(1..1, [out, err]);
+        let reaper = reaper::start(launch)?;
+        let tree = self.plant(reaper, session.map(str::to_owned), Owner::Attempt(id))?;
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.state = State::Tree(tree);
+        }
+        Ok(())
+    }
+}
+
+fn encoded(step: &v1::StepSpec) -> Vec<u8> {
+    step.encode_to_vec()
+}
+
+fn unspawned(error: io::Error) -> Error {
+    Error::new(Code::SpawnFailed, format!("the process could not be started: {error}"))
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+fn memfd(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::FileExt;
+    let file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
+    file.write_all_at(content, 0)?;
+    Ok(file.into())
+}
+
+/// As execvp(3) finds it, in the session's PATH instead of the worker's.
+fn find_program(name: &str, path: &str, cwd: &Path) -> Option<PathBuf> {
+    if name.contains('/') {
+        return Some(PathBuf::from(name));
+    }
+    let executable = |file: &PathBuf| {
+        use std::os::unix::fs::PermissionsExt;
+        file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    path.split(':').filter(|_| !name.is_empty()).map(|dir| cwd.join(dir).join(name)).find(executable)
+}

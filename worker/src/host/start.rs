@@ -1,0 +1,157 @@
+//! What a host knows before anything runs: capacity, the sessions on disk, the link and its greeting.
+
+use cooper_common::clock;
+use cooper_proto::{
+    host::{self as wire, to_link},
+    v1,
+};
+use rustix::process::{Resource, Rlimit, Signal};
+
+use super::{
+    Compose, Due, Host, PROTOCOL, Source,
+    home::{Home, Record},
+    session::{self, Session},
+};
+use crate::config::Config;
+
+const MEMORY_PER_SESSION: u64 = 256 << 20;
+const SESSIONS_PER_CORE: u64 = 8;
+/// Attempts beyond one for each session: installs, shells, steps.
+const TASKS_MORE: u32 = 8;
+
+/// How much this worker takes, unless it is told.
+pub fn capacity(config: &Config) -> v1::Capacity {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let memory = memory_bytes().unwrap_or(u64::MAX);
+    let fitting = (cores * SESSIONS_PER_CORE).min(memory / MEMORY_PER_SESSION).clamp(1, 4096) as u32;
+    let sessions_max = config.max_sessions.unwrap_or(fitting);
+    v1::Capacity {
+        sessions_max,
+        tasks_max: config.max_tasks.unwrap_or(sessions_max.saturating_add(TASKS_MORE)),
+    }
+}
+
+/// Memory of the machine, or of the container when that has less.
+fn memory_bytes() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        Some(line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    });
+    let cgroup =
+        std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    machine.into_iter().chain(cgroup).min()
+}
+
+/// A host holds three descriptors for every execution; what it may hold at all is the system's hard limit.
+pub fn raise_open_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let _ = rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit { current: limit.maximum, maximum: limit.maximum },
+    );
+}
+
+impl Host {
+    pub(super) fn start_link(&mut self) {
+        if self.stopping.is_some() || self.link.pid().is_some() {
+            return;
+        }
+        let now = clock::mono_ms();
+        let started = self.link.start(&self.exe, &self.config, &self.dir.path, now);
+        self.link_watched_for_room = false;
+        let watched = started.and_then(|()| match self.link.socket() {
+            Some(socket) => self.watch(socket, Source::Link),
+            None => Ok(()),
+        });
+        if let Err(error) = watched {
+            tracing::error!(%error, "the link cannot be started");
+            self.link.end(Signal::KILL);
+            if self.link.pid().is_none() {
+                let wait = self.link.died(now);
+                self.timers.add(now + wait, Due::StartLink);
+            }
+        }
+    }
+
+    pub(super) fn on_link_death(&mut self) {
+        let now = clock::mono_ms();
+        let wait = self.link.died(now);
+        // What it was writing stays half-written for ever otherwise.
+        self.writing.abandon();
+        for attempt in self.attempts.values_mut() {
+            attempt.unname();
+        }
+        if self.stopping.is_none() {
+            tracing::warn!(again_in_ms = wait, "the link ended; starting another");
+            self.timers.add(now + wait, Due::StartLink);
+        }
+    }
+
+    pub(super) fn on_link_hello(&mut self, hello: &wire::LinkHello) {
+        if !(hello.version_min..=hello.version_max).contains(&PROTOCOL) {
+            tracing::error!(
+                min = hello.version_min,
+                max = hello.version_max,
+                host = PROTOCOL,
+                "the link does not speak this host's protocol"
+            );
+            return self.link.end(Signal::KILL);
+        }
+        self.link.hello = true;
+        self.greet_waiting_link();
+    }
+
+    /// Tells a link that said hello everything, once it is known whether Compose works.
+    pub(super) fn greet_waiting_link(&mut self) {
+        if !self.link.hello || self.link.greeted || self.compose == Compose::Unknown {
+            return;
+        }
+        self.link.greeted = true;
+        self.link.tell(to_link::Message::Hello(self.inventory()), Vec::new());
+        for attempt in self.attempts.values_mut() {
+            attempt.unname();
+        }
+        let ids: Vec<u64> = self.attempts.keys().copied().collect();
+        for id in ids {
+            if !self.tell_ended(id) {
+                self.grown.push(id);
+            }
+        }
+        if self.stopping.is_some() {
+            self.tell_drain();
+        }
+    }
+
+    fn inventory(&self) -> wire::HostHello {
+        let mut capabilities = Vec::new();
+        if self.python.is_some() {
+            capabilities.push("python".to_owned());
+        }
+        if self.compose == Compose::Works {
+            capabilities.push("compose".to_owned());
+        }
+        wire::HostHello {
+            version: PROTOCOL,
+            incarnation: self.dir.incarnation,
+            worker_id: self.dir.worker_id.clone(),
+            python_version: self.python.as_ref().map(|p| p.version_text()).unwrap_or_default(),
+            capabilities,
+            facilities: session::facilities(),
+            capacity: Some(self.capacity),
+            sessions: self.sessions.values().filter_map(Session::item).collect(),
+            attempts: self.attempts.values().map(|attempt| attempt.item()).collect(),
+            stacks: self.stacks.list(),
+        }
+    }
+
+    /// Sessions that an earlier host left on disk: their files and packages are there, their variables are not.
+    pub(super) fn find_sessions(&mut self) {
+        if self.python.is_none() {
+            return;
+        }
+        for record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
+            let home = Home::new(&self.dir.base, &record.session_id);
+            self.sessions.insert(record.session_id.clone(), Session::found(record, home));
+        }
+    }
+}

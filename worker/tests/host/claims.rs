@@ -1,0 +1,416 @@
+//! What the host promises.
+
+use cooper_proto::{
+    host::{self as wire, open_file::Mode, to_host, to_link},
+    v1::{self, TaskState, task_spec},
+};
+use rustix::process::Signal;
+
+use crate::worker::{self, Worker, eventually, is_alive, signal};
+
+macro_rules! claims {
+    ($($(#[$doc:meta])* fn $name:ident() $body:block)*) => {
+        pub const ALL: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+        $($(#[$doc])* fn $name() $body)*
+    };
+}
+
+claims! {
+    fn variables_persist_and_the_last_expression_is_the_value() {
+        let (mut worker, session) = Worker::with_session();
+        assert_eq!(worker.python(&session, "x = 41").value(), "");
+        let done = worker.python(&session, "import sys\nprint('out')\nprint('err', file=sys.stderr)\nx + 1");
+        assert_eq!((done.state, done.value()), (TaskState::Succeeded, "42".to_owned()));
+        assert_eq!((done.stdout, done.stderr), (b"out\n".to_vec(), b"err\n".to_vec()));
+    }
+
+    fn an_exception_has_its_source_lines_and_no_frames_of_the_runner() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "def f():\n    return 1 / 0");
+        let done = worker.python(&session, "f()");
+        let exception = done.outcome.exception.clone().unwrap();
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::Failed, 1));
+        assert_eq!((&*exception.name, &*exception.value), ("ZeroDivisionError", "division by zero"));
+        assert!(exception.traceback.contains("return 1 / 0"), "{}", exception.traceback);
+        assert!(!exception.traceback.contains("<cooper>"), "{}", exception.traceback);
+        assert_eq!(worker.python(&session, "import sys; sys.exit(3)").outcome.exit_code, 3);
+        assert_eq!(worker.python(&session, "await __import__('asyncio').sleep(0, 'later')").value(), "'later'");
+    }
+
+    fn rich_values_and_displays_come_as_mime_bundles() {
+        let (mut worker, session) = Worker::with_session();
+        let done = worker.python(&session, "class T:\n    def _repr_html_(self): return '<b>'\n    \
+            def _repr_png_(self): return b'\\x89PNG'\ndisplay(1, {'a': 2})\nT()");
+        let result = done.outcome.result.unwrap();
+        assert_eq!((&*result.data["text/html"], &*result.data["image/png"]), (&b"<b>"[..], &b"\x89PNG"[..]));
+        assert_eq!(done.outcome.displays.len(), 2);
+        assert_eq!(done.outcome.displays[1].data["text/plain"], b"{'a': 2}");
+        // Too large for a packet, and too large altogether.
+        assert_eq!(worker.python(&session, "'x' * 200_000").value().len(), 200_002);
+        let cut = worker.python(&session, "'x' * 2_000_000").outcome.result.unwrap();
+        assert_eq!(cut.truncated, ["text/plain"]);
+    }
+
+    fn five_megabytes_of_binary_output_arrive_byte_for_byte() {
+        let (mut worker, session) = Worker::with_session();
+        let code = "import sys, random\nd = random.Random(7).randbytes(5_000_000)\nsys.stdout.buffer.write(d)\n\
+                    open('copy', 'wb').write(d)\nsys.stderr.write('side')\nNone";
+        let done = worker.python(&session, code);
+        assert!(done.stdout == std::fs::read(worker.workspace(&session).join("copy")).unwrap());
+        assert_eq!((done.stdout.len(), done.stderr), (5_000_000, b"side".to_vec()));
+        let cat = worker.shell(&session, &["cat", "copy"], b"");
+        assert!(cat.stdout == done.stdout);
+    }
+
+    fn what_a_leftover_child_writes_stays_out_of_the_next_execution() {
+        let (mut worker, session) = Worker::with_session();
+        let first = worker.python(&session, "import subprocess\np = subprocess.Popen(['sh', '-c', \
+            'while :; do echo child; sleep 0.01; done'])\nprint('first', flush=True)\n\
+            import time; time.sleep(0.1)");
+        let second = worker.python(&session, "import time; time.sleep(0.2)\nprint('second')");
+        assert!(first.out().contains("first") && first.out().contains("child"), "{}", first.out());
+        assert_eq!(second.out(), "second\n");
+        // Read and dropped, not blocked nor broken.
+        assert_eq!(worker.python(&session, "p.poll()").value(), "");
+        assert_eq!(worker.python(&session, "print(p.poll())").out(), "None\n");
+    }
+
+    fn an_interpreter_that_exits_takes_only_its_execution_along() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "import subprocess, os\nx = 1\np = subprocess.Popen(['sleep', '60'])\n\
+            open('pid', 'w').write(str(p.pid))");
+        let done = worker.python(&session, "print('last words', flush=True)\nos._exit(7)");
+        assert_eq!((done.state, done.error(), done.outcome.exit_code), (TaskState::Failed, "interpreter_died", 7));
+        assert!(done.outcome.interpreter_restarted);
+        assert_eq!(done.out(), "last words\n");
+        let pid = std::fs::read_to_string(worker.workspace(&session).join("pid")).unwrap();
+        assert!(is_alive(pid.parse().unwrap()), "what it started goes on");
+        let next = worker.python(&session, "'x' in globals()");
+        assert_eq!((next.value(), next.outcome.interpreter_restarted), ("False".to_owned(), true));
+        assert!(!worker.python(&session, "1").outcome.interpreter_restarted);
+        let killed = worker.python(&session, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)");
+        assert_eq!((killed.error(), killed.outcome.exit_code), ("interpreter_died", 128 + 11));
+        let deaf = worker.python(&session, "import os\nos.closerange(3, 1024)\n1");
+        assert_eq!(deaf.error(), "interpreter_died");
+        assert_eq!(worker.python(&session, "2").value(), "2");
+    }
+
+    fn a_forked_child_does_not_answer_for_its_parent() {
+        let (mut worker, session) = Worker::with_session();
+        let done = worker.python(&session, "import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)\nprint(pid > 0)\npid > 0");
+        assert_eq!((done.state, done.value()), (TaskState::Succeeded, "True".to_owned()));
+        assert_eq!(done.out(), "False\nTrue\n");
+        assert_eq!(worker.python(&session, "'next'").value(), "'next'");
+    }
+
+    fn a_time_out_interrupts_first_and_keeps_the_interpreter() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "x = 1\nimport time, subprocess");
+        let task = worker.start_python(&session, "p = subprocess.Popen(['sleep', '60'])\n\
+            open('pid', 'w').write(str(p.pid))\ntime.sleep(60)", 200);
+        let done = worker.link.wait(&task);
+        assert_eq!((done.state, done.error(), done.outcome.exit_code), (TaskState::TimedOut, "timed_out", 130));
+        let pid = std::fs::read_to_string(worker.workspace(&session).join("pid")).unwrap();
+        assert!(!is_alive(pid.parse().unwrap()), "what it started goes with it");
+        let next = worker.python(&session, "x");
+        assert_eq!((next.value(), next.outcome.interpreter_restarted), ("1".to_owned(), false));
+    }
+
+    fn a_time_out_takes_daemons_that_forked_twice_and_ignore_every_signal() {
+        let (mut worker, session) = Worker::with_session();
+        let code = "import os, signal, time\nfor s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n    \
+            signal.signal(s, signal.SIG_IGN)\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        \
+            os.environ.clear()\n        open('daemon', 'w').write(str(os.getpid()))\n        time.sleep(60)\n    \
+            os._exit(0)\ntime.sleep(60)";
+        let task = worker.start_python(&session, code, 300);
+        let done = worker.link.wait(&task);
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::TimedOut, 137));
+        let daemon = std::fs::read_to_string(worker.workspace(&session).join("daemon")).unwrap();
+        assert!(!is_alive(daemon.parse().unwrap()));
+        assert_eq!(worker.python(&session, "'alive'").value(), "'alive'");
+        let shell = ["sh", "-c", "trap '' INT; setsid sleep 60 & echo $! > daemon; echo; wait; wait"];
+        let task = worker.start_shell(&session, &shell, b"", 300);
+        let done = worker.link.wait(&task);
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::TimedOut, 137));
+        let daemon = std::fs::read_to_string(worker.workspace(&session).join("daemon")).unwrap();
+        assert!(!is_alive(daemon.trim().parse().unwrap()));
+    }
+
+    fn cancelling_ends_what_runs_and_what_waits() {
+        let (mut worker, session) = Worker::with_session();
+        let running = worker.start_python(&session, "print('on', flush=True)\nimport time\ntime.sleep(60)", 0);
+        let waiting = worker.start_python(&session, "open('never', 'w')", 0);
+        worker.link.wait_for_output(&running);
+        worker.cancel(&waiting, 0);
+        worker.cancel(&running, 0);
+        assert_eq!(worker.link.wait(&waiting).state, TaskState::Cancelled);
+        let done = worker.link.wait(&running);
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::Cancelled, 130));
+        assert!(!worker.workspace(&session).join("never").exists());
+        assert_eq!(worker.python(&session, "1").value(), "1");
+    }
+
+    fn a_command_runs_in_the_workspace_with_its_input_and_status() {
+        let (mut worker, session) = Worker::with_session();
+        let done = worker.shell(&session, &["sh", "-c", "cat; pwd; echo $GREETING; exit 3"], b"given\n");
+        let workspace = worker.workspace(&session);
+        assert_eq!(done.out(), format!("given\n{}\nhello\n", workspace.display()));
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::Failed, 3));
+        assert_eq!(worker.shell(&session, &["sh", "-c", "kill -9 $$"], b"").outcome.exit_code, 137);
+        let missing = worker.shell(&session, &["no-such-program"], b"");
+        assert_eq!((missing.error(), missing.outcome.exit_code), ("spawn_failed", 127));
+        std::fs::write(workspace.join("text"), "no program").unwrap();
+        assert_eq!(worker.shell(&session, &["./text"], b"").outcome.exit_code, 126);
+        let python = worker.shell(&session, &["python", "-c", "import sys; print(sys.prefix)"], b"");
+        assert_eq!(python.out().trim(), workspace.join(".venv").display().to_string());
+        let outside = v1::TaskSpec {
+            kind: Some(task_spec::Kind::Shell(v1::ShellSpec { argv: vec!["true".into()], stdin: Vec::new() })),
+            session_id: session,
+            cwd: "..".into(),
+            ..v1::TaskSpec::default()
+        };
+        let task = worker.assign(outside, 0, 0);
+        assert_eq!(worker.link.wait(&task).error(), "path_escapes");
+    }
+
+    fn nothing_of_the_workers_environment_reaches_a_session() {
+        let (mut worker, session) = Worker::with_session();
+        let mine = worker.python(&session, "import os\nprint(sorted(os.environ), os.environ)\n\
+            print(open('/proc/self/environ').read())\nprint(os.listdir('/proc/self/fd'))");
+        let shell = worker.shell(&session, &["env"], b"");
+        assert!(!mine.out().contains(worker::CANARY) && !shell.out().contains(worker::CANARY));
+        assert!(shell.out().contains("GREETING=hello") && mine.out().contains("'GREETING': 'hello'"));
+        for name in ["USER=", "LOGNAME=", "SHELL=", "OLDPWD="] {
+            assert!(!shell.out().lines().any(|line| line.starts_with(name)), "{}", shell.out());
+        }
+        let fds = worker.shell(&session, &["sh", "-c", "ls /proc/self/fd | tr '\\n' ' '"], b"").out();
+        assert_eq!(fds.trim(), "0 1 2 3", "the listing itself is 3");
+        let limits = worker.shell(&session, &["sh", "-c", "ulimit -c; ulimit -n"], b"").out();
+        assert_eq!(limits, "0\n1024\n");
+    }
+
+    fn output_beyond_the_limit_is_cut_and_said_to_be() {
+        let (mut worker, session) = Worker::with_session();
+        let python = v1::PythonSpec { code: "print('x' * 300_000)\n'done'".into(), ..v1::PythonSpec::default() };
+        let spec = v1::TaskSpec {
+            kind: Some(task_spec::Kind::Python(python)),
+            session_id: session.clone(),
+            ..v1::TaskSpec::default()
+        };
+        let task = worker.assign(spec, 0, 100_000);
+        let done = worker.link.wait(&task);
+        assert_eq!((done.stdout.len(), done.outcome.stdout_truncated), (100_000, true));
+        assert_eq!((done.state, done.outcome.stderr_truncated), (TaskState::Succeeded, false));
+        assert!(!worker.python(&session, "print('x' * 300_000)").outcome.stdout_truncated);
+    }
+
+    fn killing_the_link_loses_no_byte_and_no_result() {
+        let (mut worker, session) = Worker::with_session();
+        let code = "import time\nfor i in range(2000):\n    print(i)\n    time.sleep(0.0005)\n'end'";
+        let running = worker.start_python(&session, code, 0);
+        let ended = worker.start_shell(&session, &["sh", "-c", "echo early; exit 5"], b"", 0);
+        assert_eq!(worker.link.wait(&ended).outcome.exit_code, 5);
+        worker.link.wait_for_output(&running);
+        signal(worker.link.pid, Signal::KILL);
+        worker.next_link();
+        let item = |task: &str| worker.hello.attempts.iter().find(|item| item.task_id == task).cloned().unwrap();
+        assert!(item(&ended).result_pending && item(&ended).stdout_bytes == 6);
+        assert!(!item(&running).result_pending || item(&running).stdout_bytes == 8890);
+        assert_eq!(worker.hello.sessions[0].session_id, session);
+        let again = worker.link.wait(&ended);
+        assert_eq!((again.outcome.exit_code, again.out()), (5, "early\n".to_owned()));
+        let done = worker.link.wait(&running);
+        let expected: String = (0..2000).map(|i| format!("{i}\n")).collect();
+        assert!(done.out() == expected && done.value() == "'end'");
+        // Once forgotten it is not listed again, and its spool is gone.
+        let forget = wire::Forget { task_id: ended.clone(), fence: worker::fence() };
+        worker.link.send(to_host::Message::Forget(forget));
+        signal(worker.link.pid, Signal::KILL);
+        worker.next_link();
+        assert!(worker.hello.attempts.iter().all(|item| item.task_id != ended));
+        assert_eq!(std::fs::read_dir(worker.dir.join("spool")).unwrap().count(), 1);
+    }
+
+    fn an_assignment_that_comes_twice_runs_once() {
+        let (mut worker, session) = Worker::with_session();
+        let python = v1::PythonSpec { code: "open('ran', 'a').write('x')".into(), ..v1::PythonSpec::default() };
+        let spec = v1::TaskSpec {
+            kind: Some(task_spec::Kind::Python(python)),
+            session_id: session.clone(),
+            ..v1::TaskSpec::default()
+        };
+        let assign =
+            v1::Assign { task_id: "tsk_1".into(), fence: worker::fence(), spec: Some(spec), ..v1::Assign::default() };
+        worker.link.send(to_host::Message::Start(assign.clone()));
+        worker.link.wait("tsk_1");
+        worker.link.send(to_host::Message::Start(assign));
+        assert!(matches!(worker.link.step(), Some(to_link::Message::Ended(_))));
+        assert_eq!(std::fs::read(worker.workspace(&session).join("ran")).unwrap(), b"x");
+    }
+
+    fn files_go_in_and_out_beneath_the_workspace_only() {
+        let (mut worker, session) = Worker::with_session();
+        let open = |path: &str, mode: Mode| {
+            to_host::Message::OpenFile(wire::OpenFile {
+                call_id: 9,
+                session_id: session.clone(),
+                path: path.into(),
+                mode: mode.into(),
+                ..wire::OpenFile::default()
+            })
+        };
+        worker.link.send(open("note", Mode::Write));
+        let Some((to_link::Message::FileOpened(_), mut fds)) = worker.link.receive(5_000) else { panic!() };
+        std::io::Write::write_all(&mut std::fs::File::from(fds.pop().unwrap()), b"hello").unwrap();
+        worker.link.send(to_host::Message::CloseFile(wire::CloseFile { call_id: 9, commit: true }));
+        let Some(to_link::Message::FileClosed(closed)) = worker.link.step() else { panic!() };
+        assert_eq!(closed.stat.unwrap().size_bytes, 5);
+        assert_eq!(worker.python(&session, "open('note').read()").value(), "'hello'");
+        worker.python(&session, "import os\nos.symlink('/etc', 'out')\nos.symlink('../../..', 'up')");
+        for (path, code) in [("out/passwd", "path_escapes"), ("up/host.lock", "path_escapes"), ("no", "file_not_found")]
+        {
+            worker.link.send(open(path, Mode::Read));
+            let Some(to_link::Message::FileOpened(opened)) = worker.link.step() else { panic!() };
+            assert_eq!(opened.error.unwrap().code, code, "{path}");
+        }
+    }
+
+    fn destroying_a_session_leaves_no_process_and_no_file() {
+        let (mut worker, session) = Worker::with_session();
+        let other = worker.create_session(v1::Limits::default());
+        let code = "import os, subprocess\nif os.fork() == 0:\n    os.setsid()\n    os.execvp('sleep', ['sleep', '61'])\n\
+            subprocess.Popen(['sleep', '62'])\nprint('up', flush=True)\nimport time; time.sleep(60)";
+        let running = worker.start_python(&session, code, 0);
+        worker.link.wait_for_output(&running);
+        let of_session = || worker::marked(&format!("COOPER_SESSION={session}"));
+        assert!(of_session().len() >= 3);
+        worker.destroy(&session);
+        assert_eq!(of_session(), Vec::<i32>::new());
+        let done = worker.link.wait(&running);
+        assert_eq!((done.state, done.error()), (TaskState::Cancelled, "session_ended"));
+        let left: Vec<_> = std::fs::read_dir(worker.dir.join("sessions")).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(worker.python(&other, "'untouched'").value(), "'untouched'");
+        let late = worker.python(&session, "1");
+        assert_eq!((late.state, late.error()), (TaskState::Failed, "session_not_found"));
+        // Destroying what is not there succeeds.
+        worker.destroy(&session);
+    }
+
+    fn a_stop_leaves_no_process_and_is_quick() {
+        let (mut worker, session) = Worker::with_session();
+        worker.start_shell(&session, &["sh", "-c", "trap '' TERM INT; setsid sleep 60 & sleep 60"], b"", 0);
+        let running = worker.start_python(&session, "print('on', flush=True)\nimport time; time.sleep(60)", 0);
+        worker.link.wait_for_output(&running);
+        let link = worker.link.pid;
+        let before = cooper_common::clock::mono_ms();
+        signal(worker.host.id() as i32, Signal::TERM);
+        while !matches!(worker.link.step(), Some(to_link::Message::Drain(_))) {}
+        worker.link.send(to_host::Message::Drained(wire::Drained {}));
+        assert!(worker.terminate().success());
+        assert!(cooper_common::clock::mono_ms() - before < 1_500);
+        assert!(worker.processes().is_empty() && !is_alive(link));
+    }
+
+    fn a_stop_without_an_answering_link_ends_too() {
+        let (mut worker, session) = Worker::with_session();
+        worker.start_python(&session, "import time; time.sleep(60)", 0);
+        assert!(worker.terminate().success());
+        assert!(worker.processes().is_empty());
+    }
+
+    fn killing_the_host_ends_everything_and_the_next_goes_on_with_the_sessions() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "x = 1\nopen('kept', 'w').write('y')\nimport subprocess\n\
+            subprocess.Popen(['setsid', 'sleep', '60'])");
+        let incarnation = worker.hello.incarnation;
+        worker.host.kill().unwrap();
+        eventually("everything is dead", || worker.processes().is_empty().then_some(()));
+        worker.start_again();
+        assert_eq!(worker.hello.incarnation, incarnation + 1);
+        assert!(worker.hello.attempts.is_empty());
+        assert!(worker.hello.sessions[0].interpreter_restarted);
+        let done = worker.python(&session, "'x' in globals(), open('kept').read()");
+        assert_eq!((done.value(), done.outcome.interpreter_restarted), ("(False, 'y')".to_owned(), true));
+    }
+
+    fn a_second_host_takes_the_directory_over() {
+        let (mut worker, session) = Worker::with_session();
+        worker.start_python(&session, "import time; time.sleep(60)", 0);
+        let first = worker.host.id() as i32;
+        worker.start_again();
+        assert!(!is_alive(first));
+        assert_eq!(worker.hello.sessions[0].session_id, session);
+        assert_eq!(worker.python(&session, "1").value(), "1");
+    }
+
+    fn executions_of_one_session_run_in_their_order_and_commands_beside_them() {
+        let (mut worker, session) = Worker::with_session();
+        let first = worker.start_python(&session, "import time; time.sleep(0.3)\nx = 1", 0);
+        let second = worker.start_python(&session, "x + 1", 0);
+        assert_eq!(worker.shell(&session, &["echo", "beside"], b"").out(), "beside\n");
+        assert_eq!(worker.link.wait(&second).value(), "2");
+        assert_eq!(worker.link.wait(&first).state, TaskState::Succeeded);
+    }
+
+    fn a_subreaper_that_is_killed_takes_its_tree_along() {
+        let (mut worker, session) = Worker::with_session();
+        let done = worker.python(&session, "import os, subprocess\np = subprocess.Popen(['setsid', 'sleep', '63'])\n\
+            print(p.pid, flush=True)\nos.kill(os.getppid(), 9)\nimport time; time.sleep(60)");
+        assert_eq!(done.error(), "interpreter_died");
+        let child: i32 = done.out().trim().parse().unwrap();
+        eventually("the stray is dead", || (!is_alive(child)).then_some(()));
+        assert_eq!(worker.python(&session, "1").value(), "1");
+    }
+
+    fn a_step_reports_and_one_that_says_nothing_failed() {
+        let mut worker = Worker::start();
+        let step = |name: &str| {
+            task_spec::Kind::Step(v1::StepSpec {
+                run_id: "run".into(),
+                step: name.into(),
+                input_json: b"{\"a\":1}".to_vec(),
+            })
+        };
+        let task = worker.start_task("", step("analyze"), 0);
+        let done = worker.link.wait(&task);
+        assert_eq!((done.state, &*done.outcome.step_json), (TaskState::Succeeded, &b"{\"a\":1}"[..]));
+        assert_eq!(done.out().trim(), worker.dir.join("stacks.json").display().to_string());
+        let task = worker.start_task("", step("silent"), 0);
+        assert_eq!(worker.link.wait(&task).error(), "step_failed");
+        let task = worker.start_task("", step("sleep"), 200);
+        let done = worker.link.wait(&task);
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::TimedOut, 143));
+    }
+
+    fn sessions_beyond_the_capacity_are_refused() {
+        let mut worker = Worker::start();
+        for _ in 0..worker.hello.capacity.unwrap().sessions_max {
+            worker.create_session(v1::Limits::default());
+        }
+        let id = cooper_common::ids::SessionId::new().to_string();
+        let grant = v1::SessionGrant { session_id: id.clone(), fence: worker::fence(), ..v1::SessionGrant::default() };
+        worker.link.send(to_host::Message::SessionCreate(grant));
+        let update = worker.link.session_update(&id);
+        assert_eq!((&*update.state, &*update.error.unwrap().code), ("failed", "no_capacity"));
+    }
+
+    fn limits_of_a_session_hold() {
+        let mut worker = Worker::start();
+        let limits = v1::Limits {
+            memory_bytes: 512 << 20,
+            file_size_bytes: 1 << 20,
+            open_files: 64,
+            exec_timeout_ms: 300,
+            ..v1::Limits::default()
+        };
+        let session = worker.create_session(limits);
+        let memory = worker.python(&session, "b = bytearray(1 << 30)");
+        assert_eq!(memory.outcome.exception.unwrap().name, "MemoryError");
+        let file = worker.python(&session, "open('big', 'wb').write(bytes(2 << 20))");
+        assert_eq!(file.outcome.exception.unwrap().name, "OSError");
+        let files = worker.python(&session, "f = [open('/dev/null') for _ in range(100)]");
+        assert_eq!(files.outcome.exception.unwrap().name, "OSError");
+        assert_eq!(worker.python(&session, "f = None\nwhile True: pass").state, TaskState::TimedOut);
+    }
+}

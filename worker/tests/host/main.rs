@@ -1,0 +1,53 @@
+//! The host as its link sees it: real processes, and the test in the place of the link.
+//!
+//! This program plays every part: without a known first argument it runs the tests (those whose names contain one of
+//! the arguments); a host started by a test is this program again, and so are its link and its installers.
+
+mod claims;
+mod worker;
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("host") => worker::host(&arguments[1..]),
+        Some("worker-link") => worker::link(),
+        Some(cooper_worker::host::INSTALL_ARGV) => cooper_worker::host::install::main(),
+        Some(cooper_worker::host::STEP_ARGV) => worker::step(),
+        _ => run(&arguments),
+    }
+}
+
+fn run(arguments: &[String]) -> ExitCode {
+    let wanted: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
+    let tests: Vec<_> = claims::ALL
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
+        .collect();
+    println!("\nrunning {} tests", tests.len());
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((name, test)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let well = std::panic::catch_unwind(test).is_ok();
+                    println!("test {name} ... {}", if well { "ok" } else { "FAILED" });
+                    if !well {
+                        failed.lock().expect("no test panics while it holds this").push(*name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("all threads ended");
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("\ntest result: {word}. {} passed; {} failed\n", tests.len() - failed.len(), failed.len());
+    ExitCode::from(u8::from(!failed.is_empty()))
+}
