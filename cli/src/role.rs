@@ -83,25 +83,3 @@ fn tie_to(supervisor: Option<u32>) -> Result<()> {
     let parent = getppid().map(Pid::as_raw_pid);
     if parent == i32::try_from(supervisor).ok() { Ok(()) } else { Err(Failure::Exit(1)) }
 }
-
-/// Until the coordinator's crate serves.
-mod cooper_coordinator {
-    pub(super) struct Config {
-        pub(super) listen: std::net::SocketAddr,
-        pub(super) data: std::path::PathBuf,
-        pub(super) log_level: String,
-    }
-    pub(super) async fn serve(
-        config: Config,
-        _ready: impl FnOnce(std::net::SocketAddr) + Send,
-        _shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), cooper_common::error::Error> {
-        let what = format!(
-            "no coordinator in this build ({} {} {})",
-            config.listen,
-            config.data.display(),
-            config.log_level
-        );
-        Err(cooper_common::error::Error::internal(what))
-    }
-}
