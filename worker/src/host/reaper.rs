@@ -97,9 +97,10 @@ fn run(launch: Launch, reports: &OwnedFd) -> io::Result<()> {
     rustix::process::set_child_subreaper(Some(me))?;
     let signals = sys::signal_fd(&[libc::SIGCHLD])?;
 
-    let (failed_read, failed_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (failed_read, low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // Out of the way of the child's own descriptors.
-    let failed_write = rustix::io::fcntl_dupfd_cloexec(&failed_write, 64)?;
+    let failed_write = rustix::io::fcntl_dupfd_cloexec(&low, 64)?;
+    drop(low);
     let child = match sys::fork()? {
         sys::Fork::Parent(pid) => pid,
         sys::Fork::Child => {

@@ -46,7 +46,8 @@ class Control:
 
     def __init__(self, fd):
         # High up, where code that closes "all" descriptors from 3 on seldom reaches.
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
+        lowest = max(5, min(200, os.sysconf("SC_OPEN_MAX") - 8))
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
         os.close(fd)
         self._socket = _socket.socket(fileno=high)
 
