@@ -9,9 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use cooper_common::limits::{
-    exec::INTERRUPT_GRACE_MS,
-    link::{ATTEMPT_WINDOW_BYTES, CHUNK_BYTES_MAX, WORKER_WINDOW_BYTES},
+use cooper_common::{
+    error::Code,
+    limits::{
+        exec::INTERRUPT_GRACE_MS,
+        link::{ATTEMPT_WINDOW_BYTES, CHUNK_BYTES_MAX, WORKER_WINDOW_BYTES},
+    },
 };
 use cooper_proto::{
     host::{Ended, Forget, Grew, HostHello, to_host},
@@ -124,9 +127,12 @@ pub struct Ledger {
 
 impl Ledger {
     pub fn new(host: HostHello) -> Self {
-        let sessions = host.sessions.iter().cloned();
-        let sessions =
-            sessions.map(|item| (item.session_id.clone(), Session { item, update: None })).collect();
+        // The link before this one may have died with a session's last word unsaid, so that is said again.
+        let known = host.sessions.iter().map(|item| {
+            let session = Session { item: item.clone(), update: last_word(&host, item) };
+            (item.session_id.clone(), session)
+        });
+        let sessions = known.collect();
         let mut ledger = Self {
             sessions,
             attempts: BTreeMap::new(),
@@ -393,4 +399,25 @@ impl Ledger {
         let (task_id, fence) = (key.task.to_string(), key.fence.into());
         self.to_host.push_back(to_host::Message::Forget(Forget { task_id, fence }));
     }
+}
+
+/// What the host must have said of a session that is in this state; nothing while it is being made.
+fn last_word(host: &HostHello, item: &v1::SessionItem) -> Option<v1::SessionUpdate> {
+    let error = match item.state.as_str() {
+        "ready" => None,
+        "failed" => Some(v1::Error {
+            code: Code::Internal.as_str().to_owned(),
+            message: "the session failed on its worker; the worker's log says why".to_owned(),
+            hint: String::new(),
+        }),
+        _ => return None,
+    };
+    Some(v1::SessionUpdate {
+        session_id: item.session_id.clone(),
+        fence: item.fence,
+        state: item.state.clone(),
+        error,
+        python_version: host.python_version.clone(),
+        facilities: host.facilities.clone(),
+    })
 }

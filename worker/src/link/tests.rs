@@ -53,8 +53,11 @@ async fn end_task(host: &Host, task: &str, stdout: &[u8]) {
 #[tokio::test]
 async fn it_registers_with_what_the_host_told_and_its_token() {
     let mut coordinator = Coordinator::start().await;
-    let sessions =
-        vec![v1::SessionItem { session_id: "s".into(), state: "ready".into(), ..v1::SessionItem::default() }];
+    let sessions = vec![v1::SessionItem {
+        session_id: "s".into(),
+        state: "initializing".into(),
+        ..v1::SessionItem::default()
+    }];
     let (_host, _link) = link(&coordinator.addr, HostHello { sessions: sessions.clone(), ..hello() }).await;
     let mut attach = coordinator.attach().await;
     assert_eq!(attach.metadata.get("authorization").unwrap(), "Bearer cpr_test");
@@ -84,6 +87,39 @@ async fn a_noop_goes_round_without_the_host() {
         attach.ack(&result).await;
     }
     host.hears_nothing().await;
+}
+
+/// How fast, by hand: `cargo test --release -p cooper-worker --lib -- --ignored --nocapture noops_a_second`. Link, fake
+/// coordinator and test share the machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "a measurement"]
+async fn noops_a_second() {
+    let mut coordinator = Coordinator::start().await;
+    let addr = coordinator.addr.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_host, link) = link(&addr, hello()).await;
+            link.await.unwrap()
+        })
+    });
+    let mut attach = coordinator.attach().await;
+    attach.welcome(1, vec![]).await;
+    for in_flight in [1, 16, 256, 1024] {
+        let tasks = if in_flight == 1 { 5_000 } else { 100_000 };
+        let started = cooper_common::clock::since_start();
+        let mut sent = 0;
+        for done in 0..tasks {
+            while sent < tasks && sent - done < in_flight {
+                attach.assign(&format!("t{in_flight}-{sent}"), fence(1, 1), noop()).await;
+                sent += 1;
+            }
+            let result = attach.result().await;
+            attach.ack(&result).await;
+        }
+        let seconds = (cooper_common::clock::since_start() - started).as_secs_f64();
+        println!("{in_flight} in flight: {:.0} noops/s", f64::from(tasks) / seconds);
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use cooper_common::{
-    error::{Code, Error},
+    error::Error,
     limits::link::{CHUNK_BYTES_MAX, HEARTBEAT_MIN_MS, LEASE_MS, MESSAGE_BYTES_MAX},
 };
 use cooper_proto::{

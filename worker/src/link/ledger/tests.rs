@@ -410,15 +410,47 @@ fn a_new_link_takes_over_what_the_host_has() {
             ..Default::default()
         },
     ];
-    let mut ledger = Ledger::new(HostHello { attempts: items.clone(), ..host_hello() });
+    let session = |id: &str, state: &str| v1::SessionItem {
+        session_id: id.into(),
+        fence: fence(1, 1),
+        state: state.into(),
+        interpreter_restarted: false,
+    };
+    let sessions = vec![session("s", "ready"), session("t", "initializing")];
+    let mut ledger = Ledger::new(HostHello { attempts: items.clone(), sessions, ..host_hello() });
     let mut inventory = ledger.inventory().1;
     inventory.sort_by_key(|item| !item.running);
     assert_eq!(inventory, items);
     ledger.welcome(0, &welcome_with(vec![]));
     ledger.tick(0);
-    assert_eq!(said(&mut ledger), ["started runs", "credit 2 of 0"]);
+    assert_eq!(said(&mut ledger), ["s ready", "started runs", "credit 2 of 0"]);
     ended(&mut ledger, 0, "done", 3, spool(b"abc"));
     assert_eq!(said(&mut ledger), ["result done@0+3", "credit 3 of 0"]);
+}
+
+#[test]
+fn output_goes_on_where_the_coordinator_says_not_where_this_link_had_stopped() {
+    let mut ledger = attached();
+    python(&mut ledger, "a", fence(1, 1));
+    grew(&mut ledger, 0, "a", 100_000, spool(b""));
+    while ledger.poll_output().is_some() {}
+    output_ack(&mut ledger, "a", 60_000);
+    // Less than it had acked: its store was put back. More: another link had sent it.
+    for offset in [50_000, 70_000] {
+        ledger.detached();
+        ledger.inventory();
+        ledger.welcome(
+            0,
+            &welcome_with(vec![v1::AttemptVerdict {
+                task_id: "a".into(),
+                fence: fence(1, 1),
+                verdict: Verdict::Keep.into(),
+                stdout_offset: offset,
+                stderr_offset: 0,
+            }]),
+        );
+        assert_eq!(ledger.poll_output().map(|piece| piece.offset), Some(offset));
+    }
 }
 
 /// What may happen to one attempt and its output stream.
