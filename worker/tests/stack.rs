@@ -2,8 +2,11 @@
 
 mod stack_fixture;
 
+use std::time::Duration;
+
 use cooper_repair::edit::{FileChange, Root};
 use cooper_repair::step::{HealthClass, Input, Report};
+use rustix::process::Signal;
 use stack_fixture::{Fixture, STEPS, example_or_skip, small_or_skip};
 
 /// A repair from a broken stack to a healthy one, each step performed twice.
@@ -141,7 +144,7 @@ fn a_rollback_restores_absence() {
 fn a_service_that_dies_is_not_verified_and_is_restored() {
     let Some(mut fixture) = small_or_skip("dies") else { return };
     fixture.up();
-    for dies in ["at once", "soon"] {
+    for dies in ["at-once", "soon"] {
         fixture.next_run();
         let before = state(&fixture);
         let plan = fixture.plan_to_set(&fixture.analyze(None), "DIES", dies);
@@ -153,6 +156,62 @@ fn a_service_that_dies_is_not_verified_and_is_restored() {
         assert!(fixture.step("rollback", &plan).restored, "{}", fixture.log());
         assert_eq!(state(&fixture), before);
     }
+}
+
+#[test]
+fn a_plan_without_edits_restarts_once() {
+    let Some(fixture) = small_or_skip("restart") else { return };
+    fixture.up();
+    let plan = fixture.plan_with(&fixture.analyze(None), vec![]);
+    let before = fixture.container("web");
+    assert!(fixture.step("restart", &plan).ok);
+    let restarted = fixture.container("web");
+    assert_eq!(restarted.id, before.id);
+    assert_ne!(restarted.started_at, before.started_at);
+    assert!(fixture.step("restart", &plan).ok);
+    assert_eq!(fixture.container("web"), restarted);
+    let report = fixture.step("verify", &plan);
+    assert!(report.ok && report.message.contains("port 8000 accepts"), "{}", report.message);
+}
+
+#[test]
+fn a_service_without_a_network_is_asked_from_inside_and_a_one_shot_by_its_end() {
+    let Some(mut fixture) = small_or_skip("inside") else { return };
+    let original = fixture.read("compose.yaml");
+    let inside = original.replace("expose: [8000]", "network_mode: none").replace(
+        "stable_for: 1s",
+        "{stable_for: 1s, health: {url: 'http://web:8000/', body_contains: app.py}}",
+    );
+    fixture.write("compose.yaml", &inside);
+    fixture.up();
+    let analyzed = fixture.analyze(None);
+    assert_eq!(analyzed.start.as_ref().map(|start| start.health), Some(HealthClass::Healthy));
+    let plan = fixture.plan_with(&analyzed, vec![]);
+    assert!(fixture.step("restart", &plan).ok);
+    let report = fixture.step("verify", &plan);
+    assert!(report.ok && report.message.contains("inside the container: status 200"), "{}", report.message);
+
+    let one_shot = original.replace("restart: unless-stopped", "command: [\"true\"]").replace(
+        "build: ./store",
+        "build: ./store\n    depends_on: {web: {condition: service_completed_successfully}}",
+    );
+    fixture.write("compose.yaml", &one_shot);
+    fixture.compose(&["up", "-d", "--build"]);
+    fixture.next_run();
+    let plan = fixture.plan_with(&fixture.analyze(None), vec![]);
+    assert!(fixture.step("restart", &plan).ok);
+    let report = fixture.step("verify", &plan);
+    assert!(report.ok && report.message.contains("ended with exit code 0"), "{}", report.message);
+}
+
+#[test]
+fn a_project_of_another_directory_is_refused() {
+    let Some(fixture) = small_or_skip("twin") else { return };
+    fixture.up();
+    let input = |stack| Input::Analyze { stack, service: "web".to_owned(), log: None, instruction: None };
+    let twin = fixture.copy();
+    let report = twin.perform(&input(twin.stack()));
+    assert_eq!(report.code, "policy_refused", "{}", report.message);
 }
 
 #[test]
@@ -216,7 +275,7 @@ fn no_secret_leaves_the_worker() {
         &format!("{}RUN echo planted-secret-value Bearer abcdefgh12345678\n", fixture.read("web/Dockerfile")),
     );
     fixture.up();
-    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at once"));
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at-once"));
     fixture.deploy_broken();
     let analyzed = fixture.analyze(None);
     let evidence = analyzed.evidence.as_ref().expect("evidence");
@@ -304,4 +363,77 @@ fn a_stack_or_service_that_is_not_there_is_named() {
     assert_eq!(fixture.perform(&analyze(stack.clone(), "web")).code, "stack_not_found");
     stack.name = "other".to_owned();
     assert_eq!(fixture.perform(&analyze(stack, "web")).code, "stack_not_found");
+}
+
+/// Not a test: the process that other tests start as `cooper worker-step`.
+#[test]
+#[ignore = "started by other tests"]
+fn step_process() {
+    if std::env::var_os("COOPER_WORKER_DIR").is_some() {
+        cooper_worker::stack::main();
+    }
+}
+
+#[test]
+fn an_engine_that_is_away_is_said_and_nothing_is_touched() {
+    let fixture = Fixture::example("away");
+    let input =
+        Input::Analyze { stack: fixture.stack(), service: "web".to_owned(), log: None, instruction: None };
+    let away = [("DOCKER_HOST", "unix:///nonexistent/docker.sock")];
+    let (report, log) = fixture.spawn("step_process", &input, &away).wait();
+    let report = report.expect("a report");
+    assert_eq!((report.ok, report.code.as_str()), (false, "engine_unavailable"), "{}", report.message);
+    assert!(log.contains("engine_unavailable"), "{log}");
+}
+
+/// Each step is killed at several moments and then performed again; the end is that of an undisturbed repair.
+#[test]
+fn a_step_killed_at_any_moment_is_completed_by_its_repetition() {
+    let Some(fixture) = small_or_skip("killed") else { return };
+    fixture.up();
+    let neighbour = fixture.container("store");
+    let before = state(&fixture);
+    let analyzed = fixture.analyze(None);
+    let plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
+    let disturbed = |step: &str, moments_ms: &[u64]| {
+        for moment_ms in moments_ms {
+            let process = fixture.spawn("step_process", &fixture.input(step, &plan), &[]);
+            std::thread::sleep(Duration::from_millis(*moment_ms));
+            process.signal(Signal::KILL);
+            process.wait();
+        }
+        let (report, log) = fixture.spawn("step_process", &fixture.input(step, &plan), &[]).wait();
+        let report = report.expect("a report");
+        assert!(report.ok, "{step}: {} {}\n{log}", report.code, report.message);
+        report
+    };
+    disturbed("patch", &[100, 160]);
+    disturbed("build", &[150, 400]);
+    disturbed("restart", &[150, 250, 400]);
+    disturbed("verify", &[500]);
+    let report = disturbed("promote", &[120, 150, 170, 190]);
+    assert_eq!(report.promotion, "promoted");
+    assert!(fixture.read("web/Dockerfile").contains("COLOUR"));
+    assert_eq!(fixture.checkout().len(), 5, "no stray file: {:?}", fixture.checkout().keys());
+    assert_eq!(fixture.container("store"), neighbour);
+    let report = disturbed("rollback", &[200, 300, 600]);
+    assert!(report.restored);
+    assert_eq!(state(&fixture), before);
+}
+
+#[test]
+fn a_cancelled_step_ends_with_everything_it_started() {
+    let Some(fixture) = small_or_skip("cancelled") else { return };
+    let slow = format!("{}RUN sleep 60.{}\n", fixture.read("web/Dockerfile"), std::process::id());
+    fixture.write("web/Dockerfile", &slow);
+    let input =
+        Input::Analyze { stack: fixture.stack(), service: "web".to_owned(), log: None, instruction: None };
+    let process = fixture.spawn("step_process", &input, &[]);
+    let group = process.child.id();
+    std::thread::sleep(Duration::from_secs(3));
+    process.signal(Signal::TERM);
+    let (report, log) = process.wait();
+    assert!(report.is_none() && log.contains("building") && log.contains("cancelled"), "{log}");
+    let left = std::process::Command::new("pgrep").args(["-g", &group.to_string()]).output().expect("pgrep");
+    assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
 }

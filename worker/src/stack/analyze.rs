@@ -48,6 +48,7 @@ static BUILD_LOG: LazyLock<Regex> = LazyLock::new(|| {
 impl Step<'_> {
     pub(super) async fn analyze(&self, log: Option<&str>, instruction: Option<&str>) -> Result<Report> {
         run_dir::prune(self.worker_dir);
+        self.check_ownership().await?;
         let policy = Policy::of(&self.project.model, &self.service)
             .map_err(|error| Error::new(Code::PolicyRefused, error.to_string()))?;
         let (seen, class) = self.settled(policy.health.as_ref()).await?;
@@ -97,6 +98,25 @@ impl Step<'_> {
         };
         let builds = if built == Some(true) { "; its context builds" } else { "" };
         Ok(Report { evidence: Some(found), start: Some(start.record), ..done(format!("{is}{builds}")) })
+    }
+
+    /// Refuses a project whose containers were made from another directory: it only has the same name.
+    async fn check_ownership(&self) -> Result<()> {
+        let real = |dir: &Path| std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
+        let ours = real(&self.project.dir);
+        let containers = self.engine.containers(&self.project.model.name).await?;
+        let foreign = |dir: &String| !dir.is_empty() && real(Path::new(dir)) != ours;
+        match containers.into_iter().map(|container| container.working_dir).find(foreign) {
+            Some(dir) => Err(Error::new(
+                Code::PolicyRefused,
+                format!(
+                    "the containers of project {} belong to {dir}, not to {}; register that directory (for a worker in a container: mounted at the same path as on the host), or give the projects different names",
+                    self.project.model.name,
+                    ours.display()
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Records how everything is, unless the run has done so before: a repeated step, or a later attempt.
@@ -180,5 +200,26 @@ impl Step<'_> {
         self.log.say("it does not build");
         found.phase = Phase::Build;
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_log_of_a_build_is_known_by_its_looks() {
+        for log in [
+            "#8 1.204 E: Unable to locate package jq",
+            "x\nfailed to solve: process \"/bin/sh -c make\" did not complete successfully: exit code: 2",
+            "Step 3/7 : RUN make",
+        ] {
+            assert!(BUILD_LOG.is_match(log), "{log}");
+        }
+        for log in
+            ["Traceback (most recent call last):", "# comment", "ModuleNotFoundError: No module named 'yaml'"]
+        {
+            assert!(!BUILD_LOG.is_match(log), "{log}");
+        }
     }
 }

@@ -22,6 +22,7 @@ const PROJECT: &str = "com.docker.compose.project";
 const SERVICE: &str = "com.docker.compose.service";
 const NUMBER: &str = "com.docker.compose.container-number";
 const ONEOFF: &str = "com.docker.compose.oneoff";
+const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
 pub(super) const CONFIG_HASH: &str = "com.docker.compose.config-hash";
 
 /// The engine answers a ping at once, or it is not there.
@@ -43,6 +44,8 @@ pub(super) struct Container {
     pub(super) id: String,
     pub(super) name: String,
     pub(super) service: String,
+    /// The directory compose was called for when it made the container.
+    pub(super) working_dir: String,
     number: u32,
 }
 
@@ -80,6 +83,7 @@ impl Engine {
                     id: listed.id?,
                     name: listed.names?.first()?.trim_start_matches('/').to_owned(),
                     service: labels.get(SERVICE)?.clone(),
+                    working_dir: labels.get(WORKING_DIR).cloned().unwrap_or_default(),
                     number: labels.get(NUMBER).and_then(|number| number.parse().ok()).unwrap_or(0),
                 })
             })
@@ -215,7 +219,7 @@ fn split_tag(reference: &str) -> (&str, &str) {
 }
 
 /// Unix milliseconds of an RFC 3339 time as the engine writes it, UTC or with an offset.
-fn unix_ms(text: &str) -> Option<i64> {
+pub(super) fn unix_ms(text: &str) -> Option<i64> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);

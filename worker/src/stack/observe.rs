@@ -16,13 +16,13 @@ use cooper_repair::policy::Health;
 use cooper_repair::step::HealthClass;
 
 use super::configuration::Configuration;
-use super::engine::{CONFIG_HASH, Engine};
+use super::engine::{CONFIG_HASH, Engine, unix_ms};
 use super::{Step, configuration, probe};
 
 /// A container that is starting, or that may be between two crashes, is looked at again for this long.
 const SETTLE_MS: u64 = 10_000;
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// A container with restarts behind it counts as running when it stays for this long.
+/// A container that was just started, or has restarts behind it, counts as running when it stays for this long.
 const FLAP_MS: u64 = 2_500;
 /// Kept of a healthcheck's output.
 const HEALTH_OUTPUT_BYTES_MAX: usize = 16 << 10;
@@ -127,8 +127,10 @@ impl Step<'_> {
             let waited = clock::mono_ms() - since;
             let starting = seen.is_running() && seen.state.health.as_deref() == Some("starting");
             let restarted = first_start.get_or_insert_with(|| seen.started_at.clone()) != &seen.started_at;
-            let may_flap =
-                seen.is_running() && seen.state.restart_count > 0 && seen.class() != HealthClass::Healthy;
+            let is_new = unix_ms(&seen.started_at).is_none_or(|at| clock::wall_ms() - at < FLAP_MS as i64);
+            let may_flap = seen.is_running()
+                && (seen.state.restart_count > 0 || is_new)
+                && seen.class() != HealthClass::Healthy;
             if restarted {
                 return Ok((Some(seen), HealthClass::Down));
             }

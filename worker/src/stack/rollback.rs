@@ -162,6 +162,9 @@ impl Step<'_> {
         let policy = Policy::of(&self.project.model, &self.service).ok().and_then(|policy| policy.health);
         let since = clock::mono_ms();
         loop {
+            if record.health <= HealthClass::Down {
+                return Ok(differences);
+            }
             let (seen, class) = self.settled(policy.as_ref()).await?;
             if class >= record.health {
                 return Ok(differences);

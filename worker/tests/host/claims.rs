@@ -413,4 +413,19 @@ claims! {
         assert_eq!(files.outcome.exception.unwrap().name, "OSError");
         assert_eq!(worker.python(&session, "f = None\nwhile True: pass").state, TaskState::TimedOut);
     }
+
+    fn a_round_trip_through_the_host_takes_a_fraction_of_a_millisecond() {
+        let (mut worker, session) = Worker::with_session();
+        let mut times: Vec<u128> = (0..500)
+            .map(|_| {
+                let before = cooper_common::clock::since_start();
+                worker.python(&session, "1");
+                (cooper_common::clock::since_start() - before).as_micros()
+            })
+            .collect();
+        times.sort_unstable();
+        println!("exec round trip: p50 {} us, p99 {} us", times[250], times[495]);
+        // Loose: this machine may be busy with other tests; `make bench` measures.
+        assert!(times[250] < 5_000);
+    }
 }

@@ -4,16 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use cooper_common::ids::RunId;
+use cooper_proto::v1::StepSpec;
 use cooper_repair::diagnosis::{Diagnosis, Remedy};
 use cooper_repair::step::{Input, Report, StackRef};
 use cooper_repair::{Class, Edit, FileChange, RepairPlan, RuleSet, diagnose};
 use cooper_worker::stack::{Context, Log, perform};
+use prost::Message;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The steps of a repair, in order.
 pub const STEPS: [&str; 5] = ["patch", "build", "restart", "verify", "promote"];
@@ -63,7 +66,7 @@ const SMALL: &str = "services:
 ";
 const APP: &str = "import http.server, os, sys, threading, time
 print('token', os.environ['API_TOKEN'])
-if os.environ.get('DIES') == 'at once':
+if os.environ.get('DIES') == 'at-once':
     sys.exit('it died')
 if os.environ.get('DIES') == 'soon':
     threading.Thread(target=lambda: (time.sleep(0.6), os._exit(3))).start()
@@ -80,13 +83,34 @@ pub struct Fixture {
 }
 
 /// A container as far as tests compare it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
     pub id: String,
     pub image: String,
     pub status: String,
+    pub started_at: String,
     pub health: String,
     pub config_hash: String,
+}
+
+/// A step in a process of its own.
+pub struct Process {
+    pub child: std::process::Child,
+    tells: PathBuf,
+}
+
+impl Process {
+    /// Waits for its end; no report if it wrote none.
+    pub fn wait(mut self) -> (Option<Report>, String) {
+        let mut log = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut log).unwrap();
+        self.child.wait().unwrap();
+        (serde_json::from_slice(&fs::read(&self.tells).unwrap()).ok(), log)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
 }
 
 struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -256,6 +280,34 @@ impl Fixture {
         self.perform(&self.input(step, plan))
     }
 
+    /// The step as the host runs it: a process of its own, told on file descriptor 3 and telling on 4. `name` is the
+    /// ignored test that is such a process.
+    pub fn spawn(&self, name: &str, input: &Input, environment: &[(&str, &str)]) -> Process {
+        let spec = StepSpec {
+            run_id: self.run.to_string(),
+            step: String::new(),
+            input_json: serde_json::to_vec(input).unwrap(),
+        };
+        let path = |name: &str| self.worker.path().join(name);
+        let (told, tells, stacks) = (path("spec"), path("report"), path("stacks.json"));
+        fs::write(&told, spec.encode_to_vec()).unwrap();
+        fs::write(&tells, "").unwrap();
+        fs::write(&stacks, serde_json::to_vec(&self.context().stacks).unwrap()).unwrap();
+        let child = Command::new("sh")
+            .args(["-c", r#"exec "$@" 3<"$TOLD" 4>"$TELLS""#, "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--ignored", "--nocapture"])
+            .env("TOLD", &told)
+            .env("TELLS", &tells)
+            .env("COOPER_WORKER_DIR", self.worker.path())
+            .env("COOPER_STACKS_FILE", &stacks)
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Process { child, tells }
+    }
+
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
     }
@@ -319,20 +371,20 @@ impl Fixture {
         let id = self.compose(&["ps", "-a", "-q", service]);
         let id = id.lines().next().unwrap_or_default();
         if id.is_empty() {
-            let none = String::new;
-            return Container {
-                id: none(),
-                image: none(),
-                status: none(),
-                health: none(),
-                config_hash: none(),
-            };
+            return Container::default();
         }
-        let format = "{{.Id}} {{.Image}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}} {{index .Config.Labels \"com.docker.compose.config-hash\"}}";
-        let told = sh("docker", &["inspect", "--format", format, id], self.dir.path());
-        let [id, image, status, health, config_hash] =
-            told.split_whitespace().map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
-        Container { id, image, status, health, config_hash }
+        let told = sh("docker", &["inspect", "--format", "{{json .}}", id], self.dir.path());
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let text =
+            |pointer: &str| told.pointer(pointer).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        Container {
+            id: text("/Id"),
+            image: text("/Image"),
+            status: text("/State/Status"),
+            started_at: text("/State/StartedAt"),
+            health: text("/State/Health/Status"),
+            config_hash: text("/Config/Labels/com.docker.compose.config-hash"),
+        }
     }
 
     /// The id behind a service's tag (or any other reference), empty if there is none.
