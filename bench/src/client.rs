@@ -1,0 +1,104 @@
+//! Cooper's gRPC client as a user's program has it: one connection, a token, a key for each request.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use cooper_common::{limits, token::Secret};
+use cooper_proto::v1::{
+    CreateSessionRequest, DestroySessionRequest, ListWorkersRequest, NoopSpec, PythonSpec, Session,
+    SubmitTaskRequest, Task, TaskSpec, TaskState, WatchTasksRequest, WatchTasksResponse,
+    admin_client::AdminClient, execute_response::Event, sessions_client::SessionsClient, task_spec::Kind,
+    tasks_client::TasksClient,
+};
+use tonic::{
+    Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+#[derive(Clone)]
+pub struct Bearer(MetadataValue<Ascii>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+type Service = InterceptedService<Channel, Bearer>;
+
+#[derive(Clone)]
+pub struct Client {
+    admin: AdminClient<Service>,
+    sessions: SessionsClient<Service>,
+    pub tasks: TasksClient<Service>,
+}
+
+impl Client {
+    pub async fn connect(url: &str, token: &Secret) -> Result<Self> {
+        let channel = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await?;
+        let service = InterceptedService::new(channel, Bearer(format!("Bearer {}", token.expose()).parse()?));
+        Ok(Self {
+            admin: AdminClient::new(service.clone()),
+            sessions: SessionsClient::new(service.clone()),
+            tasks: TasksClient::new(service).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX),
+        })
+    }
+
+    pub async fn worker_is_ready(&mut self) -> Result<bool> {
+        let workers = self.admin.list_workers(ListWorkersRequest {}).await?.into_inner().workers;
+        Ok(workers.iter().any(|worker| worker.state == "ready"))
+    }
+
+    pub async fn create_session(&mut self) -> Result<Session> {
+        let request = CreateSessionRequest { idempotency_key: key(), ..Default::default() };
+        Ok(self.sessions.create_session(request).await?.into_inner())
+    }
+
+    pub async fn destroy_session(&mut self, session_id: String) -> Result<()> {
+        self.sessions.destroy_session(DestroySessionRequest { session_id, idempotency_key: key() }).await?;
+        Ok(())
+    }
+
+    /// Runs code to its end, which has to be a success; answers with its value as text.
+    pub async fn execute(&mut self, session_id: &str, code: &str) -> Result<String> {
+        let kind = Kind::Python(PythonSpec { code: code.to_owned(), ..Default::default() });
+        let spec = TaskSpec { kind: Some(kind), session_id: session_id.to_owned(), ..Default::default() };
+        let request = SubmitTaskRequest { idempotency_key: key(), spec: Some(spec) };
+        let mut events = self.tasks.execute(request).await?.into_inner();
+        let mut end = None;
+        while let Some(message) = events.message().await? {
+            if let Some(Event::Ended(task)) = message.event {
+                end = Some(task);
+            }
+        }
+        value(end.context("the stream ended before the task")?)
+    }
+
+    /// Every task of ours that ends from now on.
+    pub async fn watch(&mut self) -> Result<Streaming<WatchTasksResponse>> {
+        Ok(self.tasks.watch_tasks(WatchTasksRequest { task_ids: Vec::new() }).await?.into_inner())
+    }
+}
+
+fn value(task: Task) -> Result<String> {
+    let outcome = task.outcome.clone().unwrap_or_default();
+    if task.state() != TaskState::Succeeded {
+        bail!("task {} ended as {}: {outcome:?}", task.id, task.state().as_str_name());
+    }
+    let text = outcome.result.and_then(|result| result.data.get("text/plain").cloned()).unwrap_or_default();
+    Ok(String::from_utf8(text)?)
+}
+
+/// A task that does nothing, without a key: nobody repeats a submit here.
+pub fn noop() -> SubmitTaskRequest {
+    let spec = TaskSpec { kind: Some(Kind::Noop(NoopSpec {})), ..Default::default() };
+    SubmitTaskRequest { idempotency_key: String::new(), spec: Some(spec) }
+}
+
+fn key() -> String {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    format!("bench-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed))
+}
