@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Everything that proves Cooper, in stages: set-up, lint, build, unit (also properties and real stacks), e2e.
+#
+#   scripts/test.sh [stage...]      default: all of them, in this order
+#
+#   COOPER_TEST_SKIP=docker   leaves out what needs a Docker engine; the summary says so
+#   COOPER_TEST_FILTER=NAME   of the end-to-end tests only those whose name contains NAME
+#
+# Logs of the stages are in target/test. The whole takes at most 50 minutes, or it fails.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly stages=(set-up lint build unit e2e) minutes_max=50
+# Most of what runs end to end waits for something.
+readonly e2e_threads=4
+logs=target/test
+
+skips_docker() { [[ ",${COOPER_TEST_SKIP:-}," == *,docker,* ]]; }
+
+set_up() {
+  local missing=() tool
+  # Command and the Debian package that has it.
+  for tool in git:git python3:python3 make:make cc:build-essential; do
+    command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+  done
+  python3 -m ensurepip --version >/dev/null 2>&1 || missing+=(python3-venv)
+  if ((${#missing[@]})); then
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+      echo "test: install ${missing[*]}" >&2
+      return 1
+    fi
+    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}"
+  fi
+  skips_docker || { scripts/ensure-engine.sh && scripts/base-images.sh; }
+}
+
+lint() { make --no-print-directory lint; }
+
+# One selection of packages for all of these, or features differ and dependencies are built twice.
+build() { cargo build --workspace --locked --all-targets && cargo test --workspace --locked --no-run --test e2e; }
+unit()  { cargo test --workspace --locked; }
+e2e()   { cargo test --workspace --locked --test e2e -- --test-threads "$e2e_threads" ${COOPER_TEST_FILTER:+"$COOPER_TEST_FILTER"}; }
+
+# stage NAME: runs it, its output also in a log; its seconds and its verdict.
+stage() {
+  local name="$1" start=$SECONDS verdict=ok
+  printf '\n== %s\n' "$name"
+  set +e
+  (set -e; "${name//-/_}") 2>&1 | tee "$logs/$name.log"
+  ((PIPESTATUS[0] == 0)) || verdict=failed
+  set -e
+  table+=("$(printf '%-8s %6d s  %s' "$name" $((SECONDS - start)) "$verdict")")
+  [[ "$verdict" == ok ]] || { failed+=("$name"); return 1; }
+}
+
+summary() {
+  printf '\n== summary\n'
+  printf '%s\n' "${table[@]}"
+  printf '%-8s %6d s\n' total "$SECONDS"
+  cat "$logs"/*.log | grep -h '^skipped by request' | sort -u || true
+  if skips_docker; then echo "skipped by request: Docker engine, base images and steps on real stacks (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; fi
+  cat "$logs"/*.log | grep -h '^kept for a look' || true
+  if ((SECONDS > minutes_max * 60)); then failed+=("more than $minutes_max minutes"); fi
+  if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[@]}"
+    return 1
+  fi
+  echo 'everything passed'
+}
+
+main() {
+  local wanted=("$@") name
+  ((${#wanted[@]})) || wanted=("${stages[@]}")
+  table=() failed=()
+  rm -rf "$logs"
+  mkdir -p "$logs"
+  for name in "${wanted[@]}"; do
+    [[ " ${stages[*]} " == *" $name "* ]] || { echo "test: no stage $name; there are: ${stages[*]}" >&2; return 2; }
+    # Without tools or a build there is nothing to go on with; a finding of lint or a failed test hides no other.
+    stage "$name" || [[ "$name" != set-up && "$name" != build ]] || break
+  done
+  summary
+}
+
+main "$@"

@@ -1,0 +1,116 @@
+//! A coordinator and workers as processes of their own, as on several machines.
+
+use rustix::process::Signal;
+
+use crate::{
+    cooper::Cooper,
+    http,
+    processes::{self, Process},
+    program::Running,
+    scratch::Scratch,
+    seconds,
+    wait::until_true,
+};
+
+pub struct Fleet {
+    pub scratch: Scratch,
+    pub port: u16,
+    pub coordinator: Option<Running>,
+    workers: Vec<Running>,
+}
+
+impl Fleet {
+    /// Nothing runs yet.
+    pub fn new() -> Self {
+        Self {
+            scratch: Scratch::new("fleet"),
+            port: http::free_port(),
+            coordinator: None,
+            workers: Vec::new(),
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Commands with the coordinator's admin token.
+    pub fn cooper(&self) -> Cooper {
+        Cooper::at(&self.scratch.join("coordinator"))
+    }
+
+    pub fn start_coordinator(&mut self) {
+        let data = self.scratch.join("coordinator");
+        let port = self.port.to_string();
+        let cooper = Cooper::at(&data).env("GRPC_PORT", &port);
+        let mut coordinator = cooper.dir(self.scratch.path()).start(["coordinator"], b"");
+        let url = self.url();
+        coordinator.await_said("an answer at /health", seconds(30), |_| {
+            http::try_get(&url, "/health").is_ok_and(|answer| answer.status == 200).then_some(())
+        });
+        self.coordinator = Some(coordinator);
+    }
+
+    /// Starts a worker with two rooms that joins by token file. Its health listener is on the port returned.
+    pub fn start_worker(&mut self, id: &str) -> u16 {
+        let port = http::free_port();
+        let token = self.scratch.join("coordinator/worker.token");
+        let cooper = Cooper::at(&self.scratch.join(id))
+            .env("COORDINATOR_ADDR", &format!("127.0.0.1:{}", self.port))
+            .env("COOPER_JOIN_TOKEN_FILE", &token.to_string_lossy())
+            .env("WORKER_ID", id)
+            .env("MAX_SESSIONS", "2")
+            .env("GRPC_PORT", &port.to_string())
+            .env("COOPER_COMPOSE", "off");
+        self.workers.push(cooper.dir(self.scratch.path()).start(["worker"], b""));
+        port
+    }
+
+    pub fn worker(&mut self, index: usize) -> &mut Running {
+        &mut self.workers[index]
+    }
+
+    /// Waits until the worker's log says that it is registered; all such lines.
+    pub fn await_registered(&mut self, index: usize) -> Vec<String> {
+        let lines = |worker: &Running| -> Vec<String> {
+            let said = format!("{}{}", worker.stdout(), worker.stderr());
+            said.lines().filter(|line| line.contains("registered")).map(str::to_owned).collect()
+        };
+        self.workers[index].await_said("`registered`", seconds(30), |worker| {
+            Some(lines(worker)).filter(|lines| !lines.is_empty())
+        })
+    }
+
+    pub fn processes(&self) -> Vec<Process> {
+        processes::of(self.scratch.path())
+    }
+
+    /// SIGTERM for everything, workers first; nothing may be left.
+    pub fn stop(&mut self) {
+        for worker in self.workers.drain(..) {
+            worker.signal(Signal::TERM);
+            worker.finish(seconds(5)).expect(0);
+        }
+        if let Some(coordinator) = self.coordinator.take() {
+            coordinator.signal(Signal::TERM);
+            coordinator.finish(seconds(5)).expect(0);
+        }
+        until_true("the end of every process", seconds(2), || self.processes().is_empty());
+    }
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.workers.clear();
+        self.coordinator = None;
+        for process in self.processes() {
+            let _ = rustix::process::kill_process(process.pid(), Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! I3: what is asked twice under one key happens once.
+
+use cooper_proto::v1::{
+    CreateSessionRequest, DestroySessionRequest, ExecuteResponse, PythonSpec, SubmitTaskRequest, TaskSpec,
+    execute_response::Event, task_spec::Kind,
+};
+use cooper_tests::{
+    grpc::{Client, refusal},
+    shared,
+};
+
+fn key() -> String {
+    format!("test-{:032x}", rand::random::<u128>())
+}
+
+fn python(session: &str, code: &str, key: &str) -> SubmitTaskRequest {
+    let kind = Some(Kind::Python(PythonSpec { code: code.to_owned(), ..PythonSpec::default() }));
+    let spec = Some(TaskSpec { kind, session_id: session.to_owned(), ..TaskSpec::default() });
+    SubmitTaskRequest { idempotency_key: key.to_owned(), spec }
+}
+
+/// Task id and standard output of an execution, to its end.
+async fn execute(client: &Client, request: SubmitTaskRequest) -> (String, String) {
+    let mut events = client.tasks().execute(request).await.expect("accepted").into_inner();
+    let mut output = Vec::new();
+    loop {
+        let ExecuteResponse { event } =
+            events.message().await.expect("a message").expect("an end comes first");
+        match event.expect("an event") {
+            Event::Accepted(_) => {}
+            Event::Output(part) => output.extend(part.data),
+            Event::Ended(task) => return (task.id, String::from_utf8(output).expect("text")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_create_repeated_with_its_key_answers_with_the_first_session() {
+    let cluster = shared();
+    let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
+    let request = CreateSessionRequest { idempotency_key: key(), ..CreateSessionRequest::default() };
+    let mut other_client = client.sessions();
+    let mut one_client = client.sessions();
+    let both = tokio::join!(
+        one_client.create_session(request.clone()),
+        other_client.create_session(request.clone())
+    );
+    let (one, other) = (both.0.expect("made").into_inner(), both.1.expect("the same").into_inner());
+    assert_eq!(one.id, other.id);
+    let again = client.sessions().create_session(request.clone()).await.expect("the same").into_inner();
+    assert_eq!(again.id, one.id);
+
+    let different = CreateSessionRequest { name: "different".to_owned(), ..request };
+    let status = client.sessions().create_session(different).await.expect_err("another request");
+    assert_eq!(refusal(&status).code, "idempotency_conflict");
+    let destroy = DestroySessionRequest { session_id: one.id, idempotency_key: key() };
+    client.sessions().destroy_session(destroy).await.expect("destroyed");
+}
+
+#[tokio::test]
+async fn an_execution_repeated_with_its_key_runs_once_and_answers_the_same() {
+    let cluster = shared();
+    let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
+    let session = client.session().await.id;
+    execute(&client, python(&session, "n = 0", "")).await;
+    let key = key();
+    let request = python(&session, "n += 1; print(n)", &key);
+    let first = execute(&client, request.clone()).await;
+    let second = execute(&client, request.clone()).await;
+    assert_eq!(first, second);
+    assert_eq!(first.1, "1\n");
+    assert_eq!(client.tasks().submit_task(request).await.expect("the same").into_inner().id, first.0);
+    assert_eq!(execute(&client, python(&session, "print(n)", "")).await.1, "1\n", "it ran once");
+
+    let status =
+        client.tasks().submit_task(python(&session, "n += 2", &key)).await.expect_err("another request");
+    assert_eq!(refusal(&status).code, "idempotency_conflict");
+    let status =
+        client.tasks().submit_task(python(&session, "1", &"k".repeat(129))).await.expect_err("too long");
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+}
