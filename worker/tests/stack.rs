@@ -78,6 +78,7 @@ fn state(fixture: &Fixture) -> impl PartialEq + std::fmt::Debug + use<> {
 fn forth_and_back(fixture: &mut Fixture, steps: &[&str]) {
     fixture.next_run();
     let before = state(fixture);
+    let unnamed = fixture.unnamed();
     let analyzed = fixture.analyze(None);
     let plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
     for step in steps {
@@ -91,6 +92,7 @@ fn forth_and_back(fixture: &mut Fixture, steps: &[&str]) {
     }
     assert_eq!(fixture.run_tags(), Vec::<String>::new());
     assert_eq!(fixture.image(&fixture.kept()), "", "nothing of the run stays");
+    assert_eq!(fixture.unnamed(), unnamed, "nothing of the run stays");
     assert!(!fixture.run_dir().join("stage").exists());
 }
 

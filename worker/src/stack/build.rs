@@ -104,6 +104,10 @@ impl Step<'_> {
             for tag in ["analyze", "candidate"] {
                 self.engine.untag(&image_tag(self.run, &self.service, tag)).await?;
             }
+            let candidates: Vec<String> = self.dir.read(run_dir::CANDIDATES)?.unwrap_or_default();
+            for candidate in candidates {
+                self.engine.remove_unnamed(&candidate).await?;
+            }
             // Run ids sort by time.
             let repository = self.kept_repository();
             let tags = self.engine.tags(&repository).await?;

@@ -129,6 +129,19 @@ impl Engine {
             .while_doing(format_args!("removing the tag {reference}"))
     }
 
+    /// Removes an image that has no name and that no container uses; any other is left.
+    pub(super) async fn remove_unnamed(&self, id: &str) -> Result<()> {
+        let unnamed = |image: bollard::models::ImageInspect| image.repo_tags.unwrap_or_default().is_empty();
+        if !self.image(id).await?.is_some_and(unnamed) {
+            return Ok(());
+        }
+        let options = RemoveImageOptionsBuilder::default().force(false).build();
+        match present(answer_raw(self.docker.remove_image(id, Some(options), None)).await) {
+            Ok(_) | Err(Refused::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
+            Err(error) => Err(error).while_doing(format_args!("removing image {id}")),
+        }
+    }
+
     /// The tags of a repository, in order.
     pub(super) async fn tags(&self, repository: &str) -> Result<Vec<String>> {
         let filters = HashMap::from([("reference", vec![repository.to_owned()])]);

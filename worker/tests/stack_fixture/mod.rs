@@ -413,6 +413,12 @@ impl Fixture {
         self.tags().into_iter().filter(|tag| tag.starts_with(&prefix)).collect()
     }
 
+    /// Images of the project without a name, unless a container runs from them.
+    pub fn unnamed(&self) -> String {
+        let ours = format!("label=com.docker.compose.project={}", self.project);
+        sh("docker", &["images", "-q", "--filter", "dangling=true", "--filter", &ours], self.dir.path())
+    }
+
     fn tags(&self) -> Vec<String> {
         let told = sh("docker", &["images", "--format", "{{.Repository}}:{{.Tag}}"], self.dir.path());
         told.lines().map(str::to_owned).collect()
@@ -437,6 +443,8 @@ impl Drop for Fixture {
             .flatten()
             .map(|entry| format!("cooper-run/{}/", entry.file_name().to_string_lossy().replace('_', "-")))
             .collect();
+        let ours = format!("label=com.docker.compose.project={}", self.project);
+        quiet(&["image", "prune", "-f", "--filter", &ours]);
         for tag in self.tags() {
             if tag.contains(&self.project) || runs.iter().any(|run| tag.starts_with(run)) {
                 quiet(&["rmi", "-f", &tag]);
