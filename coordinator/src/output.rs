@@ -129,11 +129,8 @@ impl OutputLog {
         if new.is_empty() {
             return Ok(held.len);
         }
-        if let Err(cause) = held.file.write_all_at(new, held.len) {
-            // A part may have been written (a full disk): the stream ends where it ended before.
-            let _ = held.file.set_len(held.len);
-            return Err(cause.into());
-        }
+        // A write that stops half way (a full disk) leaves bytes that are right, and are sent again.
+        held.file.write_all_at(new, held.len)?;
         held.len += new.len() as u64;
         Ok(held.len)
     }

@@ -25,6 +25,7 @@ use crate::cluster::Cluster;
 
 /// A store that has not answered by then is not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Upper bounds of what is counted by time: a commit of a fast disk to a step that hangs.
 const SECONDS: [f64; 14] =
     [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
@@ -121,6 +122,17 @@ fn install() -> PrometheusHandle {
         Err(_) => PrometheusBuilder::new().build_recorder(),
     };
     let handle = recorder.handle();
+    // Samples pile up until somebody asks for them or this is called (I12).
+    let upkeep = handle.clone();
+    let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || {
+        loop {
+            std::thread::sleep(UPKEEP_EVERY);
+            upkeep.run_upkeep();
+        }
+    });
+    if let Err(cause) = thread {
+        tracing::warn!(%cause, "metrics pile up until /metrics is read");
+    }
     if metrics::set_global_recorder(recorder).is_err() {
         tracing::warn!("metrics were set up elsewhere in this process: /metrics stays empty");
     }

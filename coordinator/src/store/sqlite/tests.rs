@@ -64,6 +64,23 @@ async fn a_store_that_was_only_dropped_opens_again() {
     panic!("the writer never left");
 }
 
+#[tokio::test]
+async fn what_was_answered_survives_the_death_of_the_process() {
+    let (dir, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    for n in 0..200 {
+        let durability = if n % 2 == 0 { Durability::Full } else { Durability::Relaxed };
+        store.commit_wait(vec![task(&format!("t{n}"), vec![1; 3000])], durability).await.unwrap();
+    }
+    // What a process leaves that is killed now: its files, and no goodbye.
+    for name in [DATABASE, "cooper.db-wal"] {
+        fs::copy(dir.path().join(name), after.path().join(name)).unwrap();
+    }
+    let store = Sqlite::open(after.path(), silent()).unwrap();
+    assert_eq!(store.live(Aggregate::Task).await.unwrap().len(), 200);
+    assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
+}
+
 #[test]
 fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -117,6 +134,48 @@ async fn a_full_disk_fails_the_commit_and_the_next_one_works_when_space_is_back(
     limit(1_000_000).await.unwrap();
     store.commit_wait(vec![task("t", vec![0; 1 << 20])], Durability::Full).await.unwrap();
     assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_half_way_leaves_nothing_and_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    let rename = |from: &str, to: &str| {
+        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+        store.write(move |pen| pen.connection.execute_batch(&sql).map_err(|cause| write::error(&cause)))
+    };
+    let mut change = task("t", vec![]);
+    change.events = vec![cooper_core::change::NewEvent { kind: "task.queued".into(), body: "{}".into() }];
+    rename("event", "away").await.unwrap();
+    let failed = store.commit_wait(vec![change.clone()], Durability::Full).await;
+    assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+    rename("away", "event").await.unwrap();
+    assert_eq!(store.get(Aggregate::Task, "t").await.unwrap(), None);
+    store.commit_wait(vec![change], Durability::Full).await.unwrap();
+    assert_eq!(store.last_seq().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_value_beyond_sqlites_limits_fails_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    let (open_gate, gate) = std::sync::mpsc::sync_channel::<()>(1);
+    let held = store.write(move |_| {
+        let _ = gate.recv();
+        Ok(())
+    });
+    // One group, because the writer is held until all of it waits.
+    let commits: Vec<_> = ["t1", "huge", "t2"]
+        .map(|id| {
+            let spec = if id == "huge" { vec![0; 1_000_000_001] } else { vec![] };
+            store.commit_wait(vec![task(id, spec)], Durability::Relaxed)
+        })
+        .into();
+    open_gate.send(()).unwrap();
+    held.await.unwrap();
+    let outcomes: Vec<bool> = future::join_all(commits).await.iter().map(Result::is_ok).collect();
+    assert_eq!(outcomes, [true, false, true]);
+    assert!(store.get(Aggregate::Task, "t2").await.unwrap().is_some());
 }
 
 #[tokio::test]
