@@ -203,6 +203,10 @@ pub trait Store: Send + Sync + 'static {
     /// leaves the others untouched.
     fn commit(&self, batch: Batch);
 
+    /// How many more commits would be queued before one is refused. Who decides before it commits asks first, and turns
+    /// new requests away while there is little; the rest is for what cannot be turned away.
+    fn room(&self) -> usize;
+
     /// [`commit`](Store::commit), awaited. The batch is queued by the call, not by the first poll.
     fn commit_wait(&self, changes: Vec<Change>, durability: Durability) -> Answer<()> {
         let (done, answer) = tokio::sync::oneshot::channel();

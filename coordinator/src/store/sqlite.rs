@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use cooper_common::limits;
 use cooper_core::change::Aggregate;
 use futures::{FutureExt, future};
 use rusqlite::{Connection, OpenFlags, params};
@@ -193,6 +194,13 @@ impl Store for Sqlite {
                     (batch.done)(Err(reason));
                 }
             }
+        }
+    }
+
+    fn room(&self) -> usize {
+        match &self.inner.mode {
+            Mode::Inline(_) => limits::store::WRITER_QUEUE_MAX,
+            Mode::Threads { writer, .. } => writer.room(),
         }
     }
 

@@ -190,13 +190,16 @@ async fn a_queue_at_its_limit_refuses_at_once_and_recovers() {
         Ok(())
     });
     arrived.await.unwrap();
-    let max = cooper_common::limits::store::WRITER_QUEUE_MAX;
+    let max = limits::store::WRITER_QUEUE_MAX;
+    assert_eq!(store.room(), max);
     let commits: Vec<_> = (0..max + 10)
         .map(|n| store.commit_wait(vec![task(&format!("t{n}"), vec![])], Durability::Relaxed))
         .collect();
+    assert_eq!(store.room(), 0);
     open_gate.send(()).unwrap();
     held.await.unwrap();
     let outcomes = future::join_all(commits).await;
+    assert_eq!(store.room(), max);
     let refused = outcomes.iter().filter(|outcome| **outcome == Err(Error::Overloaded)).count();
     assert_eq!(refused, 10);
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), max);

@@ -2,7 +2,16 @@
 //!
 //! There is no timer. An idle writer commits the first batch at once; while the disk syncs, the next group gathers.
 
-use std::{cell::Cell, ffi::c_int, sync::mpsc, thread};
+use std::{
+    cell::Cell,
+    ffi::c_int,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
 
 use cooper_common::{clock, limits};
 use rusqlite::hooks::Wal;
@@ -29,23 +38,56 @@ pub(super) enum Command {
 /// Where commits queue up.
 pub(super) struct Writer {
     queue: mpsc::SyncSender<Command>,
+    /// Commands that wait, or are about to.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Writer {
     pub(super) fn start(pen: Pen, bus: Bus, checkpointer: Checkpointer) -> std::io::Result<Self> {
         let (queue, commands) = mpsc::sync_channel(limits::store::WRITER_QUEUE_MAX);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let commands = Commands { queue: commands, waiting: Arc::clone(&waiting) };
         thread::Builder::new()
             .name("store-write".into())
             .spawn(move || run(pen, bus, checkpointer, commands))?;
-        Ok(Self { queue })
+        Ok(Self { queue, waiting })
+    }
+
+    /// Places left in the queue.
+    pub(super) fn room(&self) -> usize {
+        limits::store::WRITER_QUEUE_MAX.saturating_sub(self.waiting.load(Ordering::Relaxed))
     }
 
     /// Gives the command back with the reason when it cannot be queued.
     pub(super) fn submit(&self, command: Command) -> Result<(), (Command, Error)> {
-        self.queue.try_send(command).map_err(|refused| match refused {
-            mpsc::TrySendError::Full(command) => (command, Error::Overloaded),
-            mpsc::TrySendError::Disconnected(command) => (command, Error::Closed),
+        // Counted first: counted after, the writer could take it off before it is on.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.queue.try_send(command).map_err(|refused| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            match refused {
+                mpsc::TrySendError::Full(command) => (command, Error::Overloaded),
+                mpsc::TrySendError::Disconnected(command) => (command, Error::Closed),
+            }
         })
+    }
+}
+
+/// The writer's end of the queue.
+struct Commands {
+    queue: mpsc::Receiver<Command>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Commands {
+    /// `None` when every handle on the store is gone.
+    fn next(&self) -> Option<Command> {
+        self.queue.recv().ok().inspect(|_| self.took_one())
+    }
+    fn next_waiting(&self) -> Option<Command> {
+        self.queue.try_recv().ok().inspect(|_| self.took_one())
+    }
+    fn took_one(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -59,10 +101,10 @@ fn note_wal_pages(_: &Wal, pages: c_int) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn run(mut pen: Pen, bus: Bus, mut checkpointer: Checkpointer, commands: mpsc::Receiver<Command>) {
+fn run(mut pen: Pen, bus: Bus, mut checkpointer: Checkpointer, commands: Commands) {
     pen.connection.wal_hook(Some(note_wal_pages));
     let mut group = Vec::new();
-    while let Ok(first) = commands.recv() {
+    while let Some(first) = commands.next() {
         // What ended the gathering of a group and is not a batch.
         let mut other = gather(first, &commands, &mut group);
         commit(&mut pen, &bus, &mut group);
@@ -81,7 +123,7 @@ fn run(mut pen: Pen, bus: Bus, mut checkpointer: Checkpointer, commands: mpsc::R
 }
 
 /// Fills `group` with the batches that wait, up to the first command of another kind, which it returns.
-fn gather(first: Command, waiting: &mpsc::Receiver<Command>, group: &mut Vec<Batch>) -> Option<Command> {
+fn gather(first: Command, waiting: &Commands, group: &mut Vec<Batch>) -> Option<Command> {
     let mut changes = 0;
     let mut next = Some(first);
     while let Some(command) = next {
@@ -95,7 +137,7 @@ fn gather(first: Command, waiting: &mpsc::Receiver<Command>, group: &mut Vec<Bat
         if changes >= limits::store::COMMIT_CHANGES_MAX {
             return None;
         }
-        next = waiting.try_recv().ok();
+        next = waiting.next_waiting();
     }
     None
 }
