@@ -69,6 +69,7 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         max_sessions: config.integer("max_sessions").and_then(|number| u32::try_from(number).ok()),
         python: config.text("python").map(PathBuf::from),
         stacks,
+        compose: config.text("compose").as_deref() != Some("off"),
         labels,
         log_level: config.log_level(),
         health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),

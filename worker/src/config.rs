@@ -31,6 +31,8 @@ pub struct Config {
     pub python: Option<PathBuf>,
     /// Name and directory of each stack; the first is the default.
     pub stacks: Vec<(String, PathBuf)>,
+    /// Offer compose when Docker answers; false = never.
+    pub compose: bool,
     pub labels: BTreeMap<String, String>,
     /// A tracing filter.
     pub log_level: String,
@@ -56,6 +58,7 @@ impl Config {
             max_tasks: None,
             python: None,
             stacks: Vec::new(),
+            compose: true,
             labels: BTreeMap::new(),
             log_level: "info".to_owned(),
             health_listen: None,

@@ -31,6 +31,10 @@ pub fn end(pid: Pid) {
 
 impl Host {
     pub(super) fn probe_compose(&mut self) {
+        if !self.config.compose {
+            self.compose = Compose::Missing;
+            return;
+        }
         match self.help(Task::ProbeCompose, stacks::compose_works) {
             Ok(pid) => drop(self.timers.add(clock::mono_ms() + PROBE_MS, Due::Helper(pid))),
             Err(error) => {
@@ -178,7 +182,7 @@ mod tests {
         symlink(&outside, dir.join("link")).unwrap();
         fs::create_dir(dir.join("closed")).unwrap();
         fs::write(dir.join("closed/file"), "").unwrap();
-        fs::set_permissions(dir.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
         // Far deeper than PATH_MAX allows a path to be.
         let mut at = rustix::fs::open(&dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..3000 {
