@@ -76,8 +76,9 @@ pub struct Running {
 impl Running {
     /// Starts a command with this standard input.
     pub fn start(mut command: Command, stdin: &[u8]) -> Self {
-        let what = format!("{command:?}");
-        let what = what.split_once("\" ").map_or(what.as_str(), |(_, args)| args).to_owned();
+        // Not the environment: that may hold tokens.
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let what = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {what}: {error}"));
         let mut to = child.stdin.take().expect("it is piped");

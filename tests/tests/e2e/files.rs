@@ -95,24 +95,17 @@ fn paths_that_leave_the_workspace_are_refused() {
     let local = scratch.write("mine", "overwritten");
     let local = local.to_str().expect("plain");
     for path in
-        ["../x", "../../worker_id", "/etc/passwd", "a/../../x", outside, "out", "dir-out/secret", "up/x", ""]
+        ["../x", "../../session.json", "/etc/passwd", "a/../../x", outside, "out", "dir-out/secret", "up/x"]
     {
-        let read = cooper.error(["files", "get", &session, path, "-"]);
-        assert!(read.status != 0 && read.code != "internal", "{path}: {read:?}");
-        if path != "" {
+        assert_eq!(cooper.error(["files", "get", &session, path, "-"]).code, "path_escapes", "{path}");
+        assert_eq!(cooper.error(["files", "ls", &session, path]).code, "path_escapes", "{path}");
+        // A link's name may be taken by a file: that replaces the link, and follows it nowhere.
+        if path != "out" {
             let write = cooper.error(["files", "put", &session, local, path]);
-            let plain = path == "out";
-            assert!(
-                plain || ["path_escapes", "invalid_argument"].contains(&write.code.as_str()),
-                "{path}: {write:?}"
-            );
-            let list = cooper.error(["files", "ls", &session, path]);
-            assert_ne!(list.code, "internal", "{path}");
+            assert_eq!(write.code, "path_escapes", "{path}");
         }
     }
-    for path in ["../x", "/etc/passwd", "out", "dir-out/secret", "up/x"] {
-        assert_eq!(cooper.error(["files", "get", &session, path, "-"]).code, "path_escapes", "{path}");
-    }
+    cooper.run(["files", "put", &session, local, "out"]);
     assert_eq!(fs::read_to_string(outside).expect("it is there"), "nobody's business");
     assert!(!scratch.join("x").exists());
 }
@@ -152,7 +145,10 @@ async fn a_cut_upload_leaves_the_old_file_as_it_was() {
     assert!(cut.is_err(), "it waits for the rest, and is dropped: {cut:?}");
     drop(parts);
     assert_eq!(
-        cooper.exec(&session, "import os; print(open('kept').read(), sorted(os.listdir('.')))"),
+        cooper.exec(
+            &session,
+            "import os; print(open('kept').read(), [name for name in os.listdir('.') if name[0] != '.'])"
+        ),
         "old ['kept']"
     );
 }
