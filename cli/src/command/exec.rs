@@ -44,7 +44,7 @@ pub async fn exec(context: &Context, args: Exec) -> Result<u8> {
         timeout_ms: args.timeout.unwrap_or(0),
         ..TaskSpec::default()
     };
-    run(context, spec).await
+    run(context, spec, None).await
 }
 
 pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
@@ -53,6 +53,8 @@ pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
         false => read_bytes("standard input", request::STDIN_BYTES_MAX, io::stdin().lock())?,
     };
     let command_line = args.argv.len() == 1 && args.argv[0].contains(char::is_whitespace);
+    let advice = command_line
+        .then(|| format!("for a shell's command line: cooper sh SESSION -- sh -c '{}'", args.argv[0]));
     let spec = TaskSpec {
         kind: Some(Kind::Shell(ShellSpec { argv: args.argv.clone(), stdin })),
         session_id: args.session,
@@ -60,24 +62,19 @@ pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
         cwd: args.cwd.unwrap_or_default(),
         timeout_ms: args.timeout.unwrap_or(0),
     };
-    match run(context, spec).await {
-        Err(Failure::Error(report)) if command_line && report.code == Code::SpawnFailed.as_str() => {
-            let shell = format!("for a shell's command line: cooper sh SESSION -- sh -c '{}'", args.argv[0]);
-            Err(Failure::Error(Report { hint: shell, ..report }))
-        }
-        end => end,
-    }
+    run(context, spec, advice).await
 }
 
-async fn run(context: &Context, spec: TaskSpec) -> Result<u8> {
+/// `advice` is the hint if the command cannot even be started.
+async fn run(context: &Context, spec: TaskSpec, advice: Option<String>) -> Result<u8> {
     let of_cooper = |failure: Failure| failure.exit(EXIT_COOPER);
     let cluster = context.cluster().map_err(of_cooper)?;
     let follow = Follow::new_task(&cluster, spec).map_err(of_cooper)?;
-    follow_to_exit(context, follow).await
+    follow_to_exit(context, follow, advice).await
 }
 
 /// Shows a task's output and end; the status it ends with.
-pub async fn follow_to_exit(context: &Context, follow: Follow<'_>) -> Result<u8> {
+pub async fn follow_to_exit(context: &Context, follow: Follow<'_>, advice: Option<String>) -> Result<u8> {
     let of_cooper = |failure: Failure| failure.exit(EXIT_COOPER);
     if context.out.json {
         let mut kept = Kept::default();
@@ -89,7 +86,13 @@ pub async fn follow_to_exit(context: &Context, follow: Follow<'_>) -> Result<u8>
         return Ok(exit_status(&task));
     }
     let mut through = Through::default();
-    let task = follow.run(&mut through).await.map_err(of_cooper)?;
+    let mut task = follow.run(&mut through).await.map_err(of_cooper)?;
+    if let (Some(advice), Some(error)) =
+        (advice, task.outcome.as_mut().and_then(|outcome| outcome.error.as_mut()))
+        && error.code == Code::SpawnFailed.as_str()
+    {
+        error.hint = advice;
+    }
     show_end(&context.out, &task, &through)?;
     Ok(exit_status(&task))
 }

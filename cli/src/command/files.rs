@@ -46,22 +46,26 @@ fn local_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
 
 async fn put(context: &Context, session: String, local: &Path, remote: Option<String>) -> Result<u8> {
     let stdin = local == Path::new("-");
+    if !stdin && local.is_dir() {
+        return Err(Failure::new(Code::NotAFile, format!("{} is a directory", local.display()))
+            .hint("pack it: tar c DIR | cooper sh SESSION -- tar x"));
+    }
     let name = local.file_name().map(|name| name.to_string_lossy().into_owned());
     let path = match (remote, name) {
         (Some(path), Some(name)) if !stdin && path.ends_with('/') => format!("{path}{name}"),
         (Some(path), _) => path,
         (None, Some(name)) if !stdin => name,
-        (None, _) => return Err(Failure::new(Code::InvalidArgument, "give a path in the workspace").exit(2)),
+        (None, _) => {
+            return Err(
+                Failure::new(Code::InvalidArgument, "give a path in the workspace to put it at").exit(2)
+            );
+        }
     };
     let (source, mode): (Box<dyn AsyncRead + Unpin + Send>, u32) = if stdin {
         (Box::new(tokio::io::stdin()), 0)
     } else {
         let file = fs::File::open(local).map_err(|error| local_failure("read", local, &error))?;
         let meta = file.metadata().map_err(|error| local_failure("read", local, &error))?;
-        if meta.is_dir() {
-            return Err(Failure::new(Code::NotAFile, format!("{} is a directory", local.display()))
-                .hint("pack it: tar c DIR | cooper sh SESSION -- tar x"));
-        }
         (Box::new(tokio::fs::File::from_std(file)), meta.permissions().mode() & 0o777)
     };
     let client = context.cluster()?.connect().await?;

@@ -9,7 +9,7 @@ use crate::{args::Tasks, connect::idempotency_key, context::Context, failure::Re
 pub async fn run(context: &Context, args: Tasks) -> Result<u8> {
     let cluster = context.cluster()?;
     if let Tasks::Follow { task } = args {
-        return exec::follow_to_exit(context, Follow::task(&cluster, task)?).await;
+        return exec::follow_to_exit(context, Follow::task(&cluster, task)?, None).await;
     }
     let mut tasks = cluster.connect().await?.tasks();
     match args {
