@@ -213,7 +213,8 @@ impl Driver {
         let Some(run) = self.runs.get_mut(&id) else { return };
         match planned {
             Ok(planner::Answer::Plan(plan)) => {
-                run.planned(now(), planner::planned(&plan));
+                let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
+                run.planned(now(), planner::planned(&plan, &stack));
             }
             Ok(planner::Answer::Refused { code, message, cause }) => {
                 if let Some((rule, cause)) = cause {
@@ -246,11 +247,15 @@ impl Driver {
         let report = self.report(task).await?;
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
-        let answer = planner::plan(&self.rules, &stack, &evidence);
+        let mut answer = planner::plan(&self.rules, &stack, &evidence);
+        if let planner::Answer::Refused { message, .. } = &mut answer {
+            // How the service is comes first: that it is healthy explains why nothing explains a failure.
+            *message = format!("{}: {message}", report.message);
+        }
         if let planner::Answer::Plan(plan) = &answer {
             let json = plan.to_json();
             let artifact = artifacts::store(&self.blobs, "plan.json", json.clone().into_bytes()).await?;
-            let patch = plan.patch();
+            let patch = planner::patch(plan, &evidence, &stack);
             if let Some(run) = self.runs.get_mut(&id) {
                 run.artifact(artifact);
             }
