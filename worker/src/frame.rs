@@ -130,9 +130,9 @@ fn send_packet(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>], fds: &[BorrowedFd<
     Ok(())
 }
 
-/// The sender may be hostile: only a sealed memfd of a bearable size is read, because reading anything else could
+/// What a [`sealed_memfd`] holds. The sender may be hostile: only a sealed memfd of a bearable size is read, because reading anything else could
 /// block (a pipe) or change while it is read.
-fn read_sealed(memfd: &OwnedFd) -> io::Result<Vec<u8>> {
+pub fn read_sealed(memfd: &OwnedFd) -> io::Result<Vec<u8>> {
     let seals = rustix::fs::fcntl_get_seals(memfd).map_err(|_| broken("body is not in a memfd"))?;
     let size = rustix::fs::fstat(memfd)?.st_size as usize;
     if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) || size > MESSAGE_BYTES_MAX {

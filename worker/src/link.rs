@@ -31,7 +31,6 @@ mod dial;
 mod health;
 mod host_socket;
 mod ledger;
-mod listing;
 mod output;
 #[cfg(test)]
 mod tests;

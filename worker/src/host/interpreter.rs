@@ -63,7 +63,7 @@ impl Runtime for PlainChild {
         let (control, theirs) = frame::pair()?;
         rustix::io::ioctl_fionbio(&control, true)?;
         let null = || -> io::Result<OwnedFd> {
-            Ok(OpenOptions::new().read(true).write(true).open("/dev/null").map(File::into)?)
+            OpenOptions::new().read(true).write(true).open("/dev/null").map(File::into)
         };
         let reaper = reaper::start(Launch {
             argv: vec![start.python.to_string_lossy().into_owned(), "-c".to_owned(), BOOTSTRAP.to_owned()],

@@ -17,13 +17,15 @@ use cooper_proto::{
     host::{CloseFile, FileClosed, FileOpened, OpenFile, open_file::Mode, to_host},
     v1::{self, FileStat, call, call_result, up},
 };
+use prost::Message as _;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
 };
 use tonic::transport::Channel;
 
-use super::{dial::Bulk, ledger::Ledger, listing, transfer};
+use super::{dial::Bulk, ledger::Ledger, transfer};
+use crate::frame;
 
 /// Calls at work at once.
 const CALLS_MAX: usize = 32;
@@ -156,9 +158,16 @@ async fn list_files(
     session_id: String,
     path: String,
 ) -> Result<v1::ListFilesResponse, v1::Error> {
-    let open = OpenFile { session_id, path: path.clone(), mode: Mode::List.into(), ..OpenFile::default() };
+    let open = OpenFile { session_id, path, mode: Mode::List.into(), ..OpenFile::default() };
     let opened = desk.open(open).await?;
-    blocking(move || listing::list(opened.fd, &path)).await.map_err(IntoWire::into_wire)
+    // The host made the list: this process, of another uid, may not stat in a session's directory.
+    blocking(move || {
+        frame::read_sealed(&opened.fd)
+            .and_then(|list| Ok(v1::ListFilesResponse::decode(&*list)?))
+            .map_err(|e| Error::internal(format!("the worker's host handed over an unreadable listing: {e}")))
+    })
+    .await
+    .map_err(IntoWire::into_wire)
 }
 
 fn refusal(call_id: u64, error: v1::Error) -> v1::CallResult {

@@ -3,6 +3,9 @@
 //! This program plays every part: without a known first argument it runs the tests (those whose names contain one of
 //! the arguments); a host started by a test is this program again, and so are its link and its installers.
 
+// In a test a broken expectation is a panic.
+#![allow(clippy::unwrap_used)]
+
 mod claims;
 mod worker;
 

@@ -1,7 +1,6 @@
 //! Calls: files listed, read and written over the second connection.
 
 use std::{
-    fs::File,
     io::{Read, Seek},
     os::fd::AsFd,
 };
@@ -10,6 +9,7 @@ use cooper_proto::{
     host::{self, to_host, to_link},
     v1::{self, down, transfer_down, transfer_up::Part, up},
 };
+use prost::Message as _;
 use tonic::Status;
 
 use super::{
@@ -34,16 +34,19 @@ async fn a_directory_is_listed_and_a_refusal_is_passed_on() {
     let (mut host, _link) = link(&coordinator.addr, hello()).await;
     let mut attach = coordinator.attach().await;
     attach.welcome(1, vec![]).await;
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("b"), "12").unwrap();
-    std::fs::create_dir(dir.path().join("a")).unwrap();
     let list = v1::ListFilesRequest { session_id: "s".into(), path: "sub".into() };
     call(&attach, 9, v1::call::Op::List(list.clone())).await;
     let open = opened(&mut host, host::open_file::Mode::List).await;
     assert_eq!((open.session_id.as_str(), open.path.as_str()), ("s", "sub"));
     let answer = host::FileOpened { call_id: open.call_id, ..host::FileOpened::default() };
-    let directory = File::open(dir.path()).unwrap();
-    host.say(to_link::Message::FileOpened(answer), &[directory.as_fd()]).await;
+    let listed =
+        |path: &str, kind: &str| v1::FileStat { path: path.into(), kind: kind.into(), ..Default::default() };
+    let listing = v1::ListFilesResponse {
+        files: vec![listed("sub/a", "dir"), listed("sub/b", "file")],
+        truncated: false,
+    };
+    let listing = crate::frame::sealed_memfd("listing", &listing.encode_to_vec()).unwrap();
+    host.say(to_link::Message::FileOpened(answer), &[listing.as_fd()]).await;
     let up::Message::CallResult(result) = attach.next().await else { panic!("no result") };
     let Some(v1::call_result::Result::List(files)) = result.result else { panic!("{result:?}") };
     let names: Vec<_> = files.files.iter().map(|file| (file.path.as_str(), file.kind.as_str())).collect();
