@@ -72,11 +72,14 @@ fn run(log: &Log) -> Result<Report> {
 async fn end(log: &Log) -> Result<Report> {
     log.say("stopping: the step was cancelled");
     let _ = log.flush();
-    // Signal streams are in place, so this one does not end the step itself.
     let group = rustix::process::getpgrp();
-    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::TERM);
-    tokio::time::sleep(GRACE).await;
-    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    // Only a group of its own may be ended; what else descends from the step, the host ends.
+    if group == rustix::process::getpid() {
+        // The signal streams are in place, so this one does not end the step itself.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::TERM);
+        tokio::time::sleep(GRACE).await;
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
     Err(Error::new(Code::Cancelled, "the step was cancelled"))
 }
 
