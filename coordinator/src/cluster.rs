@@ -1,12 +1,16 @@
 //! Performs what the core decides: under one lock ask the core and queue its changes, then, once they are durable, let
 //! the effects happen in that same order (I2).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use cooper_common::{
     clock,
     error::{Code, Error, Result},
     ids::SessionId,
+    limits,
 };
 use cooper_core::{
     Now, cluster,
@@ -27,6 +31,11 @@ use crate::{
 
 /// Session changes that a waiter may lag behind; it asks the core again then (I12).
 const SESSIONS_BUFFERED_MAX: usize = 4096;
+
+/// Places in the store's queue that requests of clients leave free.
+const ROOM_FOR_WORKERS: usize = limits::store::WRITER_QUEUE_MAX / 4;
+/// The writer frees thousands of places in this time.
+const ROOM_POLL: Duration = Duration::from_millis(2);
 
 /// The cluster and everything its decisions reach.
 pub struct Cluster {
@@ -98,11 +107,24 @@ impl Cluster {
     }
 
     /// Asks the core. What it decides is queued for the store before anybody else may ask.
+    ///
+    /// # Errors
+    /// The core's; `overloaded` while the store has little room, which is kept for what workers say.
     pub fn decide<T>(
         self: &Arc<Self>,
         f: impl FnOnce(&mut cluster::Cluster, Now) -> Result<(T, Out)>,
     ) -> Result<(T, Recorded)> {
+        if self.store.room() < ROOM_FOR_WORKERS {
+            return Err(Error::new(Code::Overloaded, "more changes wait for the disk than it takes"));
+        }
         self.decide_then(f, |_| ())
+    }
+
+    /// Waits until the store has room for what a worker says: the worker's stream is read no faster than that.
+    pub async fn room(&self) {
+        while self.store.room() < ROOM_FOR_WORKERS / 2 {
+            tokio::time::sleep(ROOM_POLL).await;
+        }
     }
 
     /// Like [`Self::decide`]; `first` happens as soon as the changes are durable, before their effects.
@@ -145,7 +167,7 @@ impl Cluster {
     /// For inputs that cannot fail and that nobody waits for: messages of workers, the clock.
     pub fn tell(self: &Arc<Self>, f: impl FnOnce(&mut cluster::Cluster, Now) -> Out) {
         // Fails only when the store broke; the coordinator is ending then.
-        let _ = self.decide(|core, now| Ok(((), f(core, now))));
+        let _ = self.decide_then(|core, now| Ok(((), f(core, now))), |_| ());
     }
 
     fn perform(&self, effects: Vec<Effect>) {

@@ -296,6 +296,7 @@ async fn listen(
 ) -> bool {
     use v1::up::Message;
     while let Some(Ok(up)) = ups.next().await {
+        cluster.room().await;
         match up.message {
             Some(Message::Heartbeat(beat)) => {
                 if !heartbeat(cluster, worker, attach, beat) {

@@ -166,10 +166,8 @@ impl Cluster {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             match (session.body.state, listed.get(&id)) {
                 // Being destroyed, and there: the FORGET above destroys it. Not there: it is destroyed.
-                (session::State::Draining, _) => {
-                    if session.to(session::State::Destroyed) {
-                        out.sessions.insert(id);
-                    }
+                (session::State::Draining, _) if session.to(session::State::Destroyed) => {
+                    out.sessions.insert(id);
                 }
                 (session::State::Initializing, None) => {
                     let (fence, spec) = (session.body.fence, session.spec.clone());
