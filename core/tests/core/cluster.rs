@@ -152,10 +152,11 @@ impl World {
         for effect in out.effects {
             match effect {
                 Effect::Send { worker, attach, message } => {
-                    if let Some(host) = self.hosts.iter_mut().enumerate().find(|(i, _)| name(*i) == worker) {
-                        if host.1.attach == Some(attach) {
-                            host.1.inbox.push_back(message);
-                        }
+                    let mut hosts = self.hosts.iter_mut().enumerate();
+                    if let Some((_, host)) = hosts.find(|(i, _)| name(*i) == worker)
+                        && host.attach == Some(attach)
+                    {
+                        host.inbox.push_back(message);
                     }
                 }
                 Effect::TaskEnded(ended) => {
