@@ -46,7 +46,7 @@ impl Fleet {
         let mut coordinator = cooper.dir(self.scratch.path()).start(["coordinator"], b"");
         let url = self.url();
         coordinator.await_said("an answer at /health", seconds(30), |_| {
-            http::try_get(&url, "/health").is_ok_and(|answer| answer.status == 200).then_some(())
+            http::try_get(&url, "/health", None).is_ok_and(|answer| answer.status == 200).then_some(())
         });
         self.coordinator = Some(coordinator);
     }

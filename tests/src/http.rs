@@ -21,11 +21,12 @@ impl Response {
 }
 
 /// The answer to a GET, or why there is none.
-pub fn try_get(url: &str, path: &str) -> std::io::Result<Response> {
+pub fn try_get(url: &str, path: &str, token: Option<&str>) -> std::io::Result<Response> {
     let host = url.strip_prefix("http://").unwrap_or(url);
     let mut stream = TcpStream::connect(host)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let bearer = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n{bearer}Connection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
@@ -41,7 +42,12 @@ pub fn try_get(url: &str, path: &str) -> std::io::Result<Response> {
 
 #[track_caller]
 pub fn get(url: &str, path: &str) -> Response {
-    try_get(url, path).unwrap_or_else(|error| panic!("GET {url}{path}: {error}"))
+    try_get(url, path, None).unwrap_or_else(|error| panic!("GET {url}{path}: {error}"))
+}
+
+#[track_caller]
+pub fn get_as(token: &str, url: &str, path: &str) -> Response {
+    try_get(url, path, Some(token)).unwrap_or_else(|error| panic!("GET {url}{path}: {error}"))
 }
 
 /// A chunked body without its chunks.

@@ -57,9 +57,12 @@ async fn grpc_health_says_serving_without_a_token() {
 }
 
 /// GET over HTTP/2 without TLS and upgrade, as a gRPC port is probed.
-async fn get_h2c(url: &str, path: &str) -> (u16, Value) {
+async fn get_h2c(url: &str, path: &str, token: &str) -> (u16, Value) {
     let mut channel = channel(url).await;
-    let request = h::Request::get(path).body(tonic::body::Body::empty()).expect("a request");
+    let request = h::Request::get(path)
+        .header("authorization", format!("Bearer {token}"))
+        .body(tonic::body::Body::empty())
+        .expect("a request");
     poll_fn(|cx| tonic::codegen::Service::poll_ready(&mut channel, cx)).await.expect("ready");
     let (head, body) =
         tonic::codegen::Service::call(&mut channel, request).await.expect("an answer").into_parts();
@@ -78,7 +81,7 @@ async fn health_is_json_without_a_token_over_http_1_and_h2c() {
     let cluster = shared();
     let plain = http::get(&cluster.url, "/health");
     assert!(plain.head.to_lowercase().contains("content-type: application/json"), "{}", plain.head);
-    for (status, body) in [(plain.status, plain.json()), get_h2c(&cluster.url, "/health").await] {
+    for (status, body) in [(plain.status, plain.json()), get_h2c(&cluster.url, "/health", "").await] {
         assert_eq!(status, 200);
         assert_eq!((&body["status"], &body["service"]), (&"healthy".into(), &"cooper".into()), "{body}");
         assert_eq!(body["version"], cooper_common::VERSION);
@@ -88,7 +91,8 @@ async fn health_is_json_without_a_token_over_http_1_and_h2c() {
 #[test]
 fn metrics_are_in_the_text_format_of_prometheus() {
     let cluster = shared();
-    let metrics = http::get(&cluster.url, "/metrics");
+    assert_eq!(http::get(&cluster.url, "/metrics").status, 401, "numbers tell things, too");
+    let metrics = http::get_as(&cluster.admin_token(), &cluster.url, "/metrics");
     assert_eq!(metrics.status, 200);
     assert!(metrics.head.to_lowercase().contains("content-type: text/plain"), "{}", metrics.head);
     let samples = metrics.body.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -99,11 +103,15 @@ fn metrics_are_in_the_text_format_of_prometheus() {
 #[tokio::test]
 async fn a_path_that_is_not_there_is_404_with_a_json_error() {
     let cluster = shared();
-    let plain = http::get(&cluster.url, "/no/such/page");
-    for (status, body) in [(plain.status, plain.json()), get_h2c(&cluster.url, "/no/such/page").await] {
-        assert_eq!(status, 404);
-        assert!(body["error"]["code"].is_string() && body["error"]["message"].is_string(), "{body}");
+    let (token, path) = (cluster.admin_token(), "/no/such/page");
+    let plain = http::get_as(&token, &cluster.url, path);
+    for (status, body) in [(plain.status, plain.json()), get_h2c(&cluster.url, path, &token).await] {
+        assert_eq!((status, &body["code"]), (404, &"not_found".into()), "{body}");
+        assert!(body["message"].as_str().is_some_and(|message| message.contains(path)), "{body}");
     }
+    // Who has no token learns nothing of what there is.
+    let stranger = http::get(&cluster.url, path);
+    assert_eq!((stranger.status, &stranger.json()["code"]), (401, &"unauthenticated".into()));
 }
 
 #[tokio::test]
@@ -163,7 +171,7 @@ async fn a_step_cannot_be_submitted_from_outside() {
     let spec = TaskSpec { kind: Some(Kind::Step(step)), ..TaskSpec::default() };
     let request = SubmitTaskRequest { idempotency_key: String::new(), spec: Some(spec) };
     let status = client.tasks().submit_task(request).await.expect_err("refused");
-    assert_eq!(refusal(&status).code, "invalid_argument", "{status:?}");
+    assert_eq!(refusal(&status).code, "forbidden", "{status:?}");
 }
 
 #[tokio::test]

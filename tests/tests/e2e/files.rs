@@ -88,7 +88,7 @@ fn paths_that_leave_the_workspace_are_refused() {
     let outside = scratch.write("secret", "nobody's business");
     let outside = outside.to_str().expect("plain");
     let code = format!(
-        "import os; os.symlink({outside:?}, 'out'); os.symlink({:?}, 'dir-out'); os.symlink('../..', 'up')",
+        "import os; os.symlink({outside:?}, 'out'); os.symlink({:?}, 'dir-out'); os.symlink('../..', 'up'); os.mkdir('a')",
         scratch.path().to_str().expect("plain")
     );
     cooper.exec(&session, &code);
