@@ -134,11 +134,16 @@ impl Done {
 
 impl Worker {
     pub fn start() -> Self {
+        Self::start_in(&[])
+    }
+
+    /// With more in the worker's environment.
+    pub fn start_in(environment: &[(&str, &str)]) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
         let dir = std::fs::canonicalize(temp.path()).expect("it exists").join("worker");
         let name = format!("cooper-test-{:032x}", rand::random::<u128>());
         let listener = UnixListener::bind_addr(&address(&name)).expect("a free name");
-        let host = start_host(&dir, &name);
+        let host = start_host(&dir, &name, environment);
         let mut link = Link::accept(&listener);
         let hello = link.greet();
         Self { host, dir, name, listener, link, hello, _temp: temp }
@@ -152,7 +157,7 @@ impl Worker {
 
     /// Another host on the same directory, after this one's end or beside it.
     pub fn start_again(&mut self) {
-        let fresh = start_host(&self.dir, &self.name);
+        let fresh = start_host(&self.dir, &self.name, &[]);
         self.link = Link::accept(&self.listener);
         self.hello = self.link.greet();
         let _ = std::mem::replace(&mut self.host, fresh).wait();
@@ -246,11 +251,11 @@ impl Drop for Worker {
     }
 }
 
-fn start_host(dir: &Path, name: &str) -> Child {
+fn start_host(dir: &Path, name: &str, environment: &[(&str, &str)]) -> Child {
     let exe = std::env::current_exe().expect("this program");
     let mut command = Command::new(exe);
     command.arg("host").arg(dir).arg(name).env("TEST_CANARY", CANARY).env("COOPER_TOKEN", CANARY);
-    command.spawn().expect("a host")
+    command.envs(environment.iter().copied()).spawn().expect("a host")
 }
 
 impl Link {
