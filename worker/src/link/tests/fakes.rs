@@ -156,7 +156,11 @@ impl Attach {
     pub async fn next(&mut self) -> v1::up::Message {
         loop {
             match self.hear().await.and_then(|up| up.message).expect("the link is attached") {
-                v1::up::Message::Heartbeat(_) | v1::up::Message::Credit(_) => {}
+                v1::up::Message::Heartbeat(v1::Heartbeat { seq, .. }) => {
+                    let ack = v1::HeartbeatAck { seq, lease_ms: 30_000 };
+                    self.tell(v1::down::Message::HeartbeatAck(ack)).await;
+                }
+                v1::up::Message::Credit(_) => {}
                 message => return message,
             }
         }
