@@ -195,6 +195,8 @@ impl Step<'_> {
         found.build_log = self.log.redact(&String::from_utf8_lossy(&finished.output));
         if finished.status.success() {
             self.log.say("it builds");
+            // That it builds is all that was asked; the layers stay in the engine's cache.
+            self.engine.untag(&tag).await?;
             return Ok(true);
         }
         self.log.say("it does not build");
