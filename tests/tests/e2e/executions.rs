@@ -47,7 +47,8 @@ def write(fd, seed):
     data = random.Random(seed).randbytes(5_000_000)
     while data: data = data[os.write(fd, data[:70_001]):]
 threads = [threading.Thread(target=write, args=pair) for pair in [(1, 'out'), (2, 'err')]]
-[thread.start() for thread in threads]; [thread.join() for thread in threads]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
 ";
     let done = cooper.run(["exec", &session, "-c", code]).expect(0);
     for (name, bytes) in [("out", &done.stdout), ("err", &done.stderr)] {
@@ -117,13 +118,24 @@ while True: pass
     assert_eq!(done.error_line().0, "timed_out");
     let daemon: i32 = done.out().trim().parse().unwrap_or_else(|_| panic!("a pid\n{done}"));
     until_true("the daemon's end", seconds(5), || !processes::is_alive(daemon));
-    let shown = cooper.json(["session", "show", &session]);
-    assert_eq!(
-        (&shown["state"], &shown["interpreter_restarted"]),
-        (&"ready".into(), &true.into()),
-        "{shown}"
-    );
     assert_eq!(cooper.exec(&session, "print('ready again')"), "ready again");
+}
+
+#[test]
+fn an_interpreter_that_listens_to_sigint_survives_a_time_limit_and_one_that_does_not_is_replaced() {
+    let cooper = shared().cooper();
+    let session = cooper.session();
+    cooper.exec(&session, "kept = 'yes'");
+    cooper.run(["exec", &session, "--timeout", "1s", "-c", "while True: pass"]).expect(124);
+    assert_eq!(cooper.json(["session", "show", &session])["interpreter_restarted"], false);
+    assert_eq!(cooper.exec(&session, "print(kept)"), "yes");
+
+    let deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass";
+    let (status, ended) = cooper.run_json(["exec", &session, "--timeout", "1s", "-c", deaf]);
+    assert_eq!((status, &ended["interpreter_restarted"]), (124, &true.into()), "{ended}");
+    assert_eq!(cooper.json(["session", "show", &session])["interpreter_restarted"], true);
+    let gone = cooper.run(["exec", &session, "-c", "print(kept)"]).expect(1);
+    assert!(gone.err().contains("NameError"), "{gone}");
 }
 
 #[test]
