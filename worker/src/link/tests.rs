@@ -274,6 +274,9 @@ async fn health_says_whether_it_is_attached() {
         assert!(health.contains(part), "{health}");
     }
     assert!(get(&listen, "/metrics").await.contains("\ncooper_worker_attached 1\n"));
+    drop(attach);
+    let _again = coordinator.attach().await;
+    assert!(get(&listen, "/health").await.contains(r#""status":"degraded""#));
 }
 
 async fn get(addr: &str, path: &str) -> String {
