@@ -44,9 +44,9 @@ impl Cluster {
         let endpoint_file = data.join("endpoint");
         let local = fs::read_to_string(&endpoint_file).ok().map(|text| text.trim().to_owned());
         let given = config.text("url").zip(config.get("url").map(|entry| entry.origin.clone()));
-        let (url, origin, follow_file) = match (given, local.clone()) {
+        let (url, origin, follow_file) = match (given, &local) {
             (Some((url, origin)), _) => (url, origin.to_string(), None),
-            (None, Some(url)) => (url, endpoint_file.display().to_string(), Some(endpoint_file)),
+            (None, Some(url)) => (url.clone(), endpoint_file.display().to_string(), Some(endpoint_file)),
             (None, None) => {
                 return Err(Failure::new(
                     Code::Unavailable,
@@ -58,7 +58,7 @@ impl Cluster {
         let named = config.secret("token").is_some() || config.path("token_file").is_some();
         let token = if named {
             Some(config.token("token", "token_file")?)
-        } else if local.as_deref() == Some(url.as_str()) {
+        } else if local.is_some_and(|local| plain(&local) == plain(&url)) {
             let path = data.join("admin.token");
             Some(Secret::read(&path).map_err(|error| {
                 Failure::new(Code::Unauthenticated, format!("cannot read {}: {error}", path.display()))
@@ -131,6 +131,11 @@ impl Cluster {
         };
         Ok(Client { channel: InterceptedService::new(channel, Bearer(bearer)) })
     }
+}
+
+/// `localhost` spelled as the address that `endpoint` holds.
+fn plain(url: &str) -> String {
+    url.replacen("//localhost:", "//127.0.0.1:", 1)
 }
 
 /// Adds the token to every request.

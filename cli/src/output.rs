@@ -43,12 +43,14 @@ impl Output {
 
     /// The one JSON document of a command.
     pub fn document(&self, value: &serde_json::Value) -> Result<()> {
-        let mut out = io::stdout().lock();
-        if self.stdout_tty {
-            writeln!(out, "{value:#}")?;
-        } else {
-            writeln!(out, "{value}")?;
-        }
+        // Standard output's own buffer is a line long; a document may be megabytes.
+        let mut out = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());
+        let written = match self.stdout_tty {
+            true => serde_json::to_writer_pretty(&mut out, value),
+            false => serde_json::to_writer(&mut out, value),
+        };
+        written.map_err(io::Error::from)?;
+        writeln!(out)?;
         Ok(out.flush()?)
     }
 

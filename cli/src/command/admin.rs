@@ -130,6 +130,10 @@ pub async fn token(context: &Context, args: args::Token) -> Result<u8> {
 }
 
 async fn create(context: &Context, client: &Client, args: args::TokenCreate) -> Result<()> {
+    if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
+        return Err(Failure::new(Code::InvalidArgument, format!("{} exists already", path.display()))
+            .hint("name a new file: a token is not written over something else"));
+    }
     let request = CreateTokenRequest {
         tenant: args.tenant.unwrap_or_default(),
         scope: args.scope,

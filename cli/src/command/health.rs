@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     context::Context,
-    failure::{Failure, Result},
+    failure::{Failure, Result, cause},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -60,7 +60,7 @@ pub fn ask(url: &str) -> Result<Value> {
             Ok(answer) => {
                 return parse(&answer).ok_or_else(|| away("it does not answer like Cooper".to_owned()));
             }
-            Err(error) => last = error.to_string(),
+            Err(error) => last = cause(&error),
         }
     }
     Err(away(last))

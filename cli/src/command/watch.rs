@@ -50,7 +50,8 @@ fn is_over(state: RunState) -> bool {
 
 /// Follows a run until it is terminal or waits for approval; shows it; the status it means.
 pub async fn to_the_end(context: &Context, cluster: &Cluster, client: Client, run_id: &str) -> Result<u8> {
-    let mut view = View { context, progress: Progress::new(&context.out), shown: BTreeSet::new() };
+    let mut view =
+        View { context, progress: Progress::new(&context.out), shown: BTreeSet::new(), doing: String::new() };
     let mut interrupts = Interrupts::new()?;
     let run = tokio::select! {
         run = follow(cluster, client, run_id, &mut view) => run?,
@@ -121,6 +122,7 @@ struct View<'a> {
     progress: Progress,
     /// Steps whose end was shown; by task, as a second attempt has the same names.
     shown: BTreeSet<(String, String)>,
+    doing: String,
 }
 
 impl View<'_> {
@@ -128,21 +130,25 @@ impl View<'_> {
         if self.context.out.json {
             return;
         }
+        let mut doing = None;
         for step in &run.steps {
             match step.state() {
-                StepState::Succeeded | StepState::Failed | StepState::Skipped => {
+                StepState::Succeeded | StepState::Failed => {
                     if self.shown.insert((step.name.clone(), step.task_id.clone())) {
                         let line = step_line(step);
                         // A closed pipe is noticed when the end is shown.
                         let _ = self.progress.beside(|| self.context.out.line(&line));
                     }
                 }
-                StepState::Running => self.progress.show(&step.name),
-                StepState::Pending | StepState::Unspecified => {}
+                StepState::Running => doing = Some(step.name.clone()),
+                StepState::Skipped | StepState::Pending | StepState::Unspecified => {}
             }
         }
-        if matches!(run.state(), RunState::Queued | RunState::Planning) {
-            self.progress.show(&json::run_state(run.state()));
+        let doing = doing.unwrap_or_else(|| json::run_state(run.state()).replace('_', " "));
+        // A log line of the same step says more.
+        if doing != self.doing {
+            self.progress.show(&doing);
+            self.doing = doing;
         }
     }
 }
@@ -187,6 +193,9 @@ pub fn summary(run: &Run) -> String {
     }
     if !run.files.is_empty() {
         lines.push(format!("  changes   {}", run.files.join(" ")));
+    }
+    if run.dry_run && run.state() == RunState::Succeeded {
+        lines.push("  dry run   this is the plan; nothing was touched".to_owned());
     }
     if run.promotion == "conflict" {
         lines.push(

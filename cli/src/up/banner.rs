@@ -94,7 +94,7 @@ fn to_try(up: &Up<'_>, worker: Option<&Worker>, compose: bool) -> Vec<String> {
         lines.push(format!("  export COOPER_DATA={}", up.data.dir.display()));
     }
     match worker {
-        None => lines.push(format!("  {cooper} worker --coordinator-addr {} --data DIR", up.url)),
+        None => lines.push(format!("  {cooper} worker --coordinator-addr {}", up.url)),
         Some(_) => {
             lines.push(format!("  {cooper} session create --name demo"));
             lines.push(format!("  {cooper} exec demo -c 'x = 20 + 1; x * 2'"));
