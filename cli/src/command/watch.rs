@@ -133,7 +133,9 @@ impl View<'_> {
         let mut doing = None;
         for step in &run.steps {
             match step.state() {
-                StepState::Succeeded | StepState::Failed => {
+                // A dry run skips all that comes after its plan: no news.
+                StepState::Skipped if run.dry_run => {}
+                StepState::Succeeded | StepState::Failed | StepState::Skipped => {
                     if self.shown.insert((step.name.clone(), step.task_id.clone())) {
                         let line = step_line(step);
                         // A closed pipe is noticed when the end is shown.
@@ -141,7 +143,7 @@ impl View<'_> {
                     }
                 }
                 StepState::Running => doing = Some(step.name.clone()),
-                StepState::Skipped | StepState::Pending | StepState::Unspecified => {}
+                StepState::Pending | StepState::Unspecified => {}
             }
         }
         let doing = doing.unwrap_or_else(|| json::run_state(run.state()).replace('_', " "));
