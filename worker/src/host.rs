@@ -5,7 +5,7 @@
 //! their processes, `stop.rs` for the end.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, OwnedFd},
@@ -116,7 +116,7 @@ struct Host {
     leftovers: BTreeMap<u64, (OwnedFd, String)>,
     writing: files::Writing,
     /// Attempts whose spools grew in this round.
-    grown: Vec<u64>,
+    grown: BTreeSet<u64>,
     timers: Timers<Due>,
     next_id: u64,
     stopping: Option<stop::Phase>,
@@ -214,7 +214,7 @@ impl Host {
             helpers: HashMap::new(),
             leftovers: BTreeMap::new(),
             writing: files::Writing::default(),
-            grown: Vec::new(),
+            grown: BTreeSet::new(),
             timers: Timers::default(),
             next_id: 0,
             stopping: None,

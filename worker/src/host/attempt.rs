@@ -15,7 +15,7 @@ use cooper_proto::{
 use super::{
     Due, Host, LEFTOVERS_MAX, Source,
     outcome::{self, End, Kind, Why},
-    spool::Stream,
+    spool::{self, Stream},
     timers::Timer,
     tree,
 };
@@ -90,6 +90,10 @@ impl Attempt {
 
 impl Host {
     pub(super) fn start_attempt(&mut self, assign: v1::Assign) {
+        if self.stopping.is_some() {
+            // It was on its way when the link was told to drain; it never starts, and the next inventory shows that.
+            return;
+        }
         let fence = assign.fence.unwrap_or_default();
         let key = (assign.task_id.clone(), fence.epoch, fence.attempt);
         if let Some(id) = self.by_key.get(&key).copied() {
@@ -105,7 +109,8 @@ impl Host {
             Some(task_spec::Kind::Shell(_)) => Kind::Shell,
             Some(task_spec::Kind::Install(_)) => Kind::Install,
             Some(task_spec::Kind::Step(_)) => Kind::Step,
-            Some(task_spec::Kind::Noop(_)) | None => Kind::Noop,
+            Some(task_spec::Kind::Noop(_)) => Kind::Noop,
+            None => Kind::Unknown,
         };
         let session = (!spec.session_id.is_empty()).then(|| spec.session_id.clone());
         let record = session.as_ref().and_then(|id| self.sessions.get(id)).map(|session| &session.record);
@@ -147,6 +152,7 @@ impl Host {
                 self.finish(id, (TaskState::Succeeded, v1::Outcome::default()));
                 Ok(())
             }
+            Kind::Unknown => Err(Error::invalid("this worker does not know that kind of task")),
             Kind::Step => self.start_step(id),
             Kind::Python | Kind::Shell | Kind::Install => {
                 let session_id = self.attempts.get(&id).and_then(|a| a.session.clone()).unwrap_or_default();
@@ -203,7 +209,7 @@ impl Host {
         let before = streams[stream].bytes;
         streams[stream].pump(&self.null);
         if streams[stream].bytes > before {
-            self.grown.push(id);
+            self.grown.insert(id);
         }
     }
 
@@ -213,10 +219,7 @@ impl Host {
             // Whoever is behind is told later, and then only the newest length.
             return;
         }
-        let mut grown = std::mem::take(&mut self.grown);
-        grown.sort_unstable();
-        grown.dedup();
-        for id in grown {
+        for id in std::mem::take(&mut self.grown) {
             let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| !attempt.has_ended()) else {
                 continue;
             };
@@ -363,7 +366,7 @@ impl Host {
     /// A child that outlives its execution may go on writing: it is read and dropped, so that it does not stop.
     fn keep_leftover(&mut self, pipe: OwnedFd, session: Option<String>) {
         let Some(session) = session.filter(|id| self.sessions.contains_key(id)) else { return };
-        if is_closed(&pipe) {
+        if spool::is_closed(&pipe) {
             return;
         }
         let id = self.new_id();
@@ -438,11 +441,4 @@ fn name_to_link(stream: &mut Stream) -> Vec<OwnedFd> {
             Vec::new()
         }
     }
-}
-
-fn is_closed(pipe: &OwnedFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut events = [PollFd::new(pipe, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut events, Some(&now)).is_ok() && events[0].revents() == PollFlags::HUP
 }

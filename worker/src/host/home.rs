@@ -133,7 +133,7 @@ impl Record {
         found
     }
 
-    fn write(&self, dir: &Path) -> io::Result<()> {
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
         let (file, fresh) = (dir.join("session.json"), dir.join("session.json.new"));
         let json = serde_json::to_vec_pretty(self)?;
         let mut options = fs::OpenOptions::new();

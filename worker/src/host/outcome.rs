@@ -25,6 +25,8 @@ pub enum Kind {
     Install,
     Step,
     Noop,
+    /// Of a newer coordinator.
+    Unknown,
 }
 
 /// An outcome before lengths and times are filled in.

@@ -136,12 +136,16 @@ impl Session {
 impl Host {
     pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
         let id = grant.session_id.clone();
-        if let Some(session) = self.sessions.get(&id) {
-            // Granted again: it is said again how it stands.
-            if !matches!(session.state, State::Initializing) {
-                self.tell_session(&id);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            // Granted again: it is said again how it stands, under the newest grant.
+            let fence = grant.fence.unwrap_or_default();
+            if (fence.epoch, fence.attempt) > (session.record.epoch, session.record.generation) {
+                (session.record.epoch, session.record.generation) = (fence.epoch, fence.attempt);
+                if let Err(error) = session.record.write(&session.home.dir) {
+                    tracing::warn!(session = %id, %error, "the session's record could not be renewed");
+                }
             }
-            return;
+            return self.tell_session(&id);
         }
         let record = Record::of(grant, &self.dir.worker_id);
         let home = Home::new(&self.dir.base, &id);
@@ -238,18 +242,17 @@ impl Host {
     }
 
     fn execute_next(&mut self, id: &str, interpreter_id: u64) {
-        let Some(interpreter) = self.interpreters.get_mut(&interpreter_id) else { return };
-        if interpreter.state != Doing::Idle {
+        if self.interpreters.get(&interpreter_id).is_none_or(|interpreter| interpreter.state != Doing::Idle) {
             return;
         }
         let Some(session) = self.sessions.get_mut(id) else { return };
         let Some(attempt) = session.queue.pop_front() else { return };
         let installed = std::mem::take(&mut session.installed);
         let restarted = std::mem::take(&mut session.restarted);
+        let Some(mut interpreter) = self.interpreters.remove(&interpreter_id) else { return };
         interpreter.state = Doing::Executing(attempt);
-        let control = interpreter.control.try_clone();
-        let sent =
-            control.and_then(|control| self.execute(attempt, &control, interpreter_id, installed, restarted));
+        let sent = self.execute(attempt, &interpreter.control, interpreter_id, installed, restarted);
+        self.interpreters.insert(interpreter_id, interpreter);
         if let Err(error) = sent {
             // It cannot be spoken to: its end takes the attempt along.
             tracing::warn!(session = id, %error, "the interpreter does not listen");

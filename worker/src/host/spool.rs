@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     pipe::{PipeFlags, SpliceFlags},
 };
@@ -118,9 +119,9 @@ impl Stream {
         }
         let file = match &self.file {
             Some(file) => file,
-            // Most streams stay empty: look before a file is made.
-            None if matches!(rustix::io::ioctl_fionread(pipe), Ok(0)) => {
-                return splice(pipe, null, None, 1);
+            // Most streams stay empty: look before a file is made, without taking a byte.
+            None if rustix::io::ioctl_fionread(pipe)? == 0 => {
+                return if is_closed(pipe) { Ok(0) } else { Err(Errno::AGAIN) };
             }
             None => self.file.insert(create(&self.path)?),
         };
@@ -144,6 +145,13 @@ impl Drop for Stream {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Nothing is in the pipe and nobody can write to it any more.
+pub fn is_closed(pipe: &OwnedFd) -> bool {
+    let mut events = [PollFd::new(pipe, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut events, Some(&now)).is_ok() && events[0].revents() == PollFlags::HUP
 }
 
 fn create(path: &PathBuf) -> Result<File, Errno> {

@@ -114,7 +114,7 @@ impl Host {
         let ids: Vec<u64> = self.attempts.keys().copied().collect();
         for id in ids {
             if !self.tell_ended(id) {
-                self.grown.push(id);
+                self.grown.insert(id);
             }
         }
         if self.stopping.is_some() {

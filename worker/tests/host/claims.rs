@@ -445,6 +445,17 @@ claims! {
         assert_eq!(worker.link.wait(&task).error(), "invalid_argument");
     }
 
+    fn a_link_that_does_not_read_stops_nobody() {
+        let (mut worker, session) = Worker::with_session();
+        let tasks: Vec<String> =
+            (0..600).map(|i| worker.start_python(&session, &format!("print({i})\nopen('n{i}', 'w')"), 0)).collect();
+        let last = worker.workspace(&session).join("n599");
+        eventually("the last one ran", || last.exists().then_some(()));
+        for (i, task) in tasks.iter().enumerate() {
+            assert_eq!(worker.link.wait(task).out(), format!("{i}\n"));
+        }
+    }
+
     fn a_round_trip_through_the_host_takes_a_fraction_of_a_millisecond() {
         let (mut worker, session) = Worker::with_session();
         let mut times: Vec<u128> = (0..500)
