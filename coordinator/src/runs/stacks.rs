@@ -27,18 +27,22 @@ pub struct Stack {
 
 /// Registrations that wait for their worker's answer.
 #[derive(Debug, Default)]
-pub struct Registering(Mutex<HashMap<WorkerId, Vec<oneshot::Sender<Option<v1::Error>>>>>);
+pub struct Registering {
+    waiting: Mutex<HashMap<WorkerId, Vec<oneshot::Sender<Option<v1::Error>>>>>,
+    /// An answer does not say to which question it belongs: one at a time.
+    turn: tokio::sync::Mutex<()>,
+}
 
 impl Registering {
     fn wait(&self, worker: &WorkerId) -> oneshot::Receiver<Option<v1::Error>> {
         let (sender, receiver) = oneshot::channel();
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.entry(worker.clone()).or_default().push(sender);
         receiver
     }
 
     pub fn answered(&self, worker: &WorkerId, error: Option<v1::Error>) {
-        let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(worker);
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(worker);
         for sender in waiting.into_iter().flatten() {
             let _ = sender.send(error.clone());
         }
@@ -110,6 +114,7 @@ impl Runs {
                 Error::new(Code::NoWorker, format!("no worker shares a machine with {}", request.dir))
                     .with_hint("start a worker there with COOPER_STACKS=name=dir")
             })?;
+        let _turn = self.registering.turn.lock().await;
         let answered = self.registering.wait(&worker);
         let add = v1::StackAdd { name, dir: request.dir.clone() };
         self.cluster.fleet.send(&worker, attach, v1::down::Message::StackAdd(add));
