@@ -77,7 +77,8 @@ fn docker_in(dir: &Path, args: &[&str]) -> Finished {
 pub struct Container {
     pub id: String,
     pub image: String,
-    pub config_hash: String,
+    /// Everything it was created with, but for what no two containers share.
+    pub configuration: Value,
 }
 
 /// A copy of `examples/stack`.
@@ -168,7 +169,7 @@ impl Stack {
         Container {
             id: text(&found["Id"]),
             image: text(&found["Image"]),
-            config_hash: text(&found["Config"]["Labels"]["com.docker.compose.config-hash"]),
+            configuration: configuration(&found),
         }
     }
 
@@ -206,6 +207,21 @@ impl Stack {
         let ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/')";
         self.compose(&["exec", "-T", "web", "python", "-c", ask]).expect(0);
     }
+}
+
+fn configuration(inspected: &Value) -> Value {
+    let mut config = inspected["Config"].clone();
+    if let Some(config) = config.as_object_mut() {
+        // Its own id, and the name that its image (compared by id) went by.
+        config.retain(|part, _| !["Hostname", "Image"].contains(&part.as_str()));
+    }
+    if let Some(labels) = config["Labels"].as_object_mut() {
+        // Compose's own notes: some versions sum up the same definition in different ways.
+        labels.retain(|name, _| !name.starts_with("com.docker.compose."));
+    }
+    let networks = inspected["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+    let networks: Vec<&String> = networks.map(|(name, _)| name).collect();
+    serde_json::json!({"config": config, "host": inspected["HostConfig"], "networks": networks})
 }
 
 impl Drop for Stack {

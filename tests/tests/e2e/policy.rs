@@ -38,7 +38,11 @@ fn a_protected_service_waits_and_goes_on_only_when_it_is_approved() {
         assert_eq!(text(run, "state"), "awaiting_approval", "{run:#}");
         assert_eq!(run["approval"]["decision"], "pending");
         assert!(run["approval"]["reasons"].to_string().contains("protected"), "{run:#}");
-        assert_eq!(names(run), ["plan.json", "patch.diff"], "what is to be decided can be read");
+        assert_eq!(
+            names(run),
+            ["analyze.log", "plan.json", "patch.diff"],
+            "what is to be decided can be read"
+        );
         assert!(!artifact(&cooper, text(run, "run_id"), "patch.diff").is_empty());
         assert_eq!(seen(&stack), before, "nothing happened");
     };
@@ -109,7 +113,7 @@ fn a_dry_run_shows_the_plan_and_touches_nothing() {
     let cooper = patient(shared_compose().cooper());
     let (status, run) = cooper.run_json(["repair", "web", "--stack", stack.arg(), "--dry-run"]);
     assert_eq!((status, text(&run, "state"), &run["dry_run"]), (0, "succeeded", &true.into()), "{run:#}");
-    assert_eq!(names(&run), ["plan.json", "patch.diff"]);
+    assert_eq!(names(&run), ["analyze.log", "plan.json", "patch.diff"]);
     assert_eq!(run["files"], serde_json::json!(["web/requirements.txt"]));
     let patch = artifact(&cooper, text(&run, "run_id"), "patch.diff");
     assert!(String::from_utf8_lossy(&patch).contains("+PyYAML"), "{}", String::from_utf8_lossy(&patch));

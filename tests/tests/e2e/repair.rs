@@ -26,7 +26,7 @@ fn check_artifacts(cooper: &Cooper, stack: &Stack, run: &Answer) {
     let scratch = cooper_tests::Scratch::new("artifacts");
     cooper.ok(["runs", "artifacts", id, "--to", scratch.path().to_str().expect("plain")]);
     let listed = cooper.json(["runs", "artifacts", id]);
-    for name in ["plan.json", "patch.diff", "build.log", "restart.log", "verify.log"] {
+    for name in ["analyze.log", "plan.json", "patch.diff", "build.log", "restart.log", "verify.log"] {
         assert!(names(run).contains(&name), "{name} in {run:#}");
         let content = artifact(cooper, id, name);
         assert!(!content.is_empty(), "{name}");

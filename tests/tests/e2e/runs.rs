@@ -21,7 +21,7 @@ fn is_rolled_back(stack: &Stack, health: &str) {
     assert_eq!(stack.tree(), tree, "bytes");
     assert_eq!(stack.image("web"), image, "image id");
     let now = stack.container("web");
-    assert_eq!((now.image, now.config_hash), (web.image, web.config_hash), "container configuration");
+    assert_eq!((now.image, now.configuration), (web.image, web.configuration), "container configuration");
     assert_eq!(stack.container("store"), store, "its neighbour");
     stack.await_health("web", health);
     let said = cooper.run(["runs", "watch", text(&run, "run_id")]).expect(4);
