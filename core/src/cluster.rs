@@ -195,6 +195,18 @@ impl Cluster {
         }
     }
 
+    /// What a tenant may know of [`Self::counts`]: its own. Linear in what is live.
+    pub fn counts_of(&self, tenant: &str) -> Counts {
+        let tasks = || self.tasks.values().filter(|task| &*task.tenant == tenant);
+        let held = tasks().filter(|task| task.held()).count();
+        Counts {
+            workers_attached: self.counts().workers_attached,
+            sessions_live: self.sessions.values().filter(|session| &*session.tenant == tenant).count(),
+            tasks_queued: tasks().count() - held,
+            tasks_held: held,
+        }
+    }
+
     pub fn worker(&self, id: &str) -> Option<&Worker> {
         self.workers.get(id)
     }

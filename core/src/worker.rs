@@ -124,8 +124,10 @@ impl Worker {
         worker.tenant = row.tenant.as_str().into();
         worker.created_ms = row.created_ms;
         worker.last_seen_ms = row.updated_ms;
-        // Whatever it was: it has to come back to be more than this.
-        worker.body.state = State::Joining;
+        // Whatever it was: it has to come back to be more than this. One that said goodbye is not awaited.
+        if worker.body.state != State::Gone {
+            worker.body.state = State::Joining;
+        }
         Ok(worker)
     }
 

@@ -45,7 +45,7 @@ impl admin_server::Admin for Admin {
 
     async fn get_info(&self, request: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
         let caller = caller(&request)?;
-        let (epoch, counts) = self.cluster.look(|core| (core.epoch(), core.counts()));
+        let (epoch, counts) = self.cluster.look(|core| (core.epoch(), core.counts_of(&caller.tenant)));
         Ok(Response::new(v1::Info {
             version: VERSION.to_owned(),
             coordinator_epoch: epoch,
