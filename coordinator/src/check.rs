@@ -31,6 +31,11 @@ pub fn idempotency_key(key: &str) -> Result<()> {
     size("idempotency_key", key.len(), limits::IDEMPOTENCY_KEY_BYTES_MAX)
 }
 
+/// A key that was used before, for something else.
+pub fn other_request(key: &str) -> Error {
+    Error::new(Code::IdempotencyConflict, format!("key {key:?} was used for another request"))
+}
+
 /// `[a-z0-9][a-z0-9-]*`, or empty.
 pub fn name(name: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -76,16 +76,17 @@ impl Runs {
             return Err(Error::invalid("service is missing"));
         }
         let key = &request.idempotency_key;
+        let _turn = self.cluster.keys.turn(Aggregate::Run, &caller.tenant, key).await;
         if !key.is_empty()
             && let Some(known) = self.cluster.store.by_key(Aggregate::Run, Some(&caller.tenant), key).await?
         {
+            if known.row.spec != Some(request.encode_to_vec()) {
+                return Err(check::other_request(key));
+            }
             return self.get(caller, &known.id).await;
         }
         let stack = self.stack(caller, &request.stack)?;
         let id = RunId::new();
-        if let Err(holder) = self.cluster.keys.reserve(Aggregate::Run, &caller.tenant, key, &id.to_string()) {
-            return self.get(caller, &holder).await;
-        }
         let create = run::Create {
             id,
             tenant: caller.tenant.clone(),
@@ -98,11 +99,7 @@ impl Runs {
             dry_run: request.dry_run,
             spec: request.encode_to_vec(),
         };
-        let created = self.ask(|answer| driver::Input::Create { create, answer }).await;
-        if let Err(error) = created {
-            self.cluster.keys.release(Aggregate::Run, &caller.tenant, key);
-            return Err(error);
-        }
+        self.ask(|answer| driver::Input::Create { create, answer }).await?;
         metrics::counter!("cooper_runs_created_total").increment(1);
         self.get(caller, &id.to_string()).await
     }

@@ -38,18 +38,12 @@ pub async fn create(
     request.limits = Some(limits);
     let wait_ms = request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX);
     let key = request.idempotency_key.clone();
-    if let Some(known) = known(cluster, caller, &key).await? {
+    let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &key).await;
+    if let Some(known) = known(cluster, caller, &request).await? {
         return ready(cluster, known).await;
     }
     let id = SessionId::new();
-    if let Err(holder) = cluster.keys.reserve(Aggregate::Session, &caller.tenant, &key, &id.to_string()) {
-        return ready(cluster, parse(&holder)?).await;
-    }
-    let placed = place(cluster, caller, id, &request, limits, wait_ms).await;
-    if let Err(error) = placed {
-        cluster.keys.release(Aggregate::Session, &caller.tenant, &key);
-        return Err(error);
-    }
+    place(cluster, caller, id, &request, limits, wait_ms).await?;
     metrics::counter!("cooper_sessions_created_total").increment(1);
     ready(cluster, id).await
 }
@@ -72,12 +66,26 @@ fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
     Ok(limits)
 }
 
-async fn known(cluster: &Cluster, caller: &Caller, key: &str) -> Result<Option<SessionId>> {
+/// The session that was made for the same request.
+async fn known(
+    cluster: &Cluster,
+    caller: &Caller,
+    request: &v1::CreateSessionRequest,
+) -> Result<Option<SessionId>> {
+    let key = &request.idempotency_key;
     if key.is_empty() {
         return Ok(None);
     }
-    let record = cluster.store.by_key(Aggregate::Session, Some(&caller.tenant), key).await?;
-    record.map(|record| parse(&record.id)).transpose()
+    let Some(record) = cluster.store.by_key(Aggregate::Session, Some(&caller.tenant), key).await? else {
+        return Ok(None);
+    };
+    let stored = v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default());
+    // Another patience is not another request.
+    if !stored.is_ok_and(|stored| v1::CreateSessionRequest { wait_ms: request.wait_ms, ..stored } == *request)
+    {
+        return Err(check::other_request(key));
+    }
+    parse(&record.id).map(Some)
 }
 
 fn parse(id: &str) -> Result<SessionId> {

@@ -1,6 +1,6 @@
 //! Tasks: submit, follow to the end, cancel, look up.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use cooper_common::{
@@ -38,7 +38,8 @@ impl Submitted {
     }
 }
 
-/// Turns a request into what the core takes. Answers with the known task when the key was used before.
+/// Turns a request into what the core takes. Answers with the known task when the key was used before. The caller has
+/// the turn of the key.
 async fn prepare(
     cluster: &Arc<Cluster>,
     caller: &Caller,
@@ -95,21 +96,15 @@ async fn prepare(
         output_limit_bytes,
         spec: spec.encode_to_vec().into(),
     };
-    if !submit.key.is_empty() {
-        if let Some(record) = cluster.store.by_key(Aggregate::Task, Some(&caller.tenant), &submit.key).await?
-        {
-            if record.row.spec.as_deref() != Some(&*submit.spec) {
-                return Err(Error::new(
-                    Code::IdempotencyConflict,
-                    format!("key {:?} was used for another request", submit.key),
-                ));
-            }
+    if !submit.key.is_empty()
+        && let Some(record) = cluster.store.by_key(Aggregate::Task, Some(&caller.tenant), &submit.key).await?
+    {
+        // Maps have no order: bytes of the same request may differ.
+        let stored = v1::TaskSpec::decode(record.row.spec.as_deref().unwrap_or_default());
+        if stored.is_ok_and(|stored| stored == spec) {
             return Ok(Err(parse(&record.id)?));
         }
-        let id = submit.id.to_string();
-        if let Err(holder) = cluster.keys.reserve(Aggregate::Task, &caller.tenant, &submit.key, &id) {
-            return Ok(Err(parse(&holder)?));
-        }
+        return Err(check::other_request(&submit.key));
     }
     Ok(Ok(submit))
 }
@@ -124,18 +119,14 @@ pub async fn submit(
     caller: &Caller,
     request: v1::SubmitTaskRequest,
 ) -> Result<Submitted> {
+    let _turn = cluster.keys.turn(Aggregate::Task, &caller.tenant, &request.idempotency_key).await;
     let submit = match prepare(cluster, caller, request).await? {
         Ok(submit) => submit,
         Err(known) => return Ok(Submitted::Known(known)),
     };
-    let (id, key) = (submit.id, submit.key.clone());
-    match cluster.decide(|core, now| core.submit(now, submit, true).map(|out| ((), out))) {
-        Ok(((), recorded)) => durable(recorded).await?,
-        Err(error) => {
-            cluster.keys.release(Aggregate::Task, &caller.tenant, &key);
-            return Err(error);
-        }
-    }
+    let id = submit.id;
+    let ((), recorded) = cluster.decide(|core, now| core.submit(now, submit, true).map(|out| ((), out)))?;
+    durable(recorded).await?;
     Ok(Submitted::New(id))
 }
 
@@ -146,6 +137,7 @@ pub async fn execute(
     caller: &Caller,
     request: v1::SubmitTaskRequest,
 ) -> Result<(Submitted, Follower)> {
+    let _turn = cluster.keys.turn(Aggregate::Task, &caller.tenant, &request.idempotency_key).await;
     let submit = match prepare(cluster, caller, request).await? {
         Ok(submit) => submit,
         Err(known) => {
@@ -153,15 +145,10 @@ pub async fn execute(
             return Ok((Submitted::Known(known), follower));
         }
     };
-    let (id, key) = (submit.id, submit.key.clone());
+    let id = submit.id;
     let follower = cluster.hub.follow(id);
-    match cluster.decide(|core, now| core.submit(now, submit, false).map(|out| ((), out))) {
-        Ok(((), recorded)) => durable(recorded).await?,
-        Err(error) => {
-            cluster.keys.release(Aggregate::Task, &caller.tenant, &key);
-            return Err(error);
-        }
-    }
+    let ((), recorded) = cluster.decide(|core, now| core.submit(now, submit, false).map(|out| ((), out)))?;
+    durable(recorded).await?;
     Ok((Submitted::New(id), follower))
 }
 
@@ -175,10 +162,26 @@ pub async fn submit_all(
     let mut results: Vec<Result<TaskId>> = Vec::with_capacity(requests.len());
     let mut submits = Vec::with_capacity(requests.len());
     let mut places = Vec::with_capacity(requests.len());
+    let keys = requests.iter().map(|request| request.idempotency_key.as_str());
+    let _turns = cluster.keys.turns(Aggregate::Task, &caller.tenant, keys).await;
+    // Where a key of this batch came first, and who else in it has the same.
+    let mut firsts = HashMap::new();
+    let mut seconds = Vec::new();
     for request in requests {
+        let key = &request.idempotency_key;
+        if let Some((first, spec)) = firsts.get(key) {
+            if *spec == request.spec {
+                seconds.push((results.len(), *first));
+            }
+            results.push(Err(check::other_request(key)));
+            continue;
+        }
+        if !key.is_empty() {
+            firsts.insert(key.clone(), (results.len(), request.spec.clone()));
+        }
         match prepare(cluster, caller, request).await {
             Ok(Ok(submit)) => {
-                places.push((results.len(), submit.key.clone()));
+                places.push(results.len());
                 results.push(Ok(submit.id));
                 submits.push(submit);
             }
@@ -186,19 +189,20 @@ pub async fn submit_all(
             Err(error) => results.push(Err(error)),
         }
     }
-    if submits.is_empty() {
-        return Ok(results);
-    }
-    let (judged, recorded) = cluster.decide(|core, now| {
-        let (out, judged) = core.submit_all(now, submits);
-        Ok((judged, out))
-    })?;
-    durable(recorded).await?;
-    for ((place, key), judged) in places.into_iter().zip(judged) {
-        if let Err(error) = judged {
-            cluster.keys.release(Aggregate::Task, &caller.tenant, &key);
-            results[place] = Err(error);
+    if !submits.is_empty() {
+        let (judged, recorded) = cluster.decide(|core, now| {
+            let (out, judged) = core.submit_all(now, submits);
+            Ok((judged, out))
+        })?;
+        durable(recorded).await?;
+        for (place, judged) in places.into_iter().zip(judged) {
+            if let Err(error) = judged {
+                results[place] = Err(error);
+            }
         }
+    }
+    for (second, first) in seconds {
+        results[second] = results[first].clone();
     }
     Ok(results)
 }
