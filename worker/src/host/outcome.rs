@@ -75,9 +75,9 @@ pub fn not_executed(program: &str, errno: i32) -> End {
     (state, v1::Outcome { exit_code, ..outcome })
 }
 
-/// It did not run at all.
+/// It did not run at all: not the code's status, but Cooper's own.
 pub fn failed(error: &Error) -> End {
-    (TaskState::Failed, v1::Outcome { exit_code: 1, error: Some(to_wire(error)), ..v1::Outcome::default() })
+    (TaskState::Failed, v1::Outcome { exit_code: 125, error: Some(to_wire(error)), ..v1::Outcome::default() })
 }
 
 /// It was ended while it waited.
