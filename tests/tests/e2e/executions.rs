@@ -133,7 +133,6 @@ fn an_interpreter_that_listens_to_sigint_survives_a_time_limit_and_one_that_does
     let deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass";
     let (status, ended) = cooper.run_json(["exec", &session, "--timeout", "1s", "-c", deaf]);
     assert_eq!((status, &ended["interpreter_restarted"]), (124, &true.into()), "{ended}");
-    assert_eq!(cooper.json(["session", "show", &session])["interpreter_restarted"], true);
     let gone = cooper.run(["exec", &session, "-c", "print(kept)"]).expect(1);
     assert!(gone.err().contains("NameError"), "{gone}");
 }

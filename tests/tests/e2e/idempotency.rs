@@ -1,8 +1,10 @@
 //! I3: what is asked twice under one key happens once.
 
+use std::collections::BTreeSet;
+
 use cooper_proto::v1::{
-    CreateSessionRequest, DestroySessionRequest, ExecuteResponse, PythonSpec, SubmitTaskRequest, TaskSpec,
-    execute_response::Event, task_spec::Kind,
+    CreateSessionRequest, DestroySessionRequest, ExecuteResponse, NoopSpec, PythonSpec, SubmitTaskRequest,
+    SubmitTasksRequest, TaskSpec, execute_response::Event, task_spec::Kind,
 };
 use cooper_tests::{
     grpc::{Client, refusal},
@@ -78,4 +80,46 @@ async fn an_execution_repeated_with_its_key_runs_once_and_answers_the_same() {
     let status =
         client.tasks().submit_task(python(&session, "1", &"k".repeat(129))).await.expect_err("too long");
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn the_same_environment_in_another_order_is_the_same_request() {
+    let cluster = shared();
+    let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
+    let session = client.session().await.id;
+    let key = key();
+    let mut ids = BTreeSet::new();
+    for _ in 0..8 {
+        // Each map has an order of its own.
+        let mut request = python(&session, "1", &key);
+        let env = (0..8).map(|n| (format!("NAME_{n}"), n.to_string())).collect();
+        request.spec.as_mut().expect("a spec").env = env;
+        ids.insert(client.tasks().submit_task(request).await.expect("the same").into_inner().id);
+    }
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_twice_in_one_batch_is_one_task_and_batches_do_not_wait_in_a_circle() {
+    let cluster = shared();
+    let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
+    let (one, other) = (key(), key());
+    let noop = |key: &str| SubmitTaskRequest {
+        idempotency_key: key.to_owned(),
+        spec: Some(TaskSpec { kind: Some(Kind::Noop(NoopSpec {})), ..TaskSpec::default() }),
+    };
+    let submit = |keys: [&String; 3]| {
+        let (mut tasks, batch) = (client.tasks(), keys.map(|key| noop(key)).to_vec());
+        async move {
+            let batch = tokio_stream::once(SubmitTasksRequest { tasks: batch });
+            let mut answers = tasks.submit_tasks(batch).await.expect("accepted").into_inner();
+            let answer = answers.message().await.expect("an answer").expect("one message");
+            assert!(answer.errors.is_empty(), "{:?}", answer.errors);
+            answer.task_ids
+        }
+    };
+    let both = async { tokio::join!(submit([&one, &other, &one]), submit([&other, &one, &other])) };
+    let (a, b) = tokio::time::timeout(cooper_tests::seconds(20), both).await.expect("no circle");
+    assert_eq!((&a[0], &a[1], &a[0]), (&b[1], &b[0], &a[2]));
+    assert_ne!(a[0], a[1]);
 }
