@@ -12,7 +12,10 @@ use std::{
     },
 };
 
-use cooper_common::error::{Code, Error, Result};
+use cooper_common::{
+    error::{Code, Error, Result},
+    limits::link::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX},
+};
 use cooper_proto::{
     host::{CloseFile, FileClosed, FileOpened, OpenFile, open_file::Mode, to_host},
     v1::{self, FileStat, call, call_result, up},
@@ -29,6 +32,8 @@ use crate::frame;
 
 /// Calls at work at once.
 const CALLS_MAX: usize = 32;
+/// One directory's list; what is left of a message is for what it is wrapped in.
+const LIST_BYTES_MAX: usize = MESSAGE_BYTES_MAX - CHUNK_BYTES_MAX;
 /// Calls that wait for their turn; more are refused (`overloaded`).
 const CALLS_WAITING_MAX: usize = 1024;
 
@@ -164,10 +169,25 @@ async fn list_files(
     blocking(move || {
         frame::read_sealed(&opened.fd)
             .and_then(|list| Ok(v1::ListFilesResponse::decode(&*list)?))
+            .map(fitting)
             .map_err(|e| Error::internal(format!("the worker's host handed over an unreadable listing: {e}")))
     })
     .await
     .map_err(IntoWire::into_wire)
+}
+
+/// As much of a list as a message holds: one too long for the control stream would break it, and all calls with it.
+fn fitting(mut list: v1::ListFilesResponse) -> v1::ListFilesResponse {
+    let mut bytes = 0;
+    let fit = list.files.iter().take_while(|file| {
+        // Its tag and length come on top.
+        bytes += file.encoded_len() + 8;
+        bytes <= LIST_BYTES_MAX
+    });
+    let fit = fit.count();
+    list.truncated |= fit < list.files.len();
+    list.files.truncate(fit);
+    list
 }
 
 fn refusal(call_id: u64, error: v1::Error) -> v1::CallResult {
@@ -245,5 +265,20 @@ pub trait IntoWire {
 impl IntoWire for Error {
     fn into_wire(self) -> v1::Error {
         v1::Error { code: self.code.as_str().to_owned(), hint: self.hint().to_owned(), message: self.message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_no_message_holds_is_cut_and_says_so() {
+        let file = FileStat { path: "p".repeat(1_000), ..FileStat::default() };
+        let list =
+            |files: usize| v1::ListFilesResponse { files: vec![file.clone(); files], truncated: false };
+        assert_eq!(fitting(list(1_000)), list(1_000));
+        let cut = fitting(list(10_000));
+        assert!(cut.truncated && cut.files.len() > 8_000 && cut.encoded_len() < MESSAGE_BYTES_MAX);
     }
 }
