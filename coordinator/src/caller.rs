@@ -23,7 +23,7 @@ impl Caller {
         if self.scope == Scope::Admin || scopes.contains(&self.scope) {
             return Ok(());
         }
-        let wanted: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
+        let wanted: Vec<_> = scopes.iter().chain([&Scope::Admin]).map(|scope| scope.as_str()).collect();
         Err(Error::new(
             Code::Forbidden,
             format!("a {} token may not do this; needed: {}", self.scope.as_str(), wanted.join(" or ")),

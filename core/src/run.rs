@@ -384,9 +384,23 @@ impl Run {
         }
     }
 
+    /// Another run works on the service. True if that is news.
+    pub fn wait_for(&mut self, holder: RunId) -> bool {
+        let reason = Reason {
+            code: Code::ServiceLocked.as_str().to_owned(),
+            message: format!("waits for run {holder}, which has this service"),
+        };
+        let news = self.body.state == State::Queued && self.body.reason.as_ref() != Some(&reason);
+        if news {
+            self.body.reason = Some(reason);
+        }
+        news
+    }
+
     /// The service's lock is ours: collect evidence.
     pub fn begin(&mut self) {
         if self.body.state == State::Queued {
+            self.body.reason = None;
             self.to(State::Planning);
         }
     }

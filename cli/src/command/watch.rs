@@ -130,6 +130,12 @@ impl View<'_> {
         if self.context.out.json {
             return;
         }
+        if let (RunState::Queued, Some(waits)) = (run.state(), &run.error)
+            && self.shown.insert(("queued".to_owned(), waits.message.clone()))
+        {
+            let line = format!("{:<9} {}", "queued", clean(&waits.message));
+            let _ = self.progress.beside(|| self.context.out.line(&line));
+        }
         let mut doing = None;
         for step in &run.steps {
             match step.state() {

@@ -182,7 +182,10 @@ impl Driver {
     async fn advance(&mut self, id: RunId) {
         while let Some(run) = self.runs.get(&id) {
             if run.body.state == State::Queued {
-                if !self.owns_lock(run) {
+                if let Some(holder) = self.holder(run) {
+                    if self.runs.get_mut(&id).is_some_and(|run| run.wait_for(holder)) {
+                        self.save_logged(id).await;
+                    }
                     return;
                 }
                 if let Some(run) = self.runs.get_mut(&id) {
@@ -202,10 +205,11 @@ impl Driver {
         }
     }
 
-    /// The oldest run of a service works on it; those after wait (one at a time).
-    fn owns_lock(&self, run: &Run) -> bool {
+    /// The oldest run of a service works on it; those after wait for it (one at a time).
+    fn holder(&self, run: &Run) -> Option<RunId> {
         let lock = run.lock();
-        self.runs.values().find(|other| other.lock() == lock).is_some_and(|first| first.id == run.id)
+        let first = self.runs.values().find(|other| other.lock() == lock)?;
+        (first.id != run.id).then_some(first.id)
     }
 
     async fn plan(&mut self, id: RunId) {

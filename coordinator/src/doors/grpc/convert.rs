@@ -89,7 +89,10 @@ fn of_body(id: String, body: &task::Body, tenant: &str, created_ms: i64, result:
     v1::Task {
         id,
         state: task_state(body.state).into(),
-        spec: None,
+        // Where it ran; what it was asked for, its submitter knows.
+        spec: body
+            .session
+            .map(|session| v1::TaskSpec { session_id: session.to_string(), ..v1::TaskSpec::default() }),
         attempt: body.fence.attempt,
         worker_id: body.worker.clone().unwrap_or_default(),
         created_at_ms: created_ms,
@@ -113,7 +116,7 @@ pub fn task(record: &store::Record) -> Result<v1::Task> {
     Ok(task)
 }
 
-/// Without the spec, which its submitter knows.
+/// Of the spec only the session.
 pub fn ended(ended: &Ended) -> v1::Task {
     of_body(ended.task.to_string(), &ended.body, &ended.tenant, ended.created_ms, ended.result.as_deref())
 }

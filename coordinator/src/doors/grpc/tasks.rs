@@ -38,7 +38,10 @@ fn follow(accepted: v1::Task, mut following: Following) -> BoxStream<v1::Execute
                 Seen::Output { stream, offset, data } => {
                     Event::Output(v1::Output { stream: i32::from(stream.number()), offset, data })
                 }
-                Seen::Ended(ended) => Event::Ended(v1::Task { spec: spec.clone(), ..convert::ended(&ended) }),
+                Seen::Ended(ended) => {
+                    let ended = convert::ended(&ended);
+                    Event::Ended(v1::Task { spec: spec.clone().or(ended.spec.clone()), ..ended })
+                }
             });
         }
     })
