@@ -88,10 +88,6 @@ impl Cluster {
         Setup::python().start()
     }
 
-    pub fn setup(&self) -> &Setup {
-        &self.setup
-    }
-
     /// Starts on the same data, as after [`Cluster::stop`] or [`Cluster::kill_up`].
     pub fn start_up(&mut self) {
         assert!(self.up.is_none(), "it runs");
@@ -127,16 +123,8 @@ impl Cluster {
         made["secret"].as_str().expect("a secret").to_owned()
     }
 
-    pub fn log(&self, role: &str) -> String {
-        fs::read_to_string(self.data.join(format!("logs/{role}.log"))).unwrap_or_default()
-    }
-
     pub fn pid(&self) -> Pid {
         self.up.as_ref().expect("it runs").pid()
-    }
-
-    pub fn up(&self) -> &Running {
-        self.up.as_ref().expect("it runs")
     }
 
     /// Everything that has to do with this cluster and is alive.

@@ -10,7 +10,7 @@ mod idempotency;
 mod json;
 mod policy;
 mod repair;
-mod runs;
+mod rollback;
 mod sessions;
 mod tenants;
 mod up;
