@@ -12,7 +12,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType},
-    process::Pid,
+    process::{Pid, Signal},
 };
 
 use super::{launch::Launch, sys, tree};
@@ -97,6 +97,8 @@ fn run(launch: Launch, reports: &OwnedFd) -> io::Result<()> {
     rustix::process::set_child_subreaper(Some(me))?;
     let signals = sys::signal_fd(&[libc::SIGCHLD])?;
 
+    // Until the child runs, the host's death is this process's too; afterwards it has somebody to end first.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let (failed_read, low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // Out of the way of the child's own descriptors.
     let failed_write = rustix::io::fcntl_dupfd_cloexec(&low, 64)?;
@@ -117,6 +119,7 @@ fn run(launch: Launch, reports: &OwnedFd) -> io::Result<()> {
         return tell(reports, Report::NotStarted { errno: i32::from_ne_bytes(errno) });
     }
     drop(failed_read);
+    rustix::process::set_parent_process_death_signal(None)?;
     tell(reports, Report::Started { pid: child.as_raw_nonzero().get() })?;
     watch(child, reports, &signals)
 }

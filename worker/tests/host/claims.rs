@@ -147,7 +147,8 @@ claims! {
         let done = worker.link.wait(&running);
         assert_eq!((done.state, done.outcome.exit_code), (TaskState::Cancelled, 130));
         assert!(!worker.workspace(&session).join("never").exists());
-        assert_eq!(worker.python(&session, "1").value(), "1");
+        let next = worker.python(&session, "1");
+        assert_eq!((next.value(), next.outcome.interpreter_restarted), ("1".to_owned(), false));
     }
 
     fn a_command_runs_in_the_workspace_with_its_input_and_status() {
@@ -347,9 +348,11 @@ claims! {
     fn executions_of_one_session_run_in_their_order_and_commands_beside_them() {
         let (mut worker, session) = Worker::with_session();
         let first = worker.start_python(&session, "import time; time.sleep(0.3)\nx = 1", 0);
-        let second = worker.start_python(&session, "x + 1", 0);
+        let second = worker.start_python(&session, "x += 1\nx", 0);
+        let third = worker.start_python(&session, "x * 10", 0);
         assert_eq!(worker.shell(&session, &["echo", "beside"], b"").out(), "beside\n");
         assert_eq!(worker.link.wait(&second).value(), "2");
+        assert_eq!(worker.link.wait(&third).value(), "20");
         assert_eq!(worker.link.wait(&first).state, TaskState::Succeeded);
     }
 
@@ -447,27 +450,13 @@ claims! {
 
     fn a_link_that_does_not_read_stops_nobody() {
         let (mut worker, session) = Worker::with_session();
-        let tasks: Vec<String> =
-            (0..600).map(|i| worker.start_python(&session, &format!("print({i})\nopen('n{i}', 'w')"), 0)).collect();
-        let last = worker.workspace(&session).join("n599");
-        eventually("the last one ran", || last.exists().then_some(()));
-        for (i, task) in tasks.iter().enumerate() {
-            assert_eq!(worker.link.wait(task).out(), format!("{i}\n"));
-        }
-    }
-
-    fn a_round_trip_through_the_host_takes_a_fraction_of_a_millisecond() {
-        let (mut worker, session) = Worker::with_session();
-        let mut times: Vec<u128> = (0..500)
-            .map(|_| {
-                let before = cooper_common::clock::since_start();
-                worker.python(&session, "1");
-                (cooper_common::clock::since_start() - before).as_micros()
-            })
-            .collect();
-        times.sort_unstable();
-        println!("exec round trip: p50 {} us, p99 {} us", times[250], times[495]);
-        // Loose: this machine may be busy with other tests; `make bench` measures.
-        assert!(times[250] < 5_000);
+        // Each write is worth a message; far more of them than a socket holds.
+        let code = "import os, time\nfor i in range(2_000):\n    os.write(1, b'%099d\\n' % i)\n    time.sleep(0.0005)\n\
+            open('done', 'w')";
+        let task = worker.start_python(&session, code, 0);
+        let done = worker.workspace(&session).join("done");
+        eventually("it ended", || done.exists().then_some(()));
+        let expected: String = (0..2_000).map(|i| format!("{i:099}\n")).collect();
+        assert!(worker.link.wait(&task).out() == expected);
     }
 }
