@@ -318,8 +318,11 @@ class Runner:
             trace = error.__traceback__
             while trace is not None and trace.tb_frame.f_code.co_filename == RUNNER:
                 trace = trace.tb_next
-            lines = traceback.format_exception(type(error), error.with_traceback(trace), trace)
-            shown = text("".join(lines), TRACEBACK_BYTES_MAX)
+            report = traceback.TracebackException(type(error), error.with_traceback(trace), trace)
+            # An interrupt was raised by this file's handler, deep inside the code it stopped.
+            frames = [frame for frame in report.stack if frame.filename != RUNNER]
+            report.stack = traceback.StackSummary.from_list(frames)
+            shown = text("".join(report.format()), TRACEBACK_BYTES_MAX)
         except BaseException as other:
             shown = "%s (its traceback cannot be shown: %s)\n" % (type(error).__name__, type(other).__name__)
         try:
