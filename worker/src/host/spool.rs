@@ -78,8 +78,13 @@ impl Stream {
     pub fn drain(&mut self, null: &File) -> Pipe {
         let waiting = self.pipe.as_ref().and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok()).unwrap_or(0);
         if waiting == 0 {
-            // Nothing there: either empty or closed; a read tells.
-            return self.pump_up_to(1, null);
+            return match &self.pipe {
+                Some(pipe) if !is_closed(pipe) => Pipe::Open,
+                _ => {
+                    self.pipe = None;
+                    Pipe::Closed
+                }
+            };
         }
         self.pump_up_to(waiting, null)
     }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod claims;
+mod measure;
 mod worker;
 
 use std::{
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Some("worker-link") => worker::link(),
         Some(cooper_worker::host::INSTALL_ARGV) => cooper_worker::host::install::main(),
         Some(cooper_worker::host::STEP_ARGV) => worker::step(),
+        Some("measure") => measure::main(),
         _ => run(&arguments),
     }
 }
