@@ -14,6 +14,7 @@ use crate::{
     args,
     context::Context,
     failure::{Failure, Result},
+    up::preflight,
 };
 
 /// Processes that a worker's host starts: no command line, no settings, no runtime of ours.
@@ -55,6 +56,9 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
 pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
     tie_to(args.supervisor)?;
     let config = context.config(Role::Worker, args.settings.given)?;
+    if args.supervisor.is_none() {
+        preflight::not_beside_up(&config.data())?;
+    }
     cooper_worker::host::run(worker_config(&config)?)?;
     Ok(0)
 }

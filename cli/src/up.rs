@@ -6,7 +6,7 @@ mod banner;
 mod child;
 mod leftovers;
 mod log;
-mod preflight;
+pub(crate) mod preflight;
 mod stop;
 
 use std::{

@@ -58,13 +58,7 @@ pub(super) fn data(config: &Config) -> Result<Data> {
         .open(&path)
         .map_err(|error| unusable(&dir, error))?;
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut text = String::new();
-        let _ = lock.read_to_string(&mut text);
-        let holder =
-            serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|all| all["pid"].as_u64());
-        let holder =
-            holder.map_or_else(|| "another cooper up".to_owned(), |pid| format!("cooper up with pid {pid}"));
-        return Err(Failure::new(Code::DataBusy, format!("{} is in use by {holder}", dir.display())));
+        return Err(busy(&dir, &mut lock));
     }
     // It holds tokens: no tree that it lies in should take it along.
     let ignore = dir.join(".gitignore");
@@ -72,6 +66,25 @@ pub(super) fn data(config: &Config) -> Result<Data> {
         fs::write(&ignore, "*\n").map_err(|error| unusable(&dir, error))?;
     }
     Ok(Data { dir, lock })
+}
+
+fn busy(dir: &Path, lock: &mut File) -> Failure {
+    let mut text = String::new();
+    let _ = lock.read_to_string(&mut text);
+    let holder = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|all| all["pid"].as_u64());
+    let holder =
+        holder.map_or_else(|| "another cooper up".to_owned(), |pid| format!("cooper up with pid {pid}"));
+    Failure::new(Code::DataBusy, format!("{} is in use by {holder}", dir.display()))
+}
+
+/// A worker started by hand takes over what a dead host of its directory left; from a live `up` it takes nothing.
+pub(crate) fn not_beside_up(dir: &Path) -> Result<()> {
+    // No lock file: no `up` was ever here.
+    let Ok(mut lock) = File::open(dir.join("up.lock")) else { return Ok(()) };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(()),
+        Err(_) => Err(busy(dir, &mut lock)),
+    }
 }
 
 /// The address, free at this moment.

@@ -88,6 +88,8 @@ fn take_lock(path: &Path) -> Result<File> {
             .trim()
             .parse()
             .ok()
+            // A negative one would name a process group.
+            .filter(|pid| *pid > 0)
             .and_then(Pid::from_raw)
             .ok_or_else(|| busy("held by an unknown process".to_owned()))?;
         tracing::info!(pid = holder.as_raw_nonzero().get(), "another host holds this directory; ending it");
