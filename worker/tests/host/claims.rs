@@ -284,7 +284,8 @@ claims! {
         let running = worker.start_python(&session, code, 0);
         worker.link.wait_for_output(&running);
         let of_session = || worker::marked(&format!("COOPER_SESSION={session}"));
-        assert!(of_session().len() >= 3);
+        // One that is just becoming another program has no environment for a moment.
+        eventually("all three run", || (of_session().len() >= 3).then_some(()));
         worker.destroy(&session);
         assert_eq!(of_session(), Vec::<i32>::new());
         let done = worker.link.wait(&running);
