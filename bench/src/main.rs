@@ -19,7 +19,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{cluster::Cpu, peers::Peers, report::Report, rows::Bench};
+use crate::{
+    cluster::Cpu,
+    figures::Figures,
+    peers::Peers,
+    report::{Around, Report},
+    rows::Bench,
+};
 
 /// Peers included, what is built or fetched the first time not.
 const WHOLE: Duration = Duration::from_secs(300);
@@ -82,7 +88,7 @@ async fn measure(
     dir: &std::path::Path,
     peers: Option<Peers>,
 ) -> Result<Report> {
-    let mut report = Report::new(&disk::commits(dir)?);
+    let mut report = Report::new();
     let bench = Bench::start(binary, dir).await.context("Cooper does not start")?;
     for row in rows {
         eprintln!("{} …", row.name);
@@ -90,6 +96,7 @@ async fn measure(
             (Some(peers), Some(peer)) => Some(peers.beside(peer, &row.name).await),
             _ => None,
         };
+        let mut commits = disk::commits(dir)?;
         let before = bench.cooper.cpu();
         let measured = tokio::time::timeout(ROW, bench.measure(&row.name))
             .await
@@ -99,8 +106,10 @@ async fn measure(
             coordinator_ms: after.coordinator_ms.saturating_sub(before.coordinator_ms),
             worker_ms: after.worker_ms.saturating_sub(before.worker_ms),
         };
+        commits.extend(disk::commits(dir)?);
+        let around = Around { cpu, commit: Figures::samples(commits) };
         let measured = measured.map_err(|error| anyhow!("{error:#}{}", bench.cooper.log()));
-        report.add(row, measured, beside, cpu);
+        report.add(row, measured, beside, &around);
     }
     bench.cooper.stop().await;
     Ok(report)

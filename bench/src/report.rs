@@ -21,10 +21,13 @@ pub struct Report {
     pub at_ms: i64,
     pub version: &'static str,
     pub cores: usize,
-    /// A 4 KiB append and fdatasync on the disk that everything was on, in milliseconds.
-    pub disk_commit_p50: f64,
-    pub disk_commit_p99: f64,
     pub rows: Vec<Row>,
+}
+
+/// What was seen around the measurement of a row.
+pub struct Around {
+    pub cpu: Cpu,
+    pub commit: Figures,
 }
 
 #[derive(Serialize)]
@@ -49,19 +52,20 @@ pub struct Row {
     /// Repeats this row.
     pub command: String,
     pub how: Option<String>,
+    /// A 4 KiB append and fdatasync on the disk that everything was on, in milliseconds, right before and after.
+    pub disk_commit_p50: f64,
+    pub disk_commit_p99: f64,
     pub cpu_ms_coordinator: u64,
     pub cpu_ms_worker: u64,
     pub error: Option<String>,
 }
 
 impl Report {
-    pub fn new(disk_commit: &Figures) -> Self {
+    pub fn new() -> Self {
         Self {
             at_ms: clock::wall_ms(),
             version: cooper_common::VERSION,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            disk_commit_p50: disk_commit.p50(),
-            disk_commit_p99: disk_commit.p99(),
             rows: Vec::new(),
         }
     }
@@ -71,9 +75,9 @@ impl Report {
         row: &budgets::Row,
         measured: Result<Measured>,
         beside: Option<Result<Beside>>,
-        cpu: Cpu,
+        around: &Around,
     ) {
-        let budget = row.budget(self.disk_commit_p50);
+        let budget = row.budget(around.commit.p50());
         let (measured, error) = split(measured);
         let figures = measured.as_ref().map(|measured| &measured.figures);
         let spread = |figures: Option<&Figures>| figures.filter(|figures| figures.has_spread()).cloned();
@@ -102,8 +106,10 @@ impl Report {
             budget,
             command: format!("cargo run --release --locked -p cooper-bench -- --only {}", row.name),
             how: measured.map(|measured| measured.how),
-            cpu_ms_coordinator: cpu.coordinator_ms,
-            cpu_ms_worker: cpu.worker_ms,
+            disk_commit_p50: around.commit.p50(),
+            disk_commit_p99: around.commit.p99(),
+            cpu_ms_coordinator: around.cpu.coordinator_ms,
+            cpu_ms_worker: around.cpu.worker_ms,
             error,
         });
     }
@@ -119,7 +125,7 @@ impl Report {
 
     pub fn print(&self) {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::NOTHING);
         table.set_header([
             "row",
             "Cooper",
@@ -129,6 +135,7 @@ impl Report {
             "ratio",
             "budget",
             "met",
+            "commit",
             "cpu ms coord/worker",
         ]);
         for row in &self.rows {
@@ -143,6 +150,7 @@ impl Report {
                 right(row.ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{}×", short(ratio)))),
                 Cell::new(&row.budget),
                 Cell::new(if row.met { "yes" } else { "NO" }),
+                right(short(row.disk_commit_p50)),
                 right(format!("{}/{}", row.cpu_ms_coordinator, row.cpu_ms_worker)),
             ]);
         }
@@ -168,11 +176,9 @@ impl Report {
             Some(format!("\n  {} {}× {peer}", row.name, short(row.ratio?)))
         });
         format!(
-            "{met} of {} budgets met; {} cores; one commit of this disk: p50 {} ms, p99 {} ms.{}",
+            "{met} of {} budgets met on {} cores. commit: median of one commit of this disk around the row, in ms.{}",
             self.rows.len(),
             self.cores,
-            short(self.disk_commit_p50),
-            short(self.disk_commit_p99),
             ratios.collect::<String>()
         )
     }
