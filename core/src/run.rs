@@ -1,5 +1,7 @@
 //! A run: one repair from queued to a true end. Decides the next step; the coordinator performs it as a task.
 
+mod record;
+
 use std::sync::Arc;
 
 use cooper_common::{
@@ -9,11 +11,7 @@ use cooper_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Now,
-    change::{Aggregate, Change, NewEvent, Row, Version},
-    session::Reason,
-};
+use crate::{Now, change::Version, session::Reason};
 
 macro_rules! names {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal,)* }) => {
@@ -284,38 +282,6 @@ impl Run {
         };
         run.to(State::Queued);
         run
-    }
-
-    /// A run as it was stored, with the rows whose parent it is.
-    pub fn restore(
-        id: RunId,
-        version: Version,
-        row: Row,
-        steps: Vec<(Version, Row)>,
-        approval: Option<(Version, Row)>,
-    ) -> Result<Self, serde_json::Error> {
-        let mut loaded = Vec::new();
-        for (version, row) in steps {
-            loaded.push(Step { version, ..serde_json::from_str(&row.body)? });
-        }
-        loaded.sort_by_key(|step: &Step| step.kind);
-        let approval = approval
-            .map(|(version, row)| {
-                serde_json::from_str(&row.body).map(|approval: Approval| Approval { version, ..approval })
-            })
-            .transpose()?;
-        Ok(Self {
-            id,
-            tenant: row.tenant.into(),
-            key: row.key,
-            created_ms: row.created_ms,
-            version,
-            body: serde_json::from_str(&row.body)?,
-            steps: loaded,
-            approval,
-            spec: None,
-            events: Vec::new(),
-        })
     }
 
     /// What two runs may not do at once is to work on the same service.
@@ -655,78 +621,6 @@ impl Run {
     pub fn artifact(&mut self, artifact: Artifact) {
         self.body.artifacts.retain(|known| known.name != artifact.name);
         self.body.artifacts.push(artifact);
-    }
-
-    /// Everything since the last call: the run's row, and those of its steps and approval that changed.
-    pub fn take_changes(&mut self, now: Now) -> Vec<Change> {
-        let run = self.id.to_string();
-        let tenant = self.tenant.to_string();
-        let row = |id: &str, expected: Version, state: &str, ended: bool, body: String, aggregate| Change {
-            aggregate,
-            id: id.to_owned(),
-            expected,
-            row: Row {
-                tenant: tenant.clone(),
-                state: state.to_owned(),
-                ended,
-                parent: run.clone(),
-                created_ms: now.wall_ms,
-                updated_ms: now.wall_ms,
-                body,
-                ..Row::default()
-            },
-            events: Vec::new(),
-            output: Vec::new(),
-        };
-        let mut changes = Vec::new();
-        let ended = self.body.state.ended();
-        let mut own = row(
-            &run,
-            self.version,
-            self.body.state.as_str(),
-            ended,
-            serde_json::to_string(&self.body).unwrap_or_default(),
-            Aggregate::Run,
-        );
-        own.row.parent = self.body.stack.clone();
-        own.row.key = self.key.clone();
-        own.row.created_ms = self.created_ms;
-        own.row.spec = self.spec.take();
-        own.events = self.events.drain(..).map(|(kind, body)| NewEvent { kind, body }).collect();
-        self.version += 1;
-        changes.push(own);
-        for step in &mut self.steps {
-            if std::mem::take(&mut step.touched) {
-                let body = serde_json::to_string(step).unwrap_or_default();
-                let id = format!("{run}/{}", step.kind.as_str());
-                let over =
-                    matches!(step.state, StepState::Succeeded | StepState::Failed | StepState::Skipped);
-                changes.push(row(&id, step.version, step.state.as_str(), over, body, Aggregate::Step));
-                step.version += 1;
-            }
-        }
-        if let Some(approval) = &mut self.approval
-            && std::mem::take(&mut approval.touched)
-        {
-            let body = serde_json::to_string(approval).unwrap_or_default();
-            let over = approval.decision != Decision::Pending;
-            let mut change = row(
-                &approval.id.to_string(),
-                approval.version,
-                approval.decision.as_str(),
-                over,
-                body,
-                Aggregate::Approval,
-            );
-            change.events.push(NewEvent {
-                kind: format!("approval.{}", approval.decision.as_str()),
-                body: serde_json::json!({"run": run, "plan_hash": approval.plan_hash, "by": approval.decided_by})
-                    .to_string(),
-            });
-            changes.push(change);
-            approval.version += 1;
-        }
-        changes
     }
 }
 
