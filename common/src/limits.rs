@@ -22,8 +22,9 @@ pub mod link {
     pub const ATTEMPT_WINDOW_BYTES: u64 = 256 << 10;
     /// Output of one worker on its way and not acked.
     pub const WORKER_WINDOW_BYTES: u64 = 4 << 20;
-    /// Messages that wait to be written to one worker; a worker that lets them pile up gets no new work.
-    pub const OUTBOUND_MESSAGES_MAX: usize = 1024;
+    /// Messages that wait to be written to one worker; a worker that lets them pile up is cut and attaches again. Far
+    /// above what credit and acks of one burst amount to, or a healthy worker would be cut for being quick.
+    pub const OUTBOUND_MESSAGES_MAX: usize = 16_384;
     /// TCP accept backlog: 10,000 workers may come back at once.
     pub const ACCEPT_BACKLOG: u32 = 16_384;
     /// Protocol versions this build speaks.
