@@ -436,6 +436,15 @@ fn a_cancelled_step_ends_with_everything_it_started() {
     process.signal(Signal::TERM);
     let (report, log) = process.wait();
     assert!(report.is_none() && log.contains("building") && log.contains("cancelled"), "{log}");
-    let left = std::process::Command::new("pgrep").args(["-g", &group.to_string()]).output().expect("pgrep");
-    assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
+    // Killed with the group; whoever adopts them reaps them a moment later.
+    let left = || {
+        let found =
+            std::process::Command::new("pgrep").args(["-g", &group.to_string()]).output().expect("pgrep");
+        String::from_utf8_lossy(&found.stdout).into_owned()
+    };
+    let deadline = cooper_common::clock::mono_ms() + 10_000;
+    while !left().is_empty() && cooper_common::clock::mono_ms() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(left(), "");
 }
