@@ -4,7 +4,7 @@
 #   scripts/test.sh [stage...]      default: all of them, in this order
 #
 #   COOPER_TEST_SKIP=docker   leaves out what needs a Docker engine; the summary says so
-#   COOPER_TEST_FILTER=NAME   of the end-to-end tests only those whose name contains NAME
+#   COOPER_TEST_FILTER=NAME   of the end-to-end tests only those whose name contains NAME, e.g. e2e::repair::
 #
 # Logs of the stages are in target/test. The whole takes at most 50 minutes, or it fails.
 set -euo pipefail
@@ -36,10 +36,11 @@ set_up() {
 
 lint() { make --no-print-directory lint; }
 
-# One selection of packages for all of these, or features differ and dependencies are built twice.
-build() { cargo build --workspace --locked --all-targets && cargo test --workspace --locked --no-run --test e2e; }
-unit()  { cargo test --workspace --locked; }
-e2e()   { cargo test --workspace --locked --test e2e -- --test-threads "$e2e_threads" ${COOPER_TEST_FILTER:+"$COOPER_TEST_FILTER"}; }
+# One selection of packages and targets for all of these, or features differ and dependencies are built twice; names
+# tell the end-to-end tests from the others.
+build() { cargo build --workspace --locked --all-targets; }
+unit()  { cargo test --workspace --locked --no-fail-fast -- --skip=e2e::; }
+e2e()   { cargo test --workspace --locked --tests -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
 
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
 stage() {

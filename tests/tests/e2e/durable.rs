@@ -3,7 +3,7 @@
 use cooper_tests::{Cluster, Running, Setup, docker, docker::Stack, seconds, wait::until_true};
 use rustix::process::{Signal, kill_process};
 
-use crate::repair::{patient, text};
+use super::repair::{patient, text};
 
 const LINES: usize = 200_000;
 

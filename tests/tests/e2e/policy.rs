@@ -7,7 +7,7 @@ use cooper_tests::{
     tree::Tree,
 };
 
-use crate::repair::{artifact, names, patient, text};
+use super::repair::{artifact, names, patient, text};
 
 /// Everything that a repair could touch.
 #[derive(Debug, PartialEq)]

@@ -2,7 +2,7 @@
 
 use cooper_tests::{Answer, cluster::shared_compose, docker, docker::Stack, seconds};
 
-use crate::repair::{artifact, names, patient, text};
+use super::repair::{artifact, names, patient, text};
 
 /// Repairs `web`, which ends rolled back, and compares with the start.
 fn is_rolled_back(stack: &Stack, health: &str) {

@@ -9,7 +9,7 @@ use cooper_tests::{
     shared,
 };
 
-use crate::repair::{patient, text};
+use super::repair::{patient, text};
 
 fn stranger(cluster: &Cluster, scope: &str) -> Cooper {
     Cooper::with_token(&cluster.url, &cluster.token("tenant-b", scope))

@@ -1,0 +1,19 @@
+//! End to end: the built binary, real processes, real Docker, real clients. Everything is in one module, so that
+//! scripts/test.sh can tell these tests from the others by name.
+
+mod e2e {
+    mod config;
+    mod contract;
+    mod durable;
+    mod executions;
+    mod files;
+    mod fleet;
+    mod idempotency;
+    mod json;
+    mod policy;
+    mod repair;
+    mod rollback;
+    mod sessions;
+    mod tenants;
+    mod up;
+}
