@@ -199,6 +199,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = fs::canonicalize(dir.path()).unwrap();
         let mut left = std::process::Command::new("sleep").arg("60").env(MARK, &path).spawn().unwrap();
+        // A program's environment can be read a moment after its start.
+        while fs::read(format!("/proc/{}/environ", left.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         // The child of a test has to be waited for, or it stays a zombie whose environment is empty: not marked.
         sweep(&path);
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&left.wait().unwrap()), Some(9));
