@@ -59,7 +59,7 @@ summary() {
   printf '%s\n' "${table[@]}"
   printf '%-8s %6d s\n' total "$SECONDS"
   cat "$logs"/*.log | grep -h '^skipped by request' | sort -u || true
-  if skips_docker; then echo "skipped by request: Docker engine, base images and steps on real stacks (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; fi
+  if skips_docker; then echo "skipped by request: setting up the engine and base images (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; fi
   cat "$logs"/*.log | grep -h '^kept for a look' || true
   if ((SECONDS > minutes_max * 60)); then failed+=("more than $minutes_max minutes"); fi
   if ((${#failed[@]})); then
