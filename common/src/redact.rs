@@ -373,7 +373,7 @@ mod tests {
             ("DB_PASSWORD=hunter22 next", "DB_PASSWORD=[redacted] next"),
             ("GITHUB_TOKEN=$OTHER", "GITHUB_TOKEN=$OTHER"),
             ("ModuleNotFoundError: No module named 'token'", "ModuleNotFoundError: No module named 'token'"),
-            ("https://deb.debian.org/debian stable", "https://deb.debian.org/debian stable"),
+            ("https://mirror.example/debian stable", "https://mirror.example/debian stable"),
             ("#7 0.1 pip install flask==3.1.0", "#7 0.1 pip install flask==3.1.0"),
         ] {
             assert_eq!(none.redact(text), shown);
