@@ -226,11 +226,6 @@ impl RepairPlan {
         }
         Ok(serde_json::from_str(text)?)
     }
-
-    /// The diff of all edits: `patch.diff`.
-    pub fn patch(&self) -> String {
-        self.edits.iter().map(|change| change.diff.as_str()).collect()
-    }
 }
 
 /// The steps a remedy takes, each needing the one before.

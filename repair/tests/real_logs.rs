@@ -245,7 +245,7 @@ fn a_repair_becomes_a_plan_that_is_the_same_after_storing() {
     assert_eq!(plan.build.as_ref().unwrap().context, "/srv/stack/web");
     assert_eq!((plan.verify.stable_for_ms, plan.project.as_str()), (3_000, "stack"));
     assert_eq!(plan.verify.health.as_ref().unwrap().url, "http://web:8000/health");
-    assert!(plan.patch().contains("+++ b/requirements.txt\n"));
+    assert!(plan.edits.iter().any(|change| change.diff.contains("+++ b/requirements.txt\n")));
     let stored = RepairPlan::from_json(&plan.to_json()).unwrap();
     assert_eq!((stored.hash(), &stored), (plan.hash(), &plan));
     let next = RepairPlan::new("demo", &evidence.model, "web", 2, &diagnosis).unwrap();
