@@ -43,6 +43,7 @@ fn arg(setting: &'static Setting) -> Arg {
     let mut help = format!("{} [env: {}]", setting.doc.trim_end_matches('.'), setting.env.join(", "));
     match setting.default {
         SettingDefault::Text(text) => help += &format!(" [default: {text}]"),
+        SettingDefault::Number(number) => help += &format!(" [default: {number}]"),
         SettingDefault::InData(rest) => help += &format!(" [default: {rest} in the data directory]"),
         SettingDefault::SessionsOfThisMachine => help += " [default: from cores and memory]",
         SettingDefault::None => {}
@@ -57,11 +58,16 @@ fn arg(setting: &'static Setting) -> Arg {
         Kind::Dirs => "NAME=DIR,…",
         _ => "VALUE",
     };
+    let heading = match setting.key {
+        "suspect_beats" => "Times",
+        key if key.ends_with("_ms") => "Times",
+        _ => "Settings",
+    };
     Arg::new(setting.key)
         .long(setting.key.replace('_', "-"))
         .value_name(name)
         .help(help)
-        .help_heading("Settings")
+        .help_heading(heading)
 }
 
 impl<R: OfRole> clap::Args for Flags<R> {

@@ -1,12 +1,14 @@
 //! The roles of a cluster: each runs here as a call into its crate, and nowhere else.
 
-use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::ExitCode, time::Duration};
 
 use cooper_common::{
     config::{Config, Role},
     error::Code,
+    limits::link,
     telemetry,
 };
+use cooper_coordinator::Timing;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,7 +36,13 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     let Some(listen) = config.address("listen") else {
         return Err(Failure::new(Code::Internal, "setting listen is not an address"));
     };
-    let config = cooper_coordinator::Config { listen, data: config.data(), log_level: config.log_level() };
+    let config = cooper_coordinator::Config {
+        listen,
+        data: config.data(),
+        log_level: config.log_level(),
+        timing: timing(&config),
+        keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
+    };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;
     let end = runtime.block_on(async {
@@ -52,6 +60,19 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     end.map(|()| 0)
 }
 
+fn timing(config: &Config) -> Timing {
+    let default = Timing::default();
+    let time = |key, default| config.integer(key).unwrap_or(default);
+    Timing {
+        heartbeat_min_ms: time("heartbeat_ms", default.heartbeat_min_ms),
+        suspect_beats: time("suspect_beats", default.suspect_beats),
+        lease_ms: time("lease_ms", default.lease_ms),
+        lost_ms: time("lost_ms", default.lost_ms),
+        reattach_grace_ms: time("reattach_grace_ms", default.reattach_grace_ms),
+        tick_ms: time("tick_ms", default.tick_ms),
+    }
+}
+
 /// The host runs on this very thread, which is the only one: it forks.
 pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
     tie_to(args.supervisor)?;
@@ -64,8 +85,16 @@ pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
 }
 
 fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
+    use cooper_worker::config::Timing;
     let addr = config.text("coordinator_addr").unwrap_or_default();
     let labels: BTreeMap<String, String> = config.pairs("labels").into_iter().collect();
+    let default = Timing::default();
+    let time = |key, default| config.integer(key).unwrap_or(default);
+    let timing = Timing {
+        keepalive_ms: time("keepalive_ms", default.keepalive_ms),
+        reconnect_base_ms: time("reconnect_base_ms", default.reconnect_base_ms),
+        reconnect_cap_ms: time("reconnect_cap_ms", default.reconnect_cap_ms),
+    };
     let stacks = config.pairs("stacks").into_iter().map(|(name, dir)| (name, PathBuf::from(dir))).collect();
     Ok(cooper_worker::config::Config {
         base_workspace: config.path("base_workspace"),
@@ -75,6 +104,7 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         stacks,
         compose: config.text("compose").as_deref() != Some("off"),
         labels,
+        timing,
         log_level: config.log_level(),
         health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),
         ..cooper_worker::config::Config::new(config.data().join("worker"), addr, config.join_token()?)

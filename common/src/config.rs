@@ -6,6 +6,7 @@ mod file;
 mod table;
 #[cfg(test)]
 mod tests;
+mod timing;
 mod value;
 
 use std::{
@@ -124,7 +125,9 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config> {
         };
         entries.push(with_port(sources, Entry { setting, value, origin })?);
     }
-    Ok(Config { entries, file: file.map(|found| found.path) })
+    let config = Config { entries, file: file.map(|found| found.path) };
+    timing::check(&config)?;
+    Ok(config)
 }
 
 /// `GRPC_PORT` replaces the port of `listen`, whatever that comes from, unless it comes from a flag.

@@ -1,8 +1,8 @@
 //! Every bound of Cooper in one place, units last (I12). What happens at each is said where it is used.
 
-/// Times of the link (DESIGN §5).
+/// The link. Times are defaults of settings (DESIGN §5).
 pub mod link {
-    /// Floor of the heartbeat interval; the coordinator adds n/200 s for n workers.
+    /// Floor of the heartbeat interval; for n workers it is at least half of this + n/200 s.
     pub const HEARTBEAT_MIN_MS: u64 = 2_000;
     /// Missed beats after which no new work is sent.
     pub const SUSPECT_BEATS: u64 = 3;
@@ -10,6 +10,10 @@ pub mod link {
     pub const LOST_MS: u64 = 60_000;
     /// After a coordinator start nothing is called lost before this time.
     pub const REATTACH_GRACE_MS: u64 = 60_000;
+    /// Between looks at the clock. A look twice as late means that the coordinator itself stood still.
+    pub const TICK_MS: u64 = 1_000;
+    /// Between pings of an idle connection. A side that is gone without a word is noticed after twice this.
+    pub const KEEPALIVE_MS: u64 = 10_000;
     pub const RECONNECT_BASE_MS: u64 = 100;
     pub const RECONNECT_CAP_MS: u64 = 5_000;
     /// Largest link or client message either side decodes.

@@ -68,6 +68,7 @@ fn row_of(setting: &Setting) -> Vec<String> {
     let names = setting.env.iter().copied().chain(setting.port_env);
     let default = match setting.default {
         SettingDefault::Text(text) => format!("`{text}`"),
+        SettingDefault::Number(number) => format!("`{number}`"),
         SettingDefault::InData(path) => format!("`{path}` in the data directory"),
         SettingDefault::SessionsOfThisMachine => "from cores and memory".to_owned(),
         SettingDefault::None => String::new(),

@@ -15,6 +15,7 @@ use cooper_common::{
 use cooper_core::{
     Now, cluster,
     cluster::{Effect, Out},
+    lease::Timing,
     session::Session,
     task::Task,
     worker::Worker,
@@ -45,6 +46,7 @@ pub struct Cluster {
     pub hub: Hub,
     pub keys: Keys,
     pub output: OutputLog,
+    pub timing: Timing,
     session_changes: broadcast::Sender<SessionId>,
     /// Room for a session may have appeared.
     pub capacity: Notify,
@@ -57,7 +59,7 @@ pub type Recorded = oneshot::Receiver<Result<()>>;
 
 impl Cluster {
     /// Loads what the store remembers, under a new epoch.
-    pub async fn load(store: Arc<dyn Store>, output: OutputLog) -> Result<Arc<Self>> {
+    pub async fn load(store: Arc<dyn Store>, output: OutputLog, timing: Timing) -> Result<Arc<Self>> {
         use cooper_core::change::Aggregate;
         let epoch = store.next_epoch().await?;
         let now = now();
@@ -87,7 +89,7 @@ impl Cluster {
             tasks = tasks.len(),
             "loaded"
         );
-        let core = cluster::Cluster::restore(now, epoch, Default::default(), workers, sessions, tasks);
+        let core = cluster::Cluster::restore(now, epoch, timing, workers, sessions, tasks);
         Ok(Arc::new(Self {
             core: Mutex::new(core),
             store,
@@ -95,6 +97,7 @@ impl Cluster {
             hub: Hub::default(),
             keys: Keys::default(),
             output,
+            timing,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
             broken: tokio::sync::watch::Sender::new(None),

@@ -17,4 +17,5 @@ pub mod store;
 pub mod tasks;
 pub mod tokens;
 
+pub use cooper_core::lease::Timing;
 pub use serve::{Config, serve};

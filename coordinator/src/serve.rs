@@ -6,7 +6,7 @@ use cooper_common::{
     error::{Code, Error, Result},
     limits,
 };
-use cooper_core::change::Aggregate;
+use cooper_core::{change::Aggregate, lease::Timing};
 use cooper_proto::v1::{
     admin_server::AdminServer, runs_server::RunsServer, sessions_server::SessionsServer,
     tasks_server::TasksServer, worker_link_server::WorkerLinkServer,
@@ -33,11 +33,11 @@ pub struct Config {
     /// Everything durable is below.
     pub data: PathBuf,
     pub log_level: String,
+    pub timing: Timing,
+    /// Between pings of an idle connection, and until one that is not answered ends it.
+    pub keepalive: Duration,
 }
 
-/// The clock of the cluster: silence, approvals.
-const TICK: Duration = Duration::from_secs(1);
-const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Output and transfers share a connection of 8 MiB, so that one slow stream leaves room for the others.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
@@ -65,7 +65,7 @@ pub async fn serve(
     let listener = listen(config.listen)?;
     let address = listener.local_addr().map_err(unusable)?;
     let tokens = Tokens::open(store.clone(), &config.data).await?;
-    let cluster = Cluster::load(store.clone(), output).await?;
+    let cluster = Cluster::load(store.clone(), output, config.timing).await?;
     let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
 
     let clock = tokio::spawn(tick(cluster.clone()));
@@ -73,8 +73,8 @@ pub async fn serve(
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = Server::builder()
         .accept_http1(true)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_keepalive_interval(Some(config.keepalive))
+        .http2_keepalive_timeout(Some(config.keepalive))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(1024)
@@ -168,8 +168,9 @@ fn write_endpoint(config: &Config, address: SocketAddr) -> std::io::Result<()> {
     fs::rename(temporary, config.data.join("endpoint"))
 }
 
+/// The clock of the cluster: silence, approvals.
 async fn tick(cluster: Arc<Cluster>) {
-    let mut interval = tokio::time::interval(TICK);
+    let mut interval = tokio::time::interval(Duration::from_millis(cluster.timing.tick_ms));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;

@@ -18,6 +18,8 @@ pub struct Timing {
     pub lease_ms: u64,
     pub lost_ms: u64,
     pub reattach_grace_ms: u64,
+    /// Between two looks at the clock.
+    pub tick_ms: u64,
 }
 
 impl Default for Timing {
@@ -29,6 +31,7 @@ impl Default for Timing {
             lease_ms: link::LEASE_MS,
             lost_ms: link::LOST_MS,
             reattach_grace_ms: link::REATTACH_GRACE_MS,
+            tick_ms: link::TICK_MS,
         }
     }
 }
@@ -46,7 +49,12 @@ pub enum Silence {
 impl Timing {
     /// The interval asked of each of `workers`: 2 s, and more for many, so that beats cost a bounded share of a core.
     pub fn heartbeat_ms(&self, workers: usize) -> u64 {
-        self.heartbeat_min_ms.max(workers as u64 * 5 + 1_000)
+        self.heartbeat_min_ms.max(workers as u64 * 5 + self.heartbeat_min_ms / 2)
+    }
+
+    /// How late a look at the clock may be before the coordinator mistrusts itself rather than its workers.
+    pub fn own_lag_ms(&self) -> u64 {
+        2 * self.tick_ms
     }
 
     pub fn silence(&self, silent_ms: u64, heartbeat_ms: u64) -> Silence {

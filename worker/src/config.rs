@@ -1,10 +1,12 @@
 //! What a worker is told: the host gets [`Config`] from the command line's crate, the link gets [`LinkConfig`] from
 //! the host.
 
-use std::{collections::BTreeMap, fmt, fs::File, io::Read, os::fd::OwnedFd, path::PathBuf};
+use std::{collections::BTreeMap, fmt, fs::File, io::Read, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use cooper_common::{
+    backoff::full_jitter,
     error::{Code, Error, Result},
+    limits::link,
     token::Secret,
 };
 use serde::{Deserialize, Serialize};
@@ -34,12 +36,39 @@ pub struct Config {
     /// Offer compose when Docker answers; false = never.
     pub compose: bool,
     pub labels: BTreeMap<String, String>,
+    pub timing: Timing,
     /// A tracing filter.
     pub log_level: String,
     /// Where the link serves health and metrics, e.g. `127.0.0.1:50052`. None = nowhere.
     pub health_listen: Option<String>,
     /// The link runs as this uid and gid when the host is root.
     pub link_uid: u32,
+}
+
+/// How the worker dials. All in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Timing {
+    /// Between pings of an idle connection, and until one that is not answered ends it.
+    pub keepalive_ms: u64,
+    pub reconnect_base_ms: u64,
+    pub reconnect_cap_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            keepalive_ms: link::KEEPALIVE_MS,
+            reconnect_base_ms: link::RECONNECT_BASE_MS,
+            reconnect_cap_ms: link::RECONNECT_CAP_MS,
+        }
+    }
+}
+
+impl Timing {
+    /// How long to wait before the next try after this many that failed.
+    pub fn reconnect(&self, failures: u32, roll: f64) -> Duration {
+        full_jitter(self.reconnect_base_ms, self.reconnect_cap_ms, failures, roll)
+    }
 }
 
 /// The uid that owns nothing ("nobody").
@@ -60,6 +89,7 @@ impl Config {
             stacks: Vec::new(),
             compose: true,
             labels: BTreeMap::new(),
+            timing: Timing::default(),
             log_level: "info".to_owned(),
             health_listen: None,
             link_uid: NOBODY,
@@ -74,6 +104,8 @@ pub struct LinkConfig {
     pub coordinator_addr: String,
     pub join_token: String,
     pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub timing: Timing,
     pub log_level: String,
     pub health_listen: Option<String>,
 }
@@ -84,6 +116,7 @@ impl LinkConfig {
             coordinator_addr: config.coordinator_addr.clone(),
             join_token: config.join_token.expose().to_owned(),
             labels: config.labels.clone(),
+            timing: config.timing,
             log_level: config.log_level.clone(),
             health_listen: config.health_listen.clone(),
         }

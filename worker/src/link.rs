@@ -18,7 +18,10 @@ use cooper_common::{clock, error::Error, telemetry};
 use cooper_proto::host::{LinkHello, to_host, to_link};
 use tracing::error;
 
-use crate::{config::LinkConfig, frame::Buffer};
+use crate::{
+    config::{LinkConfig, Timing},
+    frame::Buffer,
+};
 use dial::Dial;
 use health::Status;
 use host_socket::HostSocket;
@@ -129,6 +132,7 @@ pub async fn run(host: OwnedFd, config: LinkConfig) -> Result<End, Error> {
         ledger: Ledger::new(hello),
         dial,
         labels: config.labels,
+        timing: config.timing,
         coordinator_epoch: 0,
         attaches: 0,
         status,
@@ -143,6 +147,7 @@ struct Link {
     ledger: Ledger,
     dial: Dial,
     labels: BTreeMap<String, String>,
+    timing: Timing,
     /// Highest seen.
     coordinator_epoch: u64,
     /// Times it was welcomed.

@@ -1,5 +1,7 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
+use crate::limits::link;
+
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -59,6 +61,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Default {
     Text(&'static str),
+    /// For integers.
+    Number(u64),
     /// A path inside the data directory.
     InData(&'static str),
     /// From cores and memory of this machine.
@@ -250,7 +254,70 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Loopback port where the worker answers /health and /metrics; without it there is none.",
         ..BLANK
     },
+    // Times of the link. What has to hold among them: `timing.rs`.
+    Setting {
+        roles: COORDINATORS,
+        default: Default::Number(link::HEARTBEAT_MIN_MS),
+        doc: "Milliseconds between heartbeats of a worker; half of it + 5 for each worker, when that is more.",
+        ..time("heartbeat_ms", &["COOPER_HEARTBEAT_MS"])
+    },
+    Setting {
+        key: "suspect_beats",
+        env: &["COOPER_SUSPECT_BEATS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1, max: 1000 },
+        default: Default::Number(link::SUSPECT_BEATS),
+        doc: "Heartbeats missed after which a worker gets no new work.",
+        ..BLANK
+    },
+    Setting {
+        roles: COORDINATORS,
+        default: Default::Number(link::LEASE_MS),
+        doc: "Milliseconds without an answer to a heartbeat after which a worker attaches again.",
+        ..time("lease_ms", &["COOPER_LEASE_MS"])
+    },
+    Setting {
+        roles: COORDINATORS,
+        default: Default::Number(link::LOST_MS),
+        doc: "Milliseconds of silence after which a worker is lost and its attempts are given up.",
+        ..time("lost_ms", &["COOPER_LOST_MS"])
+    },
+    Setting {
+        roles: COORDINATORS,
+        default: Default::Number(link::REATTACH_GRACE_MS),
+        doc: "Milliseconds after a coordinator's start during which no worker is judged.",
+        ..time("reattach_grace_ms", &["COOPER_REATTACH_GRACE_MS"])
+    },
+    Setting {
+        roles: COORDINATORS,
+        default: Default::Number(link::TICK_MS),
+        doc: "Milliseconds between looks at the clock: silence, leases, approvals.",
+        ..time("tick_ms", &["COOPER_TICK_MS"])
+    },
+    Setting {
+        roles: SERVERS,
+        default: Default::Number(link::KEEPALIVE_MS),
+        doc: "Milliseconds between pings of an idle connection, and until one unanswered ends it.",
+        ..time("keepalive_ms", &["COOPER_KEEPALIVE_MS"])
+    },
+    Setting {
+        roles: WORKERS,
+        default: Default::Number(link::RECONNECT_BASE_MS),
+        doc: "First wait of a worker before it dials again, doubled each time, with full jitter, in milliseconds.",
+        ..time("reconnect_base_ms", &["COOPER_RECONNECT_BASE_MS"])
+    },
+    Setting {
+        roles: WORKERS,
+        default: Default::Number(link::RECONNECT_CAP_MS),
+        doc: "Longest wait of a worker before it dials again, in milliseconds.",
+        ..time("reconnect_cap_ms", &["COOPER_RECONNECT_CAP_MS"])
+    },
 ];
+
+/// A time in milliseconds, up to a day.
+const fn time(key: &'static str, env: &'static [&'static str]) -> Setting {
+    Setting { key, env, kind: Kind::Integer { min: 1, max: 86_400_000 }, ..BLANK }
+}
 
 /// The row of a key that is known to exist.
 pub fn setting(key: &str) -> &'static Setting {

@@ -198,3 +198,21 @@ fn every_row_of_the_table_is_complete() {
         value::default(setting, Path::new("/data")).expect("its default is valid");
     }
 }
+
+#[test]
+fn times_that_would_evict_a_healthy_worker_are_refused_together() {
+    let short = |text| scene(Role::Coordinator).file(text);
+    short("heartbeat_ms = 200\nlease_ms = 2000\nlost_ms = 4000\ntick_ms = 100\n").resolve().expect("fits");
+    for (text, named) in [
+        ("heartbeat_ms = 30000\n", "lease_ms: 30000 is not more than heartbeat_ms"),
+        ("lost_ms = 30000\n", "lost_ms: 30000 is not more than lease_ms"),
+        ("suspect_beats = 30\n", "lost_ms: 60000 is not more than suspect_beats"),
+    ] {
+        let error = short(text).refused();
+        assert!(error.message.contains(named), "{text}: {}", error.message);
+    }
+    let error = scene(Role::Worker).env("COOPER_RECONNECT_CAP_MS", "100").refused();
+    assert!(error.message.contains("from environment COOPER_RECONNECT_CAP_MS"), "{}", error.message);
+    // What a worker does not read does not concern it.
+    scene(Role::Worker).file("lost_ms = 1\n").resolve().expect("not its own");
+}

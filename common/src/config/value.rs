@@ -205,6 +205,7 @@ pub(super) fn default(setting: &Setting, data: &Path) -> Result<Value> {
     match setting.default {
         Default::None => Ok(Value::None),
         Default::Text(text) => parse(setting, text, &Origin::Default),
+        Default::Number(number) => Ok(Value::Integer(number)),
         Default::InData(rest) => Ok(Value::Path(data.join(rest))),
         Default::SessionsOfThisMachine => Ok(Value::Integer(sessions_of_this_machine())),
     }

@@ -344,7 +344,7 @@ fn heartbeat(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, beat: v1::H
         out
     });
     if current {
-        let ack = v1::HeartbeatAck { seq: beat.seq, lease_ms: limits::LEASE_MS };
+        let ack = v1::HeartbeatAck { seq: beat.seq, lease_ms: cluster.timing.lease_ms };
         cluster.fleet.send(worker, attach, v1::down::Message::HeartbeatAck(ack));
     }
     current

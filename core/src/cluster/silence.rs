@@ -5,16 +5,13 @@ use cooper_common::ids::TaskId;
 use super::{Cluster, Effect, Out};
 use crate::{Now, lease::Silence, worker};
 
-/// How late the clock's tick may be before the coordinator mistrusts itself rather than its workers.
-const OWN_LAG_MS: u64 = 2_000;
-
 impl Cluster {
-    /// Called about once a second.
+    /// Called every [`crate::lease::Timing::tick_ms`].
     pub fn tick(&mut self, now: Now) -> Out {
         let mut out = Out { full: true, ..Out::default() };
         let since = now.mono_ms.saturating_sub(self.last_tick_mono_ms);
         self.last_tick_mono_ms = now.mono_ms;
-        if since > OWN_LAG_MS {
+        if since > self.timing.own_lag_ms() {
             // Stopped, swapped out or starved: the beats of that time wait in buffers, unread.
             for worker in self.workers.values_mut() {
                 worker.last_seen_mono_ms += since;

@@ -8,7 +8,6 @@ use std::{
     path::Path,
 };
 
-use cooper_common::{backoff, limits::link};
 use cooper_proto::host::{ToHost, ToLink, to_host, to_link};
 use prost::Message as _;
 use rustix::process::{Pid, Signal};
@@ -18,7 +17,7 @@ use super::{
     sys, tree,
 };
 use crate::{
-    config::{Config, LinkConfig},
+    config::{Config, LinkConfig, Timing},
     frame,
 };
 
@@ -96,18 +95,12 @@ impl Link {
     }
 
     /// Its process is gone. Answers how long to wait before the next start.
-    pub fn died(&mut self, now_ms: u64) -> u64 {
+    pub fn died(&mut self, timing: &Timing, now_ms: u64) -> u64 {
         // One that worked for a while is not held against the next.
         self.failures = if now_ms.saturating_sub(self.started_ms) > 10_000 { 0 } else { self.failures + 1 };
         self.child = None;
         self.hang_up();
-        let delay = backoff::full_jitter(
-            link::RECONNECT_BASE_MS,
-            link::RECONNECT_CAP_MS,
-            self.failures,
-            rand::random(),
-        );
-        delay.as_millis() as u64
+        timing.reconnect(self.failures, rand::random()).as_millis() as u64
     }
 
     /// Ends the process; its death is noticed like any other.

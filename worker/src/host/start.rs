@@ -67,7 +67,7 @@ impl Host {
             tracing::error!(%error, "the link cannot be started");
             self.link.end(Signal::KILL);
             if self.link.pid().is_none() {
-                let wait = self.link.died(now);
+                let wait = self.link.died(&self.config.timing, now);
                 self.timers.add(now + wait, Due::StartLink);
             }
         }
@@ -75,7 +75,7 @@ impl Host {
 
     pub(super) fn on_link_death(&mut self) {
         let now = clock::mono_ms();
-        let wait = self.link.died(now);
+        let wait = self.link.died(&self.config.timing, now);
         // What it was writing stays half-written for ever otherwise.
         self.writing.abandon();
         for attempt in self.attempts.values_mut() {

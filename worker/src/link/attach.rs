@@ -9,7 +9,7 @@ use std::{collections::HashMap, fs, future::Future, pin::pin, time::Duration};
 use cooper_common::{
     backoff::full_jitter,
     clock,
-    limits::link::{OUTBOUND_MESSAGES_MAX, PROTOCOL_MAX, PROTOCOL_MIN, RECONNECT_BASE_MS, RECONNECT_CAP_MS},
+    limits::link::{OUTBOUND_MESSAGES_MAX, PROTOCOL_MAX, PROTOCOL_MIN},
 };
 use cooper_proto::{
     host::{Drained, to_host},
@@ -28,6 +28,7 @@ use super::{
     dial::{Bulk, Failure},
     ledger::Order,
 };
+use crate::config::Timing;
 
 /// From Hello to Welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ impl From<Failure> for Left {
 impl Link {
     /// Runs until the host ends or wants the link to end.
     pub async fn run(mut self) -> End {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(self.timing);
         loop {
             let (attaches, began) = (self.attaches, clock::mono_ms());
             let left = match self.attach().await {
@@ -62,8 +63,8 @@ impl Link {
             self.ledger.detached();
             self.show_status(false);
             // A coordinator that welcomes and breaks at once is no better than one that does not answer.
-            if self.attaches > attaches && clock::mono_ms() - began > RECONNECT_CAP_MS {
-                failures = Failures::default();
+            if self.attaches > attaches && clock::mono_ms() - began > self.timing.reconnect_cap_ms {
+                failures = Failures::new(self.timing);
             }
             let pause = match left {
                 Left::Asked(why) => {
@@ -126,7 +127,7 @@ impl Link {
             "registered"
         );
         self.show_status(true);
-        let mut attached = Attached::new(up, down, bulk);
+        let mut attached = Attached::new(up, down, bulk, self.timing);
         let left = self.attached(&mut attached).await;
         // Files half written for calls of this attach.
         for close in attached.abandon() {
@@ -213,20 +214,25 @@ fn kernel_fact(name: &str) -> String {
 }
 
 /// Failures in a row: how long to wait, and whether to speak of it again.
-#[derive(Default)]
 struct Failures {
+    timing: Timing,
     count: u32,
     said: Option<(Failure, u64)>,
 }
 
 impl Failures {
+    fn new(timing: Timing) -> Self {
+        Self { timing, count: 0, said: None }
+    }
+
     fn note(&mut self, failure: Failure, now: u64) -> Duration {
         let news = self.said.as_ref().is_none_or(|(said, at)| *said != failure || now >= at + REMIND_MS);
         if news {
             let Failure { what, hint, permanent } = &failure;
             let hint = if hint.is_empty() { String::new() } else { format!("; {hint}") };
             let how = if *permanent { "refused" } else { "not attached" };
-            warn!("{how}: {what}{hint} (trying again, at most every {} s)", RECONNECT_CAP_MS / 1000);
+            let every_ms = self.timing.reconnect_cap_ms;
+            warn!("{how}: {what}{hint} (trying again, at most every {every_ms} ms)");
             self.said = Some((failure.clone(), now));
         }
         let attempt = if failure.permanent { u32::MAX } else { self.count };
@@ -234,28 +240,30 @@ impl Failures {
         let roll: f64 = rand::random();
         // Asking again at once does not change a refusal, so it gets the upper half of the longest wait.
         let roll = if failure.permanent { 0.5 + roll / 2.0 } else { roll };
-        full_jitter(RECONNECT_BASE_MS, RECONNECT_CAP_MS, attempt, roll)
+        self.timing.reconnect(attempt, roll)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use cooper_common::limits::link::{RECONNECT_BASE_MS, RECONNECT_CAP_MS};
+
     use super::*;
 
     #[test]
     fn waits_grow_to_the_cap_and_a_refusal_waits_long_at_once() {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(Timing::default());
         assert!(failures.note(Failure::passing("away"), 0) < Duration::from_millis(RECONNECT_BASE_MS));
         for _ in 0..50 {
             assert!(failures.note(Failure::passing("away"), 0) < Duration::from_millis(RECONNECT_CAP_MS));
         }
-        let refusal = Failures::default().note(Failure::permanent("no", ""), 0);
+        let refusal = Failures::new(Timing::default()).note(Failure::permanent("no", ""), 0);
         assert!(refusal >= Duration::from_millis(RECONNECT_CAP_MS / 2));
     }
 
     #[test]
     fn the_same_failure_is_said_once_a_minute_and_a_new_one_at_once() {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(Timing::default());
         let said_at = |failures: &Failures| failures.said.as_ref().map(|(_, at)| *at);
         failures.note(Failure::passing("away"), 1);
         failures.note(Failure::passing("away"), 2);

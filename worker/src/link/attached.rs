@@ -24,6 +24,7 @@ use super::{
     ledger::{Control, Order, Piece},
     output::Output,
 };
+use crate::config::Timing;
 
 /// Messages taken at once before the ledger is asked what to say: one Credit then stands for all of them.
 const BATCH: usize = 256;
@@ -42,8 +43,8 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub fn new(up: mpsc::Sender<v1::Up>, down: Streaming<v1::Down>, bulk: Bulk) -> Self {
-        Self { up, down, output: Output::new(bulk.clone()), calls: Calls::new(bulk), drain: None }
+    pub fn new(up: mpsc::Sender<v1::Up>, down: Streaming<v1::Down>, bulk: Bulk, timing: Timing) -> Self {
+        Self { up, down, output: Output::new(bulk.clone(), timing), calls: Calls::new(bulk), drain: None }
     }
     /// What the host has to be told now that nobody waits for the calls any more.
     pub fn abandon(self) -> Vec<to_host::Message> {

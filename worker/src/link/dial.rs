@@ -17,8 +17,6 @@ use tonic_types::StatusExt;
 use crate::config::LinkConfig;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A coordinator that is gone without a word is noticed after twice this.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 /// The connection's window is larger than that of its streams together, so that none can starve another.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
@@ -36,13 +34,14 @@ impl Dial {
     pub fn new(config: &LinkConfig) -> Result<Self> {
         let invalid = |what: String| Error::new(Code::ConfigInvalid, what);
         let addr = &config.coordinator_addr;
+        let keepalive = Duration::from_millis(config.timing.keepalive_ms);
         let url = if addr.contains("://") { addr.clone() } else { format!("http://{addr}") };
         let mut endpoint = Endpoint::from_shared(url.clone())
             .map_err(|e| invalid(format!("{addr:?} is no coordinator address (host:port or URL): {e}")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
+            .http2_keep_alive_interval(keepalive)
+            .keep_alive_timeout(keepalive)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
@@ -180,6 +179,7 @@ mod tests {
             coordinator_addr: addr.into(),
             join_token: token.into(),
             labels: Default::default(),
+            timing: Default::default(),
             log_level: "info".into(),
             health_listen: None,
         }

@@ -3,10 +3,6 @@
 //! Which bytes go, and again, is the ledger's; here is only the stream. Its loss does not end the attach: the
 //! control stream has a connection of its own exactly so that neither has to wait for the other.
 
-use cooper_common::{
-    backoff::full_jitter,
-    limits::link::{RECONNECT_BASE_MS, RECONNECT_CAP_MS},
-};
 use cooper_proto::v1::{OutputAck, OutputUp};
 use tokio::sync::mpsc::{self, Permit};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,12 +13,14 @@ use super::{
     dial::{Bulk, Failure},
     ledger::Ledger,
 };
+use crate::config::Timing;
 
 /// Pieces and acks on their way between the loop and the stream; the ledger's windows bound their bytes.
 const QUEUE: usize = 128;
 
 pub struct Output {
     bulk: Bulk,
+    timing: Timing,
     open: Option<Open>,
     retry_at: Option<u64>,
     failures: u32,
@@ -41,8 +39,8 @@ pub enum Event {
 }
 
 impl Output {
-    pub fn new(bulk: Bulk) -> Self {
-        Self { bulk, open: None, retry_at: None, failures: 0 }
+    pub fn new(bulk: Bulk, timing: Timing) -> Self {
+        Self { bulk, timing, open: None, retry_at: None, failures: 0 }
     }
 
     /// There is something to send: opens the stream, unless it broke a moment ago.
@@ -81,7 +79,7 @@ impl Output {
                 ledger.output_acked(now, &ack);
             }
             Event::Cut(failure) => {
-                let pause = full_jitter(RECONNECT_BASE_MS, RECONNECT_CAP_MS, self.failures, rand::random());
+                let pause = self.timing.reconnect(self.failures, rand::random());
                 if self.failures == 0 {
                     warn!("output stream cut, going on from what was acked: {}", failure.what);
                 } else {

@@ -93,6 +93,7 @@ pub async fn link_with(
         coordinator_addr: addr.to_owned(),
         join_token: "cpr_test".into(),
         labels: [("zone".to_owned(), "a".to_owned())].into(),
+        timing: Default::default(),
         log_level: "debug".into(),
         health_listen,
     };
