@@ -38,9 +38,11 @@ lint() { make --no-print-directory lint; }
 
 # One selection of packages and targets for all of these, or features differ and dependencies are built twice; names
 # tell the end-to-end tests from the others.
-build() { cargo build --workspace --locked --all-targets; }
-unit()  { cargo test --workspace --locked --no-fail-fast -- --skip=e2e::; }
-e2e()   { cargo test --workspace --locked --tests -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
+# The binary under test has failpoints, which the one that is shipped has not.
+readonly selection=(--workspace --locked --features cooper/failpoints)
+build() { cargo build "${selection[@]}" --all-targets; }
+unit()  { cargo test "${selection[@]}" --no-fail-fast -- --skip=e2e::; }
+e2e()   { cargo test "${selection[@]}" --tests -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
 
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
 stage() {

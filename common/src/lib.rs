@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod failpoint;
 pub mod ids;
 pub mod limits;
 pub mod redact;

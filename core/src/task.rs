@@ -246,8 +246,12 @@ impl Task {
         let expected = self.version;
         self.version += 1;
         let ended = matches!(self.body.state, State::Ended(_));
-        let attempt = self.body.fence.attempt;
-        let body = format!(r#"{{"attempt":{attempt}}}"#);
+        let Fence { epoch, attempt } = self.body.fence;
+        let body = match &self.body.worker {
+            // A name of a worker needs no escapes.
+            Some(worker) => format!(r#"{{"attempt":{attempt},"epoch":{epoch},"worker":"{worker}"}}"#),
+            None => format!(r#"{{"attempt":{attempt}}}"#),
+        };
         Change {
             aggregate: Aggregate::Task,
             id: self.id.to_string(),

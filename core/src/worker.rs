@@ -147,6 +147,11 @@ impl Worker {
         changed
     }
 
+    /// Its host was started anew: what the one before it ran is over.
+    pub fn restarted(&mut self) {
+        self.events.push("worker.restarted");
+    }
+
     /// Takes new sessions and attempts.
     pub fn accepts(&self) -> bool {
         self.attached.is_some() && self.body.state == State::Ready

@@ -14,7 +14,7 @@ use std::{
     process::ExitCode,
 };
 
-use cooper_common::{clock, error::Error, telemetry};
+use cooper_common::{clock, error::Error, failpoint, telemetry};
 use cooper_proto::host::{LinkHello, to_host, to_link};
 use tracing::error;
 
@@ -172,6 +172,11 @@ impl Link {
     /// Sends the host what fits into the socket.
     fn flush_host(&mut self) -> Result<(), End> {
         while let Some(message) = self.ledger.poll_host() {
+            match message {
+                to_host::Message::Start(_) => failpoint::pass(failpoint::name::ASSIGN_BEFORE_HOST),
+                to_host::Message::Forget(_) => failpoint::pass(failpoint::name::ACK_BEFORE_HOST),
+                _ => {}
+            }
             match self.host.try_send(message) {
                 Ok(Ok(())) => {}
                 Ok(Err(message)) => {

@@ -9,6 +9,7 @@ use std::{
 use cooper_common::{
     VERSION,
     error::{Code, Error, Result},
+    failpoint,
     ids::{SessionId, TaskId},
     limits::link as limits,
     token::Scope,
@@ -352,6 +353,7 @@ fn heartbeat(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, beat: v1::H
 
 /// Records a result, its output first.
 async fn ended(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, result: v1::Result) -> Result<()> {
+    failpoint::pass(failpoint::name::DISPATCH_BEFORE_ACK);
     let task: TaskId = result.task_id.parse().map_err(|_| Error::invalid("task_id is malformed"))?;
     let fence = fence(result.fence);
     let end = match result.state() {
@@ -388,6 +390,7 @@ async fn ended(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, result: v
             cluster.output.sync(task).await?;
         }
     }
+    failpoint::pass(failpoint::name::OUTPUT_BEFORE_RESULT);
     let outcome = result.outcome.unwrap_or_default().encode_to_vec();
     cluster.tell(|core, now| core.result(now, worker, attach, task, fence, end, outcome, inline));
     Ok(())

@@ -95,6 +95,9 @@ impl Cluster {
         known.tenant = hello.tenant.clone();
         known.last_seen_mono_ms = now.mono_ms;
         known.last_seen_ms = now.wall_ms;
+        if known.version > 0 && !same_host {
+            known.restarted();
+        }
         let moved = known.to(worker::State::Ready);
         if moved || known.version == 0 || known.body != before {
             out.workers.insert(id.clone());

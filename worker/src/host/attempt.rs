@@ -5,6 +5,7 @@ use std::{fs::File, io, os::fd::OwnedFd};
 use cooper_common::{
     clock,
     error::{Code, Error},
+    failpoint,
     limits::{exec, run},
 };
 use cooper_proto::{
@@ -400,6 +401,7 @@ impl Host {
     pub(super) fn tell_ended(&mut self, id: u64) -> bool {
         let Some(attempt) = self.attempts.get_mut(&id) else { return false };
         let State::Ended(ended) = &attempt.state else { return false };
+        failpoint::pass(failpoint::name::SPOOLED_BEFORE_SENT);
         if self.link.greeted {
             let fds = attempt.streams.iter_mut().flatten().flat_map(name_to_link).collect();
             self.link.tell(to_link::Message::Ended(ended.clone()), fds);

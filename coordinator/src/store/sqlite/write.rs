@@ -3,6 +3,7 @@
 //! Row by row with prepared statements, because in this process a statement is a function call: measured at 59–64k task
 //! lifecycles/s against 33k for set-based `json_each` statements through sqlx. (Postgres, across a socket, wants sets.)
 
+use cooper_common::failpoint;
 use cooper_core::change::{Change, Row};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
@@ -86,7 +87,7 @@ impl Pen {
                     continue;
                 }
                 match apply(&self.connection, &batch.changes, &mut seq) {
-                    Ok(()) => {}
+                    Ok(()) => failpoint::pass(failpoint::name::MID_GROUP_COMMIT),
                     Err(Refused::Conflict(conflict)) => outcomes[index] = Err(conflict.into()),
                     Err(Refused::Sql(cause)) if ends_transaction(&cause) => return Err(cause),
                     Err(Refused::Sql(cause)) => {

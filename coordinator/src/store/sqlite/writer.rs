@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use cooper_common::{clock, limits};
+use cooper_common::{clock, failpoint, limits};
 use rusqlite::hooks::Wal;
 
 use super::{
@@ -150,6 +150,7 @@ fn commit(pen: &mut Pen, bus: &Bus, group: &mut Vec<Batch>) {
     let outcomes = pen.write(group);
     metrics::histogram!("cooper_store_commit_seconds").record((clock::since_start() - before).as_secs_f64());
     metrics::histogram!("cooper_store_commit_batches").record(group.len() as f64);
+    failpoint::pass(failpoint::name::COMMIT_BEFORE_REPLY);
     settle(std::mem::take(group), outcomes, bus);
 }
 
