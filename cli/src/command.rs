@@ -73,6 +73,14 @@ fn version(context: &Context) -> Result<u8> {
     Ok(0)
 }
 
+/// Why the coordinator there is not ready: what happened, and what to do. `None` when it is, or is not there.
+pub fn not_ready(url: &str) -> Option<(String, String)> {
+    let answer = health::get(url, "/ready").ok()?;
+    let text = |name: &str| answer[name].as_str().map(str::to_owned);
+    (answer["status"] != "ready")
+        .then(|| (text("message").unwrap_or_default(), text("hint").unwrap_or_default()))
+}
+
 /// True when a coordinator answers `/health` there and says that it is well.
 pub fn healthy(url: &str) -> bool {
     health::ask(url).is_ok_and(|answer| answer["status"] == "healthy")

@@ -8,7 +8,7 @@ use cooper_common::{
     limits::link,
     telemetry,
 };
-use cooper_coordinator::Timing;
+use cooper_coordinator::{Timing, upkeep::Keep};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,6 +42,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         log_level: config.log_level(),
         timing: timing(&config),
         keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
+        keep: keep(&config),
     };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;
@@ -70,6 +71,20 @@ fn timing(config: &Config) -> Timing {
         lost_ms: time("lost_ms", default.lost_ms),
         reattach_grace_ms: time("reattach_grace_ms", default.reattach_grace_ms),
         tick_ms: time("tick_ms", default.tick_ms),
+    }
+}
+
+fn keep(config: &Config) -> Keep {
+    let default = Keep::default();
+    let number = |key, default| config.integer(key).unwrap_or(default);
+    let bytes = |key, default| config.integer(key).map_or(default, |mib| mib << 20);
+    Keep {
+        tasks: number("keep_tasks", default.tasks),
+        runs: number("keep_runs", default.runs),
+        events: number("keep_events", default.events),
+        output_bytes: bytes("keep_output_mib", default.output_bytes),
+        days: number("keep_days", default.days),
+        free_bytes: bytes("keep_free_mib", default.free_bytes),
     }
 }
 

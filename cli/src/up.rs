@@ -39,6 +39,8 @@ use crate::{
 const START_MS: u64 = 60_000;
 /// Pause between looks at what starts.
 const LOOK: Duration = Duration::from_millis(40);
+/// The same while the coordinator waits for its store.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const RESTART_BASE_MS: u64 = 200;
 const RESTART_CAP_MS: u64 = 10_000;
 /// A child that ran this long starts again as if it never failed.
@@ -53,6 +55,7 @@ pub fn run(context: &Context, args: args::Up) -> Result<u8> {
     let data = preflight::data(&config)?;
     let python = if args.no_worker { None } else { Some(preflight::python(&config)?) };
     leftovers::end(&data)?;
+    preflight::store_is_free(&data)?;
     let listen = preflight::listen(&config)?;
 
     let signals = Signals::new()?;
@@ -108,6 +111,9 @@ impl Up<'_> {
             self.listen = format!("{host}:{port}");
         }
         self.url = url;
+        if !self.until_ready()? {
+            return Ok(false);
+        }
         let mut worker = None;
         if self.with_worker {
             self.spawn(Name::Worker)?;
@@ -118,6 +124,25 @@ impl Up<'_> {
         }
         banner::show(self, worker.as_ref())?;
         Ok(true)
+    }
+
+    /// Waits for as long as the coordinator's store cannot be used, and says why. False when a signal says stop.
+    fn until_ready(&mut self) -> Result<bool> {
+        let mut said = String::new();
+        loop {
+            if self.signals.stop_wanted() {
+                return Ok(false);
+            }
+            if let Some((name, status)) = self.reap().into_iter().next() {
+                return Err(self.ended_early(name, status));
+            }
+            let Some((message, hint)) = crate::command::not_ready(&self.url) else { return Ok(true) };
+            if message != said {
+                self.context.out.note(&format!("note: the coordinator waits: {message}\n  hint: {hint}"));
+                said = message;
+            }
+            self.signals.wait(Some(LOOK_AGAIN));
+        }
     }
 
     /// Looks until there is an answer. None when a signal says stop; an error when a child ends or time is up.

@@ -87,9 +87,26 @@ pub mod store {
     pub const WRITER_QUEUE_MAX: usize = 8192;
     /// Tasks known and not ended, per coordinator.
     pub const LIVE_TASKS_MAX: usize = 1_000_000;
+    /// Defaults of what is kept (`keep_…`).
     pub const EVENTS_KEPT_MAX: u64 = 1_000_000;
     pub const ENDED_TASKS_KEPT_MAX: u64 = 200_000;
+    pub const ENDED_RUNS_KEPT_MAX: u64 = 10_000;
+    pub const OUTPUT_KEPT_MIB: u64 = 10_240;
+    /// Default of the space on the data directory's disk below which nothing new is taken in.
+    pub const FREE_MIB_MIN: u64 = 256;
     pub const RETENTION_EVERY_MS: u64 = 60_000;
+    /// Between looks for files that nothing refers to; the first is right after the start.
+    pub const SWEEP_EVERY_MS: u64 = 3_600_000;
+    /// Between looks at the disk: free space, and that the database is still where it was.
+    pub const DISK_LOOK_MS: u64 = 1_000;
+    /// A store that cannot be used is tried again after this time, doubled each time, with full jitter.
+    pub const RETRY_BASE_MS: u64 = 100;
+    pub const RETRY_CAP_MS: u64 = 5_000;
+    /// What the write-ahead log is cut back to when nobody reads from it.
+    pub const WAL_KEPT_BYTES: u64 = 64 << 20;
+    /// A restored store goes on this far beyond the epochs and event numbers that are known, since more may have been
+    /// given out after the backup.
+    pub const RESTORE_JUMP: u64 = 1_000_000;
 }
 
 /// The output log.
@@ -119,5 +136,7 @@ pub mod stop {
     /// Ctrl-C to nothing left (budget 5 s).
     pub const UP_MS: u64 = 4_500;
     pub const COORDINATOR_MS: u64 = 2_000;
+    /// For answers of a coordinator whose store refused, before it loads what is recorded.
+    pub const BROKEN_MS: u64 = 200;
     pub const HOST_MS: u64 = 3_000;
 }

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -82,6 +83,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone)]
 pub struct Blobs {
     directory: PathBuf,
+    /// Held while a file gets its name or is judged to be unneeded: the same bytes may be kept anew at that moment.
+    naming: Arc<Mutex<()>>,
 }
 
 impl Blobs {
@@ -95,7 +98,7 @@ impl Blobs {
                 fs::remove_file(entry.path())?;
             }
         }
-        Ok(Self { directory })
+        Ok(Self { directory, naming: Arc::default() })
     }
 
     /// Stores bytes that are at hand. On the disk when it returns.
@@ -164,6 +167,7 @@ impl Blobs {
             }
             for entry in fs::read_dir(folder.path())? {
                 let entry = entry?;
+                let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
                 let digest = entry.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
                 let written = entry.metadata()?.modified()?;
                 let age_ms = now_ms.saturating_sub(unix_ms(written));
@@ -222,7 +226,12 @@ impl Draft {
         fs::create_dir_all(folder)?;
         self.file.sync_all()?;
         // The same bytes once more replace themselves, which also makes the file new for `remove_unreferenced`.
+        let naming = self.blobs.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        // The draft may have waited for its last bytes longer than unneeded files are kept.
+        self.file
+            .set_modified(std::time::UNIX_EPOCH + Duration::from_millis(clock::wall_ms().max(0) as u64))?;
         fs::rename(&self.path, &path)?;
+        drop(naming);
         self.kept = true;
         File::open(folder)?.sync_all()?;
         File::open(&self.blobs.directory)?.sync_all()?;

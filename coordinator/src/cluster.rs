@@ -28,6 +28,7 @@ use crate::{
     keys::Keys,
     output::OutputLog,
     store::{Batch, Durability, Store},
+    upkeep::Space,
 };
 
 /// Session changes that a waiter may lag behind; it asks the core again then (I12).
@@ -47,10 +48,11 @@ pub struct Cluster {
     pub keys: Keys,
     pub output: OutputLog,
     pub timing: Timing,
+    pub space: Space,
     session_changes: broadcast::Sender<SessionId>,
     /// Room for a session may have appeared.
     pub capacity: Notify,
-    /// The store refused a commit: what memory holds was never recorded, so this coordinator must start anew.
+    /// The store refused: what memory holds was never recorded, and all of it has to be loaded anew.
     broken: tokio::sync::watch::Sender<Option<Error>>,
 }
 
@@ -63,8 +65,10 @@ impl Cluster {
         use cooper_core::change::Aggregate;
         let epoch = store.next_epoch().await?;
         let now = now();
-        let unreadable =
-            |what: &str, id: &str| Error::internal(format!("the stored {what} {id} cannot be read"));
+        let unreadable = |what: &str, id: &str| {
+            Error::new(Code::DataUnusable, format!("the stored {what} {id} cannot be read"))
+                .with_hint("see `cooper store check`; restore a backup, or use the version that wrote it")
+        };
         let mut workers = Vec::new();
         for record in store.live(Aggregate::Worker).await? {
             let worker = Worker::restore(now, &record.id, record.version, record.row);
@@ -98,6 +102,7 @@ impl Cluster {
             keys: Keys::default(),
             output,
             timing,
+            space: Space::default(),
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
             broken: tokio::sync::watch::Sender::new(None),
@@ -136,8 +141,8 @@ impl Cluster {
         f: impl FnOnce(&mut cluster::Cluster, Now) -> Result<(T, Out)>,
         first: impl FnOnce(&Result<()>) + Send + 'static,
     ) -> Result<(T, Recorded)> {
-        if let Some(error) = self.broken.borrow().clone() {
-            return Err(error);
+        if let Some(error) = &*self.broken.borrow() {
+            return Err(Error::new(Code::StoreUnavailable, error.message.clone()).with_hint(error.hint()));
         }
         let (recorded, answer) = oneshot::channel();
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,7 +174,7 @@ impl Cluster {
 
     /// For inputs that cannot fail and that nobody waits for: messages of workers, the clock.
     pub fn tell(self: &Arc<Self>, f: impl FnOnce(&mut cluster::Cluster, Now) -> Out) {
-        // Fails only when the store broke; the coordinator is ending then.
+        // Fails only when the store broke; everything is loaded anew then.
         let _ = self.decide_then(|core, now| Ok(((), f(core, now))), |_| ());
     }
 
@@ -197,17 +202,26 @@ impl Cluster {
         }
     }
 
-    fn break_down(&self, error: &Error) {
-        tracing::error!(%error, "the store refused a commit; this coordinator starts anew from what is recorded");
-        self.broken.send_replace(Some(Error::new(Code::StoreUnavailable, error.message.clone())));
+    /// What memory holds may not be what is recorded: from now on nothing is decided, until somebody loads anew.
+    pub fn break_down(&self, error: &Error) {
+        self.broken.send_if_modified(|broken| {
+            let first = broken.is_none();
+            if first {
+                tracing::error!(%error, "the store refused; everything is loaded anew from what is recorded");
+                *broken = Some(error.clone());
+            }
+            first
+        });
     }
 
     /// Resolves when the store refused a commit and this cluster must not go on.
     pub async fn broken(&self) -> Error {
         let mut broken = self.broken.subscribe();
-        match broken.wait_for(Option::is_some).await {
-            Ok(error) => error.clone().unwrap_or_else(|| Error::internal("the store broke")),
-            Err(_) => std::future::pending().await,
+        let error = broken.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        match error {
+            Some(error) => error,
+            // The sender lives as long as we do.
+            None => std::future::pending().await,
         }
     }
 

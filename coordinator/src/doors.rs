@@ -5,11 +5,14 @@ pub mod error;
 pub mod grpc;
 pub mod http;
 pub mod link;
+pub mod waiting;
 
 use std::pin::Pin;
 
+use cooper_proto::v1::{admin_server, runs_server, sessions_server, tasks_server, worker_link_server};
 use tokio_stream::Stream;
 use tonic::{Request, Status};
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 pub use error::status;
 
@@ -17,6 +20,24 @@ use crate::caller::Caller;
 
 /// What a streaming call answers with.
 pub type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What is spoken here, by the names that `grpc.health.v1` knows.
+pub const SERVICES: [&str; 5] = [
+    sessions_server::SERVICE_NAME,
+    tasks_server::SERVICE_NAME,
+    runs_server::SERVICE_NAME,
+    admin_server::SERVICE_NAME,
+    worker_link_server::SERVICE_NAME,
+];
+
+/// The contract, told by `grpc.reflection.v1`.
+pub fn reflection() -> Option<ServerReflectionServer<impl ServerReflection>> {
+    let built = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(cooper_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    built.inspect_err(|error| tracing::error!(%error, "no reflection: the descriptors cannot be read")).ok()
+}
 
 /// Who asks; put there by the authentication layer, which lets nobody else through.
 pub fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {

@@ -9,6 +9,7 @@ pub mod doors;
 pub mod fleet;
 pub mod hub;
 mod keys;
+mod life;
 pub mod output;
 pub mod runs;
 mod serve;
@@ -16,6 +17,8 @@ pub mod sessions;
 pub mod store;
 pub mod tasks;
 pub mod tokens;
+pub mod upkeep;
 
 pub use cooper_core::lease::Timing;
-pub use serve::{Config, serve};
+pub use life::serve;
+pub use serve::{Config, Coordinator};

@@ -4,7 +4,7 @@
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -199,6 +199,33 @@ impl OutputLog {
             }
         }
         Ok(())
+    }
+
+    /// Where files of tasks are, for [`sizes`](Self::sizes).
+    pub fn folders(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(&self.inner.directory)?;
+        entries
+            .map(|entry| Ok(entry?.path()))
+            .filter(|path| path.as_ref().map_or(true, |p| p.is_dir()))
+            .collect()
+    }
+
+    /// How many bytes of each task a folder holds. Blocks for as long as the disk takes.
+    pub fn sizes(&self, folder: &Path) -> Result<BTreeMap<TaskId, u64>> {
+        let mut sizes = BTreeMap::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let task = Path::new(&entry.file_name()).file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            if let Some(task) = task {
+                match entry.metadata() {
+                    Ok(metadata) => *sizes.entry(task).or_default() += metadata.len(),
+                    // Removed since it was listed.
+                    Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+                    Err(cause) => return Err(cause.into()),
+                }
+            }
+        }
+        Ok(sizes)
     }
 
     fn folder(&self, task: TaskId) -> PathBuf {

@@ -85,6 +85,7 @@ impl Runs {
             }
             return self.get(caller, &known.id).await;
         }
+        self.cluster.space.admit()?;
         let stack = self.stack(caller, &request.stack)?;
         let id = RunId::new();
         let create = run::Create {

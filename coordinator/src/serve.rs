@@ -1,19 +1,20 @@
-//! Starts a coordinator: store, cluster, runs, doors on one port; and ends it in order.
+//! A coordinator that has its store: cluster, runs, doors on one port; and its end in order. `life.rs` says when.
 
-use std::{fs, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use cooper_common::{
-    error::{Code, Error, Result},
-    limits,
-};
-use cooper_core::{change::Aggregate, lease::Timing};
+use cooper_common::{error::Result, limits};
+use cooper_core::lease::Timing;
 use cooper_proto::v1::{
     admin_server::AdminServer, runs_server::RunsServer, sessions_server::SessionsServer,
     tasks_server::TasksServer, worker_link_server::WorkerLinkServer,
 };
-use tokio::net::{TcpListener, TcpSocket};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{service::Routes, transport::Server};
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+use tonic_health::ServingStatus;
 
 use crate::{
     blobs::Blobs,
@@ -22,8 +23,9 @@ use crate::{
     doors,
     output::OutputLog,
     runs::Runs,
-    store::{Keep, Store, sqlite::Sqlite},
+    store::Store,
     tokens::Tokens,
+    upkeep::{self, Keep},
 };
 
 /// What a coordinator needs to know. The table of settings is in `cooper_common::config`.
@@ -36,90 +38,91 @@ pub struct Config {
     pub timing: Timing,
     /// Between pings of an idle connection, and until one that is not answered ends it.
     pub keepalive: Duration,
+    /// How much stays of what has ended.
+    pub keep: Keep,
 }
 
 /// Output and transfers share a connection of 8 MiB, so that one slow stream leaves room for the others.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
-/// Serves until `shutdown` resolves. `ready` is told the address once requests are answered.
-///
-/// # Errors
-/// `data_unusable`, `data_busy`, `port_taken`, `store_unavailable`.
-pub async fn serve(
+/// A coordinator on a store and files that are open. What it listens on comes with [`serve`](Coordinator::serve).
+pub struct Coordinator {
+    pub cluster: Arc<Cluster>,
     config: Config,
-    ready: impl FnOnce(SocketAddr) + Send,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data).map_err(|error| {
-        Error::new(Code::DataUnusable, format!("{} cannot be created: {error}", config.data.display()))
-    })?;
-    let bus = Bus::default();
-    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&config.data, bus.clone())?);
-    let unusable = |error: std::io::Error| {
-        Error::new(Code::DataUnusable, format!("{} cannot be used: {error}", config.data.display()))
-    };
-    let output = OutputLog::open(&config.data).map_err(unusable)?;
-    let blobs = Arc::new(Blobs::open(&config.data).map_err(unusable)?);
-    // Before anything is loaded, so that a taken port costs nothing.
-    let listener = listen(config.listen)?;
-    let address = listener.local_addr().map_err(unusable)?;
-    let tokens = Tokens::open(store.clone(), &config.data).await?;
-    let cluster = Cluster::load(store.clone(), output, config.timing).await?;
-    let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
-
-    let clock = tokio::spawn(tick(cluster.clone()));
-    let retention = tokio::spawn(retain(cluster.clone()));
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let server = Server::builder()
-        .accept_http1(true)
-        .http2_keepalive_interval(Some(config.keepalive))
-        .http2_keepalive_timeout(Some(config.keepalive))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(1024)
-        .layer(doors::auth::Layer::new(tokens.clone()))
-        .add_routes(routes(&cluster, &runs, &tokens, &bus).await)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
-            let mut stopped = stopped;
-            let _ = stopped.wait_for(|stop| *stop).await;
-        });
-    let server = tokio::spawn(server);
-    write_endpoint(&config, address).map_err(unusable)?;
-    tracing::info!(%address, epoch = cluster.look(|core| core.epoch()), "serving");
-    ready(address);
-
-    let failure = tokio::select! {
-        () = shutdown => None,
-        error = cluster.broken() => Some(error),
-    };
-    // Workers come back to whoever serves next; nothing of theirs ends with us.
-    cluster.fleet.reattach_all();
-    stop.send_replace(true);
-    clock.abort();
-    retention.abort();
-    cluster.fleet.close_all();
-    // Streams of clients do not end by themselves: what is left after this is cut, and they resume elsewhere.
-    let _ = tokio::time::timeout(Duration::from_millis(limits::stop::COORDINATOR_MS / 2), server).await;
-    let _ = store.close().await;
-    tracing::info!("stopped");
-    failure.map_or(Ok(()), Err)
+    runs: Arc<Runs>,
+    blobs: Arc<Blobs>,
+    tokens: Arc<Tokens>,
+    bus: Bus,
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let attempt = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.set_nodelay(true)?;
-        socket.bind(address)?;
-        socket.listen(limits::link::ACCEPT_BACKLOG)
-    };
-    attempt().map_err(|error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            Error::new(Code::PortTaken, format!("something already listens on {address}"))
-        }
-        _ => Error::new(Code::ConfigInvalid, format!("cannot listen on {address}: {error}")),
-    })
+impl Coordinator {
+    /// Takes up what the store remembers, under a new epoch.
+    pub async fn load(
+        store: Arc<dyn Store>,
+        bus: Bus,
+        output: OutputLog,
+        blobs: Arc<Blobs>,
+        config: Config,
+    ) -> Result<Self> {
+        let tokens = Tokens::open(store.clone(), &config.data).await?;
+        let cluster = Cluster::load(store, output, config.timing).await?;
+        let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
+        Ok(Self { cluster, config, runs, blobs, tokens, bus })
+    }
+
+    /// Answers every door on the connections that come in until `shutdown` resolves or the store breaks. `started` is
+    /// called once requests are answered.
+    pub async fn serve<IO>(
+        self,
+        incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+        started: impl FnOnce() -> Result<()>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<()>
+    where
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let cluster = self.cluster;
+        let clock = tokio::spawn(tick(cluster.clone()));
+        let Config { data, keep, keepalive, .. } = self.config;
+        let upkeep = tokio::spawn(upkeep::run(cluster.clone(), self.blobs, data, keep));
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let server = Server::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(keepalive))
+            .http2_keepalive_timeout(Some(keepalive))
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_concurrent_streams(1024)
+            .layer(doors::auth::Layer::new(self.tokens.clone()))
+            .add_routes(routes(&cluster, &self.runs, &self.tokens, &self.bus).await)
+            .serve_with_incoming_shutdown(incoming, async move {
+                let mut stopped = stopped;
+                let _ = stopped.wait_for(|stop| *stop).await;
+            });
+        let server = tokio::spawn(server);
+        started()?;
+
+        let failure = tokio::select! {
+            () = shutdown => None,
+            error = cluster.broken() => Some(error),
+        };
+        // Workers come back to whoever serves next; nothing of theirs ends with us.
+        cluster.fleet.reattach_all();
+        stop.send_replace(true);
+        clock.abort();
+        upkeep.abort();
+        cluster.fleet.close_all();
+        // Streams of clients do not end by themselves: what is left after this is cut, and they resume elsewhere.
+        let patience = match failure {
+            None => limits::stop::COORDINATOR_MS / 2,
+            // Only the answers that say so: everybody comes back to what is loaded next.
+            Some(_) => limits::stop::BROKEN_MS,
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(patience), server).await;
+        let _ = cluster.store.close().await;
+        failure.map_or(Ok(()), Err)
+    }
 }
 
 /// Every door, on one port.
@@ -127,13 +130,9 @@ async fn routes(cluster: &Arc<Cluster>, runs: &Arc<Runs>, tokens: &Arc<Tokens>, 
     use doors::grpc;
     let max = limits::link::MESSAGE_BYTES_MAX;
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<SessionsServer<grpc::Sessions>>().await;
-    health.set_serving::<TasksServer<grpc::Tasks>>().await;
-    health.set_serving::<RunsServer<grpc::Runs>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(cooper_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1();
+    for name in doors::SERVICES {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
     let sessions = SessionsServer::new(grpc::Sessions { cluster: cluster.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
@@ -148,24 +147,13 @@ async fn routes(cluster: &Arc<Cluster>, runs: &Arc<Runs>, tokens: &Arc<Tokens>, 
     let link = WorkerLinkServer::new(doors::link::Door { cluster: cluster.clone(), runs: runs.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
-    let mut routes = Routes::from(doors::http::router(cluster.clone()));
-    routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
-    routes = routes.add_service(link).add_service(health_service);
-    match reflection {
-        Ok(reflection) => routes = routes.add_service(reflection),
-        Err(error) => tracing::error!(%error, "no reflection: the descriptors cannot be read"),
+    let routes = Routes::from(doors::http::router(cluster.clone()));
+    let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
+    let routes = routes.add_service(link).add_service(health_service);
+    match doors::reflection() {
+        Some(reflection) => routes.add_service(reflection),
+        None => routes,
     }
-    routes
-}
-
-/// Where commands on this machine find us.
-fn write_endpoint(config: &Config, address: SocketAddr) -> std::io::Result<()> {
-    // A wildcard is no address to dial.
-    let ip = if address.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { address.ip() };
-    let url = format!("http://{}\n", SocketAddr::new(ip, address.port()));
-    let temporary = config.data.join("endpoint.new");
-    fs::write(&temporary, url)?;
-    fs::rename(temporary, config.data.join("endpoint"))
 }
 
 /// The clock of the cluster: silence, approvals.
@@ -180,28 +168,5 @@ async fn tick(cluster: Arc<Cluster>) {
         metrics::gauge!("cooper_sessions_live").set(counts.sessions_live as f64);
         metrics::gauge!("cooper_tasks_queued").set(counts.tasks_queued as f64);
         metrics::gauge!("cooper_tasks_held").set(counts.tasks_held as f64);
-    }
-}
-
-/// Takes away what ended long ago: rows, events, and the output of tasks.
-async fn retain(cluster: Arc<Cluster>) {
-    use limits::store;
-    let keep = Keep { ended_rows: store::ENDED_TASKS_KEPT_MAX, events: store::EVENTS_KEPT_MAX };
-    let mut interval = tokio::time::interval(Duration::from_millis(store::RETENTION_EVERY_MS));
-    loop {
-        interval.tick().await;
-        match cluster.store.retain(keep).await {
-            Ok(removed) => {
-                for (aggregate, id) in removed.rows {
-                    if aggregate == Aggregate::Task
-                        && let Ok(task) = id.parse()
-                        && let Err(error) = cluster.output.remove(task)
-                    {
-                        tracing::warn!(%id, %error, "old output could not be removed");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "retention did not finish"),
-        }
     }
 }

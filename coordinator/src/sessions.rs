@@ -101,6 +101,7 @@ async fn place(
     limits: v1::Limits,
     wait_ms: u64,
 ) -> Result<()> {
+    cluster.space.admit()?;
     let deadline = clock::mono_ms() + wait_ms;
     let spec: Arc<[u8]> = request.encode_to_vec().into();
     loop {

@@ -116,18 +116,44 @@ pub struct EventPage {
     pub at_end: bool,
 }
 
-/// How much retention leaves.
+/// How much retention leaves. Rows that have not ended always stay, and what belongs to a row goes with it.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep {
-    /// Ended rows of each aggregate; the oldest beyond go. Rows that have not ended always stay.
+    pub ended_tasks: u64,
+    pub ended_runs: u64,
+    /// Of every other aggregate.
     pub ended_rows: u64,
     pub events: u64,
+    /// What ended or happened before this goes too. Unix milliseconds.
+    pub since_ms: Option<i64>,
+}
+
+impl Keep {
+    /// How many ended rows stay; `None` for those that go with what they belong to.
+    pub(crate) fn ended(&self, aggregate: Aggregate) -> Option<u64> {
+        match aggregate {
+            Aggregate::Task => Some(self.ended_tasks),
+            Aggregate::Run => Some(self.ended_runs),
+            Aggregate::Step | Aggregate::Plan | Aggregate::Approval | Aggregate::Artifact => None,
+            Aggregate::Session | Aggregate::Token | Aggregate::Worker | Aggregate::Stack => {
+                Some(self.ended_rows)
+            }
+        }
+    }
+}
+
+/// Whose rows belong to one of this aggregate, by `parent`, and are nothing without it.
+pub(crate) fn parts(aggregate: Aggregate) -> &'static [Aggregate] {
+    match aggregate {
+        Aggregate::Run => &[Aggregate::Step, Aggregate::Plan, Aggregate::Approval, Aggregate::Artifact],
+        _ => &[],
+    }
 }
 
 /// What retention deleted.
 #[derive(Debug, Clone, Default)]
 pub struct Removed {
-    /// Whose files may go as well.
+    /// Whose files may go as well. What belonged to them went unnamed.
     pub rows: Vec<(Aggregate, String)>,
     pub events: u64,
 }
@@ -237,6 +263,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes the oldest ended rows and events beyond `keep`, in small steps between the commits.
     fn retain(&self, keep: Keep) -> Answer<Removed>;
+    /// Deletes these rows, as far as they have ended, with what belongs to them. Returns those that went.
+    fn remove_ended(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>>;
+    /// Which of these rows there are.
+    fn known(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>>;
     /// Whether commits would work right now.
     fn probe(&self) -> Answer<()>;
     /// What is wrong with the stored data; empty when nothing is.

@@ -125,6 +125,7 @@ pub async fn submit(
         Err(known) => return Ok(Submitted::Known(known)),
     };
     let id = submit.id;
+    cluster.space.admit()?;
     let ((), recorded) = cluster.decide(|core, now| core.submit(now, submit, true).map(|out| ((), out)))?;
     durable(recorded).await?;
     Ok(Submitted::New(id))
@@ -146,6 +147,7 @@ pub async fn execute(
         }
     };
     let id = submit.id;
+    cluster.space.admit()?;
     let follower = cluster.hub.follow(id);
     let ((), recorded) = cluster.decide(|core, now| core.submit(now, submit, false).map(|out| ((), out)))?;
     durable(recorded).await?;
@@ -190,6 +192,7 @@ pub async fn submit_all(
         }
     }
     if !submits.is_empty() {
+        cluster.space.admit()?;
         let (judged, recorded) = cluster.decide(|core, now| {
             let (out, judged) = core.submit_all(now, submits);
             Ok((judged, out))

@@ -38,6 +38,11 @@ pub fn run(context: &Context) -> Result<u8> {
 
 /// GET /health as JSON.
 pub fn ask(url: &str) -> Result<Value> {
+    get(url, "/health")
+}
+
+/// GET of a page that answers with a JSON object, whatever its status.
+pub fn get(url: &str, path: &str) -> Result<Value> {
     let away = |what: String| {
         Failure::new(Code::Unavailable, format!("{url} is not healthy: {what}"))
             .hint("see its log, or `cooper status`")
@@ -56,7 +61,7 @@ pub fn ask(url: &str) -> Result<Value> {
     let addresses = with_port.to_socket_addrs().map_err(|error| away(error.to_string()))?;
     let mut last = "the name has no address".to_owned();
     for address in addresses {
-        match TcpStream::connect_timeout(&address, TIMEOUT).and_then(|stream| exchange(stream, host)) {
+        match TcpStream::connect_timeout(&address, TIMEOUT).and_then(|stream| exchange(stream, host, path)) {
             Ok(answer) => {
                 return parse(&answer).ok_or_else(|| away("it does not answer like Cooper".to_owned()));
             }
@@ -66,10 +71,10 @@ pub fn ask(url: &str) -> Result<Value> {
     Err(away(last))
 }
 
-fn exchange(mut stream: TcpStream, host: &str) -> std::io::Result<String> {
+fn exchange(mut stream: TcpStream, host: &str, path: &str) -> std::io::Result<String> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET /health HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -87,6 +87,17 @@ pub(crate) fn not_beside_up(dir: &Path) -> Result<()> {
     }
 }
 
+/// A coordinator started by hand on this directory would leave ours waiting for it.
+pub(super) fn store_is_free(data: &Data) -> Result<()> {
+    match cooper_coordinator::store::sqlite::holder(&data.dir) {
+        None => Ok(()),
+        Some(pid) => Err(Failure::new(
+            Code::DataBusy,
+            format!("{} is in use by a coordinator with pid {pid}", data.dir.display()),
+        )),
+    }
+}
+
 /// The address, free at this moment.
 pub(super) fn listen(config: &Config) -> Result<SocketAddr> {
     let Some(address) = config.address("listen") else {

@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::link;
+use crate::limits::{link, store};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,6 +311,61 @@ pub const SETTINGS: &[Setting] = &[
         default: Default::Number(link::RECONNECT_CAP_MS),
         doc: "Longest wait of a worker before it dials again, in milliseconds.",
         ..time("reconnect_cap_ms", &["COOPER_RECONNECT_CAP_MS"])
+    },
+    // What stays of what has ended, and the space left for what goes on.
+    Setting {
+        key: "keep_tasks",
+        env: &["COOPER_KEEP_TASKS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1, max: 100_000_000 },
+        default: Default::Number(store::ENDED_TASKS_KEPT_MAX),
+        doc: "Ended tasks kept, with their output; the oldest go.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_runs",
+        env: &["COOPER_KEEP_RUNS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1, max: 10_000_000 },
+        default: Default::Number(store::ENDED_RUNS_KEPT_MAX),
+        doc: "Ended runs kept, with their artifacts; the oldest go.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_events",
+        env: &["COOPER_KEEP_EVENTS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1, max: 1_000_000_000 },
+        default: Default::Number(store::EVENTS_KEPT_MAX),
+        doc: "Events kept; the oldest go.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_output_mib",
+        env: &["COOPER_KEEP_OUTPUT_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1, max: 1_073_741_824 },
+        default: Default::Number(store::OUTPUT_KEPT_MIB),
+        doc: "Output of tasks kept, in MiB; beyond that the oldest ended tasks go.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_days",
+        env: &["COOPER_KEEP_DAYS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 36_500 },
+        default: Default::Number(0),
+        doc: "Days that ended tasks, runs and events are kept at most; 0: however old.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_free_mib",
+        env: &["COOPER_KEEP_FREE_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_073_741_824 },
+        default: Default::Number(store::FREE_MIB_MIN),
+        doc: "Free space on the data directory's disk, in MiB, below which nothing new is taken in; 0: none.",
+        ..BLANK
     },
 ];
 

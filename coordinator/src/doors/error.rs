@@ -18,9 +18,13 @@ const HINT: &str = "hint";
 
 /// As gRPC tells it: `google.rpc.ErrorInfo` with the code as its reason and the hint in its metadata.
 pub fn status(error: Error) -> Status {
-    let metadata = HashMap::from([(HINT.to_owned(), error.hint().to_owned())]);
-    let details = ErrorDetails::with_error_info(error.code.as_str(), DOMAIN, metadata);
+    let details = details(&error);
     Status::with_error_details(grpc_code(error.code.kind()), error.message, details)
+}
+
+pub(super) fn details(error: &Error) -> ErrorDetails {
+    let metadata = HashMap::from([(HINT.to_owned(), error.hint().to_owned())]);
+    ErrorDetails::with_error_info(error.code.as_str(), DOMAIN, metadata)
 }
 
 /// What a status of Cooper's said. One that is not of Cooper's becomes the nearest code.

@@ -66,6 +66,9 @@ async fn health(State(door): State<Door>) -> Json<serde_json::Value> {
 
 /// Ready: what would be asked now would be recorded.
 async fn ready(State(door): State<Door>) -> Response {
+    if let Err(error) = door.cluster.space.admit() {
+        return not_ready(error);
+    }
     match tokio::time::timeout(READY_WITHIN, door.cluster.store.probe()).await {
         Ok(Ok(())) => Json(json!({"status": "ready"})).into_response(),
         Ok(Err(error)) => not_ready(error.into()),

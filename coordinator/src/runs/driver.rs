@@ -155,7 +155,12 @@ impl Driver {
         let changes = run.take_changes(now());
         let ended = run.body.state.ended();
         let state = run.body.state;
-        self.cluster.store.commit_wait(changes, Durability::Full).await?;
+        if let Err(error) = self.cluster.store.commit_wait(changes, Durability::Full).await {
+            // The run in memory is ahead of its row, for good.
+            let error = Error::from(error);
+            self.cluster.break_down(&error);
+            return Err(error);
+        }
         if ended {
             self.runs.remove(&id);
             metrics::counter!("cooper_runs_total", "state" => state.as_str()).increment(1);
@@ -166,7 +171,7 @@ impl Driver {
 
     async fn save_logged(&mut self, id: RunId) {
         if let Err(error) = self.save(id).await {
-            // The commit that failed breaks the cluster too, and the next coordinator goes on from what is recorded.
+            // What is loaded anew goes on from what is recorded.
             tracing::error!(run = %id, %error, "a run could not be recorded");
         }
     }

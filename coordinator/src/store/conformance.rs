@@ -292,13 +292,15 @@ pub(crate) async fn inline_output_comes_with_its_change(bed: Bed) {
     assert_eq!(bed.store.inline_output("other", 1).await.unwrap(), None);
 }
 
+const KEEP: Keep = Keep { ended_tasks: 10, ended_runs: 10, ended_rows: 10, events: 50, since_ms: None };
+
 pub(crate) async fn retention_takes_the_oldest_ended_and_keeps_the_living(bed: Bed) {
     for n in 0..700 {
         let mut change = with(task(&format!("t{n:03}"), 0), |row| row.ended = n % 7 != 0);
         change.output = vec![InlineOutput { stream: 1, bytes: vec![1] }];
         bed.store.commit_wait(vec![change], Durability::Relaxed).await.unwrap();
     }
-    let removed = bed.store.retain(Keep { ended_rows: 10, events: 50 }).await.unwrap();
+    let removed = bed.store.retain(KEEP).await.unwrap();
     assert_eq!((removed.rows.len(), removed.events), (590, 650));
     assert_eq!(removed.rows[0], (Aggregate::Task, "t001".into()));
     assert_eq!(bed.store.live(Aggregate::Task).await.unwrap().len(), 100);
@@ -307,9 +309,48 @@ pub(crate) async fn retention_takes_the_oldest_ended_and_keeps_the_living(bed: B
     assert_eq!(bed.store.inline_output("t001", 1).await.unwrap(), None);
     assert_eq!(bed.store.inline_output("t000", 1).await.unwrap(), Some(vec![1]));
     assert_eq!(bed.event_seqs().await, (651..=700).collect::<Vec<_>>());
-    let again = bed.store.retain(Keep { ended_rows: 10, events: 50 }).await.unwrap();
+    let again = bed.store.retain(KEEP).await.unwrap();
     assert!(again.rows.is_empty() && again.events == 0);
     assert_eq!(bed.store.check().await.unwrap(), Vec::<String>::new());
+}
+
+pub(crate) async fn retention_by_age_takes_what_ended_before_and_nothing_younger(bed: Bed) {
+    for n in 0..600 {
+        let change = with(task(&format!("t{n:03}"), 0), |row| {
+            (row.ended, row.created_ms, row.updated_ms) = (n != 3, n, n);
+            // Began early, ended late.
+            if n == 5 {
+                row.updated_ms = 1_000;
+            }
+        });
+        bed.store.commit_wait(vec![change], Durability::Relaxed).await.unwrap();
+    }
+    let keep = Keep { ended_tasks: 1_000, events: 1_000, since_ms: Some(500), ..KEEP };
+    let removed = bed.store.retain(keep).await.unwrap();
+    assert_eq!(removed.rows.len(), 498, "500 began before, one has not ended, one ended later");
+    let left = bed.ids(Filter::default()).await;
+    assert_eq!((left.len(), left[101].as_str(), left[100].as_str()), (102, "t003", "t005"));
+    assert_eq!(bed.event_seqs().await[0], 6, "events go from the oldest on, up to the first that is young");
+}
+
+pub(crate) async fn what_belongs_to_a_row_goes_with_it(bed: Bed) {
+    for (id, ended) in [("r1", true), ("r2", true), ("r3", false)] {
+        let run = with(Change { aggregate: Aggregate::Run, ..task(id, 0) }, |row| row.ended = ended);
+        let step = with(Change { aggregate: Aggregate::Step, ..task(&format!("{id}/1"), 0) }, |row| {
+            (row.ended, row.parent) = (true, id.into());
+        });
+        bed.put(vec![run, step]).await.unwrap();
+    }
+    let ids = |ids: &[&str]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let known = |ids| bed.store.known(Aggregate::Step, ids);
+    let asked = ids(&["r1/1", "r2/1", "r3/1", "r4/1"]);
+    assert_eq!(known(asked.clone()).await.unwrap(), ids(&["r1/1", "r2/1", "r3/1"]));
+    let removed = bed.store.retain(Keep { ended_runs: 1, ..KEEP }).await.unwrap();
+    assert_eq!(removed.rows, [(Aggregate::Run, "r1".into())]);
+    assert_eq!(known(asked.clone()).await.unwrap(), ids(&["r2/1", "r3/1"]));
+    let gone = bed.store.remove_ended(Aggregate::Run, ids(&["r2", "r3", "r4"])).await.unwrap();
+    assert_eq!(gone, ids(&["r2"]), "what lives stays");
+    assert_eq!(known(asked).await.unwrap(), ids(&["r3/1"]));
 }
 
 pub(crate) async fn commits_of_many_threads_are_each_applied_once(bed: Bed) {
@@ -366,7 +407,7 @@ pub(crate) async fn what_was_answered_survives_a_reopen(mut bed: Bed) {
         bed.put(vec![task(&format!("t{n}"), 0)]).await.unwrap();
     }
     assert_eq!(bed.store.next_epoch().await.unwrap(), 1);
-    bed.store.retain(Keep { ended_rows: 0, events: 0 }).await.unwrap();
+    bed.store.retain(Keep { ended_tasks: 0, events: 0, ..KEEP }).await.unwrap();
     bed.reopen().await;
     assert_eq!(bed.store.live(Aggregate::Task).await.unwrap().len(), 100);
     assert_eq!(bed.store.next_epoch().await.unwrap(), 2);
@@ -430,6 +471,8 @@ macro_rules! claims {
             live_gives_what_has_not_ended_oldest_first
             inline_output_comes_with_its_change
             retention_takes_the_oldest_ended_and_keeps_the_living
+            retention_by_age_takes_what_ended_before_and_nothing_younger
+            what_belongs_to_a_row_goes_with_it
             commits_of_many_threads_are_each_applied_once
             the_epoch_grows_and_meta_reads_back
         }

@@ -15,7 +15,7 @@ mod writer;
 
 use std::{
     fs,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -45,6 +45,8 @@ use crate::bus::Bus;
 /// File names in the data directory.
 const DATABASE: &str = "cooper.db";
 const LOCK: &str = "store.lock";
+/// There while a restore replaces what is beside it.
+const RESTORING: &str = "restoring";
 /// Only readers of a foreign tool can make us wait.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than there are statements: each aggregate has ten, lists have their combinations.
@@ -63,8 +65,33 @@ struct Inner {
 }
 
 enum Mode {
-    Threads { writer: Writer, readers: Readers, database: PathBuf },
+    Threads { writer: Writer, readers: Readers, file: Place },
+    Reading { readers: Readers, file: Place },
     Inline(Mutex<Pen>),
+}
+
+/// Which file it is, wherever its name leads by now.
+#[derive(Debug, Clone)]
+struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    fn of(path: &Path, metadata: &fs::Metadata) -> std::io::Result<Self> {
+        Ok(Self { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    /// What is written to a file without a name is gone with its last handle.
+    fn look(&self) -> Result<()> {
+        let same = |found: fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
+        match fs::metadata(&self.path).map(same) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(unusable(&self.path, "another file took its place")),
+            Err(cause) => Err(unusable(&self.path, format!("it is gone: {cause}"))),
+        }
+    }
 }
 
 impl Sqlite {
@@ -72,37 +99,80 @@ impl Sqlite {
     ///
     /// Errors: [`Error::Busy`] when another coordinator has it, [`Error::Newer`], [`Error::Unusable`].
     pub fn open(data: &Path, bus: Bus) -> Result<Self> {
-        let database = data.join(DATABASE);
         fs::create_dir_all(data).map_err(|cause| unusable(data, cause))?;
+        Self::open_here(data, true, bus)
+    }
+
+    /// Opens the store that this process had open before, under `epoch`. It must still be there: a disk that is away, or
+    /// an older copy in its place, is no new beginning.
+    pub fn open_known(data: &Path, bus: Bus, epoch: u64) -> Result<Self> {
+        let store = Self::open_here(data, false, bus)?;
+        let Mode::Threads { file, .. } = &store.inner.mode else { return Ok(store) };
+        let found = connect(&file.path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .and_then(|c| read::meta(&c, "epoch").map_err(|e| write::error(&e)))?
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
+        if found < epoch {
+            let cause = format!(
+                "it stands at epoch {found}, but epoch {epoch} was served: an older copy took its place; \
+                 bring copies back with `cooper store restore`"
+            );
+            return Err(unusable(&file.path, cause));
+        }
+        Ok(store)
+    }
+
+    fn open_here(data: &Path, create: bool, bus: Bus) -> Result<Self> {
+        let path = data.join(DATABASE);
+        if !create && !path.exists() {
+            return Err(unusable(&path, "it is gone, with its disk or directory"));
+        }
         let lock = Lock::take(&data.join(LOCK))?;
+        if data.join(RESTORING).exists() {
+            return Err(unusable(data, "a restore into it did not finish; run it again"));
+        }
         // Its log and index files take over the mode.
-        fs::OpenOptions::new()
+        let file = fs::OpenOptions::new()
             .write(true)
-            .create(true)
+            .create(create)
             .truncate(false)
             .mode(0o600)
-            .open(&database)
-            .map_err(|cause| unusable(&database, cause))?;
-        Self::open_locked(&database, lock, bus).map_err(|error| match error {
-            Error::Unavailable(cause) => unusable(&database, cause),
+            .open(&path)
+            .and_then(|file| Place::of(&path, &file.metadata()?))
+            .map_err(|cause| unusable(&path, cause))?;
+        Self::open_locked(file, lock, bus).map_err(|error| match error {
+            Error::Unavailable(cause) => unusable(&path, cause),
             other => other,
         })
     }
 
-    fn open_locked(database: &Path, lock: Lock, bus: Bus) -> Result<Self> {
+    fn open_locked(file: Place, lock: Lock, bus: Bus) -> Result<Self> {
+        let database = &file.path;
         let mut connection = connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let (found, known) = (schema::version(&connection).map_err(|e| write::error(&e))?, schema::VERSION);
-        if found > known {
-            return Err(Error::Newer { path: database.display().to_string(), found, known });
-        }
+        refuse_newer(database, &connection)?;
         let pen = prepare(&mut connection)
             .and_then(|()| Pen::new(connection, Some(lock)))
             .map_err(|cause| write::error(&cause))?;
         let checkpoints = connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let readers = Readers::start(|| connect(database, OpenFlags::SQLITE_OPEN_READ_ONLY))?;
         let writer = Writer::start(pen, bus.clone(), Checkpointer::start(checkpoints)?)?;
-        let mode = Mode::Threads { writer, readers, database: database.to_owned() };
-        Ok(Self { inner: Arc::new(Inner { bus, mode, closed: AtomicBool::new(false) }) })
+        Ok(Self::with(Mode::Threads { writer, readers, file }, bus))
+    }
+
+    /// Looks into the store of a data directory, or into a backup, beside whoever has it open. Writes are refused.
+    pub fn read_only(data: &Path) -> Result<Self> {
+        let path = data.join(DATABASE);
+        let file = fs::metadata(&path)
+            .and_then(|metadata| Place::of(&path, &metadata))
+            .map_err(|cause| unusable(&path, cause))?;
+        let open = || connect(&file.path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        refuse_newer(&path, &open()?)?;
+        let readers = Readers::start(open)?;
+        Ok(Self::with(Mode::Reading { readers, file }, Bus::default()))
+    }
+
+    fn with(mode: Mode, bus: Bus) -> Self {
+        Self { inner: Arc::new(Inner { bus, mode, closed: AtomicBool::new(false) }) }
     }
 
     /// A store that is gone with its last handle. Everything happens on the calling thread, `done` included; answers
@@ -115,7 +185,7 @@ impl Sqlite {
             Pen::new(connection, None)
         };
         let mode = Mode::Inline(Mutex::new(open().map_err(|cause| write::error(&cause))?));
-        Ok(Self { inner: Arc::new(Inner { bus, mode, closed: AtomicBool::new(false) }) })
+        Ok(Self::with(mode, bus))
     }
 
     fn is_closed(&self) -> bool {
@@ -135,7 +205,7 @@ impl Sqlite {
                 let pen = pen.lock().unwrap_or_else(PoisonError::into_inner);
                 future::ready(work(&pen.connection).map_err(|cause| write::error(&cause))).boxed()
             }
-            Mode::Threads { readers, .. } => {
+            Mode::Threads { readers, .. } | Mode::Reading { readers, .. } => {
                 let (sender, answer) = oneshot::channel();
                 let job: read::Job = Box::new(move |connection| {
                     // Nobody waits any more for what a caller has dropped.
@@ -164,6 +234,7 @@ impl Sqlite {
                 let mut pen = pen.lock().unwrap_or_else(PoisonError::into_inner);
                 future::ready(work(&mut pen)).boxed()
             }
+            Mode::Reading { .. } => future::ready(Err(for_reading())).boxed(),
             Mode::Threads { writer, .. } => {
                 let (sender, answer) = oneshot::channel();
                 let job: writer::Job = Box::new(move |pen| drop(sender.send(work(pen))));
@@ -188,6 +259,7 @@ impl Store for Sqlite {
                 let outcomes = pen.lock().unwrap_or_else(PoisonError::into_inner).write(&group);
                 writer::settle(group, outcomes, &self.inner.bus);
             }
+            Mode::Reading { .. } => (batch.done)(Err(for_reading())),
             Mode::Threads { writer, .. } => {
                 if let Err((Command::Commit(batch), reason)) = writer.submit(Command::Commit(batch)) {
                     metrics::counter!("cooper_store_refused_total").increment(1);
@@ -200,6 +272,7 @@ impl Store for Sqlite {
     fn room(&self) -> usize {
         match &self.inner.mode {
             Mode::Inline(_) => limits::store::WRITER_QUEUE_MAX,
+            Mode::Reading { .. } => 0,
             Mode::Threads { writer, .. } => writer.room(),
         }
     }
@@ -261,24 +334,54 @@ impl Store for Sqlite {
         async move {
             let mut removed = Removed::default();
             for aggregate in Aggregate::ALL {
-                store.retain_rows(aggregate, keep.ended_rows, &mut removed).await?;
+                if let Some(ended) = keep.ended(aggregate) {
+                    store.retain_rows(aggregate, ended, keep.since_ms, &mut removed).await?;
+                }
             }
             loop {
                 // What retention deletes need not be on the disk before anything else is.
                 let step = move |pen: &mut Pen| {
                     let last = pen.last_seq;
-                    pen.transact(Durability::Relaxed, |c| retain::delete_events(c, last, keep.events))
+                    pen.transact(Durability::Relaxed, |c| {
+                        retain::delete_events(c, last, keep.events, keep.since_ms)
+                    })
                 };
                 match store.write(step).await? {
-                    0 => return Ok(removed),
+                    0 => break,
                     gone => removed.events += gone,
                 }
             }
+            if !removed.rows.is_empty() || removed.events > 0 {
+                store.write(optimize).await?;
+            }
+            Ok(removed)
         }
         .boxed()
     }
 
+    fn remove_ended(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>> {
+        let store = self.clone();
+        async move {
+            let mut gone = Vec::new();
+            for step in ids.chunks(retain::STEP_ROWS as usize) {
+                gone.extend(store.delete(aggregate, step.to_vec()).await?);
+            }
+            Ok(gone)
+        }
+        .boxed()
+    }
+
+    fn known(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>> {
+        let ids = serde_json::Value::from(ids).to_string();
+        self.read(move |c| read::known(c, aggregate, &ids))
+    }
+
     fn probe(&self) -> Answer<()> {
+        if let Mode::Threads { file, .. } = &self.inner.mode
+            && let Err(error) = file.look()
+        {
+            return future::ready(Err(error)).boxed();
+        }
         // A real write: a full disk answers reads happily.
         let now = cooper_common::clock::wall_ms().to_string();
         self.write(move |pen| pen.transact(Durability::Relaxed, |c| put_meta(c, "probed_at_ms", &now)))
@@ -296,8 +399,8 @@ impl Store for Sqlite {
         match &self.inner.mode {
             Mode::Inline(_) => self.read(move |c| copy(c, &path)),
             // On a connection and a thread of its own: it takes as long as the disk does.
-            Mode::Threads { database, .. } => {
-                let database = database.clone();
+            Mode::Threads { file, .. } | Mode::Reading { file, .. } => {
+                let database = file.path.clone();
                 tokio::task::spawn_blocking(move || {
                     let connection = connect(&database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
                     copy(&connection, &path).map_err(|cause| write::error(&cause))
@@ -336,24 +439,36 @@ impl Store for Sqlite {
 }
 
 impl Sqlite {
-    async fn retain_rows(&self, aggregate: Aggregate, keep: u64, removed: &mut Removed) -> Result<()> {
+    async fn retain_rows(
+        &self,
+        aggregate: Aggregate,
+        keep: u64,
+        since_ms: Option<i64>,
+        removed: &mut Removed,
+    ) -> Result<()> {
         let mut surplus = self.read(move |c| retain::surplus(c, aggregate, keep)).await?;
         let mut after = 0;
-        while surplus > 0 {
-            let count = surplus.min(retain::STEP_ROWS);
-            let step = move |pen: &mut Pen| {
-                pen.transact(Durability::Relaxed, |c| retain::delete_rows(c, aggregate, after, count))
-            };
-            let (reached, ids) = self.write(step).await?;
+        loop {
+            let (reached, ids) =
+                self.read(move |c| retain::oldest(c, aggregate, after, surplus, since_ms)).await?;
             if ids.is_empty() {
-                break;
+                return Ok(());
             }
             after = reached;
             surplus = surplus.saturating_sub(ids.len() as u64);
-            removed.rows.extend(ids.into_iter().map(|id| (aggregate, id)));
+            let gone = self.delete(aggregate, ids).await?;
+            removed.rows.extend(gone.into_iter().map(|id| (aggregate, id)));
         }
-        Ok(())
     }
+
+    fn delete(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>> {
+        self.write(move |pen| pen.transact(Durability::Relaxed, |c| retain::delete_rows(c, aggregate, ids)))
+    }
+}
+
+/// Statistics for the planner, of a bounded number of rows.
+fn optimize(pen: &mut Pen) -> Result<()> {
+    pen.connection.execute_batch("PRAGMA analysis_limit=400; PRAGMA optimize;").map_err(|e| write::error(&e))
 }
 
 fn put_meta(c: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
@@ -392,7 +507,26 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
         ));
     }
     connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
+    // A long read (a backup) makes the log long; the next start of the log gives the space back.
+    connection.pragma_update(None, "journal_size_limit", limits::store::WAL_KEPT_BYTES as i64)?;
     schema::migrate(connection)
+}
+
+/// The pid of the process that has this data directory's store open for writing, if there is one.
+pub fn holder(data: &Path) -> Option<String> {
+    lock::holder(&data.join(LOCK))
+}
+
+fn for_reading() -> Error {
+    Error::Unavailable("it was opened for reading".to_owned())
+}
+
+fn refuse_newer(path: &Path, connection: &Connection) -> Result<()> {
+    let (found, known) = (schema::version(connection).map_err(|e| write::error(&e))?, schema::VERSION);
+    match found > known {
+        true => Err(Error::Newer { path: path.display().to_string(), found, known }),
+        false => Ok(()),
+    }
 }
 
 fn unusable(path: &Path, cause: impl ToString) -> Error {

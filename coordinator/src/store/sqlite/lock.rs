@@ -43,3 +43,14 @@ impl Lock {
         Ok(Self(file))
     }
 }
+
+/// The pid of who has a data directory's store open for writing.
+pub fn holder(path: &Path) -> Option<String> {
+    let file = File::open(path).ok()?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Some(fs::read_to_string(path).unwrap_or_default().trim().to_owned())
+        }
+        _ => None,
+    }
+}

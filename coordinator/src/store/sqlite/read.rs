@@ -194,6 +194,11 @@ pub(super) fn meta(c: &Connection, key: &str) -> rusqlite::Result<Option<String>
     c.prepare_cached("SELECT value FROM meta WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()
 }
 
+/// `ids` is a JSON array.
+pub(super) fn known(c: &Connection, aggregate: Aggregate, ids: &str) -> rusqlite::Result<Vec<String>> {
+    c.prepare_cached(&schema::sql(aggregate).known)?.query_map([ids], |row| row.get(0))?.collect()
+}
+
 pub(super) fn check(c: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut found: Vec<String> =
         c.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;

@@ -4,6 +4,7 @@ use cooper_core::change::Aggregate;
 use rusqlite::{Connection, params};
 
 use super::schema;
+use crate::store::parts;
 
 /// Rows that one step deletes.
 pub(super) const STEP_ROWS: u64 = 256;
@@ -14,33 +15,76 @@ pub(super) fn surplus(c: &Connection, aggregate: Aggregate, keep: u64) -> rusqli
     Ok((ended as u64).saturating_sub(keep))
 }
 
-/// Deletes at most `count` of the oldest ended rows after place `after`. Returns the place reached and the ids.
-pub(super) fn delete_rows(
+/// The oldest ended rows after place `after`, at most a step of them: up to `count` whatever their age, beyond that only
+/// those that ended before `since_ms`. For a reader's connection.
+pub(super) fn oldest(
     c: &Connection,
     aggregate: Aggregate,
     after: i64,
     count: u64,
+    since_ms: Option<i64>,
 ) -> rusqlite::Result<(i64, Vec<String>)> {
-    let sql = schema::sql(aggregate);
-    let oldest: Vec<(i64, String)> = c
-        .prepare_cached(&sql.oldest_ended)?
-        .query_map(params![after, count as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    let reached = oldest.last().map_or(after, |(n, _)| *n);
-    for (n, id) in &oldest {
-        c.prepare_cached(&sql.delete)?.execute([n])?;
-        if aggregate == Aggregate::Task {
-            c.prepare_cached("DELETE FROM output WHERE task = ?1")?.execute([id])?;
+    let (mut reached, mut ids) = (after, Vec::new());
+    let mut statement = c.prepare_cached(&schema::sql(aggregate).oldest)?;
+    let mut rows = statement.query([after])?;
+    while (ids.len() as u64) < STEP_ROWS
+        && let Some(row) = rows.next()?
+    {
+        let (n, ended, created_ms, updated_ms) =
+            (row.get(0)?, row.get::<_, bool>(2)?, row.get::<_, i64>(3)?, row.get::<_, i64>(4)?);
+        let surplus = (ids.len() as u64) < count;
+        // Nothing ends before it begins: from here on everything is younger.
+        if !surplus && since_ms.is_none_or(|since| created_ms >= since) {
+            break;
         }
+        if ended && (surplus || since_ms.is_some_and(|since| updated_ms < since)) {
+            ids.push(row.get(1)?);
+        }
+        reached = n;
     }
-    Ok((reached, oldest.into_iter().map(|(_, id)| id).collect()))
+    Ok((reached, ids))
 }
 
-/// Deletes at most a step of the oldest events so that `keep` remain at `last_seq`. Returns how many went.
-pub(super) fn delete_events(c: &Connection, last_seq: u64, keep: u64) -> rusqlite::Result<u64> {
+/// Deletes these rows, as far as they have ended, with what belongs to them. Returns those that went.
+pub(super) fn delete_rows(
+    c: &Connection,
+    aggregate: Aggregate,
+    ids: Vec<String>,
+) -> rusqlite::Result<Vec<String>> {
+    let mut gone = Vec::with_capacity(ids.len());
+    for id in ids {
+        if c.prepare_cached(&schema::sql(aggregate).delete)?.execute([&id])? == 0 {
+            continue;
+        }
+        if aggregate == Aggregate::Task {
+            c.prepare_cached("DELETE FROM output WHERE task = ?1")?.execute([&id])?;
+        }
+        for part in parts(aggregate) {
+            c.prepare_cached(&schema::sql(*part).delete_parts)?.execute([&id])?;
+        }
+        gone.push(id);
+    }
+    Ok(gone)
+}
+
+/// Deletes at most a step of the oldest events: those beyond `keep` at `last_seq`, and those before `since_ms`. Returns
+/// how many went.
+pub(super) fn delete_events(
+    c: &Connection,
+    last_seq: u64,
+    keep: u64,
+    since_ms: Option<i64>,
+) -> rusqlite::Result<u64> {
     let oldest: Option<i64> = c.query_row("SELECT min(seq) FROM event", [], |row| row.get(0))?;
     let Some(oldest) = oldest else { return Ok(0) };
-    let until = last_seq.saturating_sub(keep).min(oldest as u64 + STEP_ROWS - 1);
+    let step_end = oldest as u64 + STEP_ROWS - 1;
+    let mut until = last_seq.saturating_sub(keep).min(step_end);
+    if let Some(since) = since_ms {
+        let young: Option<i64> = c
+            .prepare_cached("SELECT min(seq) FROM event WHERE seq <= ?1 AND at_ms >= ?2")?
+            .query_row(params![step_end as i64, since], |row| row.get(0))?;
+        until = until.max(young.map_or(step_end.min(last_seq), |seq| seq as u64 - 1));
+    }
     let gone = c.prepare_cached("DELETE FROM event WHERE seq <= ?1")?.execute([until as i64])?;
     if gone > 0 {
         // The numbers go on where they were even when no event is left to tell.

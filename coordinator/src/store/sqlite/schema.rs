@@ -86,8 +86,10 @@ pub(super) struct Sql {
     pub by_key: String,
     pub live: String,
     pub ended_count: String,
-    pub oldest_ended: String,
+    pub oldest: String,
+    pub known: String,
     pub delete: String,
+    pub delete_parts: String,
 }
 
 pub(super) fn sql(aggregate: Aggregate) -> &'static Sql {
@@ -127,8 +129,12 @@ impl Sql {
             ended_count: format!(
                 "SELECT (SELECT count(*) FROM {table}) - (SELECT count(*) FROM {table} WHERE ended = 0)"
             ),
-            oldest_ended: format!("SELECT n, id FROM {table} WHERE ended <> 0 AND n > ?1 ORDER BY n LIMIT ?2"),
-            delete: format!("DELETE FROM {table} WHERE n = ?1 AND ended <> 0"),
+            oldest: format!(
+                "SELECT n, id, ended, created_ms, updated_ms FROM {table} WHERE n > ?1 ORDER BY n"
+            ),
+            known: format!("SELECT id FROM {table} WHERE id IN (SELECT value FROM json_each(?1))"),
+            delete: format!("DELETE FROM {table} WHERE id = ?1 AND ended <> 0"),
+            delete_parts: format!("DELETE FROM {table} WHERE parent = ?1 AND parent <> ''"),
         }
     }
 }

@@ -1,0 +1,49 @@
+//! Which files rows refer to.
+
+use std::collections::HashSet;
+
+use cooper_common::{
+    error::{Error, Result},
+    limits,
+};
+use cooper_core::{change::Aggregate, run};
+
+use crate::{
+    blobs::Digest,
+    store::{Filter, Record, Store},
+};
+
+/// Every row of an aggregate, newest first, page by page.
+pub async fn each(
+    store: &dyn Store,
+    aggregate: Aggregate,
+    mut see: impl FnMut(Record) -> Result<()>,
+) -> Result<()> {
+    let mut filter = Filter { limit: limits::request::PAGE_MAX as usize, ..Filter::default() };
+    loop {
+        let page = store.list(aggregate, filter.clone()).await?;
+        page.records.into_iter().try_for_each(&mut see)?;
+        match page.next {
+            Some(next) => filter.before = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The artifacts that a run's row names.
+pub fn artifacts_of(record: &Record) -> Result<Vec<Digest>> {
+    let body: run::Body = serde_json::from_str(&record.row.body)
+        .map_err(|error| Error::internal(format!("the stored run {} cannot be read: {error}", record.id)))?;
+    body.artifacts.iter().map(|artifact| Ok(artifact.digest.parse()?)).collect()
+}
+
+/// The artifacts that any row refers to. Fails rather than leaves out one.
+pub async fn artifacts(store: &dyn Store) -> Result<HashSet<Digest>> {
+    let mut all = HashSet::new();
+    each(store, Aggregate::Run, |record| {
+        all.extend(artifacts_of(&record)?);
+        Ok(())
+    })
+    .await?;
+    Ok(all)
+}
