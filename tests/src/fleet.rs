@@ -9,13 +9,14 @@ use crate::{
     program::Running,
     scratch::Scratch,
     seconds,
-    wait::until_true,
+    wait::{until, until_true},
 };
 
 pub struct Fleet {
     pub scratch: Scratch,
     pub port: u16,
     pub coordinator: Option<Running>,
+    env: Vec<(String, String)>,
     workers: Vec<Running>,
 }
 
@@ -26,8 +27,15 @@ impl Fleet {
             scratch: Scratch::new("fleet"),
             port: http::free_port(),
             coordinator: None,
+            env: Vec::new(),
             workers: Vec::new(),
         }
+    }
+
+    /// A setting of the coordinator.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     pub fn url(&self) -> String {
@@ -43,12 +51,23 @@ impl Fleet {
         let data = self.scratch.join("coordinator");
         let port = self.port.to_string();
         let cooper = Cooper::at(&data).env("GRPC_PORT", &port);
+        let cooper = self.env.iter().fold(cooper, |cooper, (name, value)| cooper.env(name, value));
         let mut coordinator = cooper.dir(self.scratch.path()).start(["coordinator"], b"");
         let url = self.url();
         coordinator.await_said("an answer at /health", seconds(30), |_| {
             http::try_get(&url, "/health", None).is_ok_and(|answer| answer.status == 200).then_some(())
         });
         self.coordinator = Some(coordinator);
+    }
+
+    /// Waits until `/ready` answers with this status; its document.
+    #[track_caller]
+    pub fn await_ready(&self, status: u16) -> serde_json::Value {
+        let url = self.url();
+        until(&format!("{status} at /ready"), seconds(30), || {
+            let answer = http::try_get(&url, "/ready", None).ok().filter(|answer| answer.status == status);
+            answer.map(|answer| answer.json())
+        })
     }
 
     /// Starts a worker with two rooms that joins by token file. Its health listener is on the port returned.

@@ -14,6 +14,7 @@ mod e2e {
     mod repair;
     mod rollback;
     mod sessions;
+    mod store;
     mod tenants;
     mod up;
 }

@@ -1,0 +1,176 @@
+//! The store's life: unusable at the start, full or gone at run time; backup, restore, check.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cooper_tests::{Cooper, fleet::Fleet, http, seconds, until, wait::until_true};
+use serde_json::Value;
+
+/// A small disk of its own for a directory; gone with this value.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None`, and said so, where mounting is not allowed.
+    fn mount(dir: &Path, mib: u32) -> Option<Self> {
+        fs::create_dir_all(dir).expect("a directory");
+        let size = format!("size={mib}m,mode=0700");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "cooper-test"]).arg(dir).output();
+        if mounted.is_ok_and(|done| done.status.success()) {
+            return Some(Self(dir.to_owned()));
+        }
+        eprintln!("skipped: no disk can be mounted here");
+        None
+    }
+
+    /// Takes all of the space but this much.
+    fn fill(&self, leave_kib: u64) {
+        let free = rustix::fs::statvfs(&self.0).expect("its size");
+        let bytes = (free.f_bavail * free.f_frsize).saturating_sub(leave_kib << 10);
+        fs::write(self.0.join("filler"), vec![0; bytes as usize]).expect("it fits");
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.join("filler")).expect("it is there");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn epoch(fleet: &Fleet) -> u64 {
+    http::get(&fleet.url(), "/health").json()["epoch"].as_u64().expect("an epoch")
+}
+
+fn pid(fleet: &Fleet) -> rustix::process::Pid {
+    fleet.coordinator.as_ref().expect("it runs").pid()
+}
+
+/// Counts to 99 over a few seconds, and says so at the start.
+const COUNT: &str = "
+import time
+for i in range(100):
+    print(i, flush=True)
+    time.sleep(0.05)
+";
+
+fn counted() -> String {
+    (0..100).map(|i| format!("{i}\n")).collect()
+}
+
+#[test]
+fn a_store_that_cannot_be_used_at_the_start_is_waited_for_and_then_served() {
+    let mut fleet = Fleet::new();
+    let database =
+        fleet.scratch.write("coordinator/cooper.db", "this is no database, and never was one\n".repeat(200));
+    fleet.start_coordinator();
+    let (first, url) = (pid(&fleet), fleet.url());
+    let why = fleet.await_ready(503);
+    assert_eq!(why["code"], "data_unusable", "{why:#}");
+    assert!(why["message"].as_str().is_some_and(|message| message.contains("cooper.db")), "{why:#}");
+    assert!(!why["hint"].as_str().unwrap_or_default().is_empty(), "{why:#}");
+    assert_eq!(http::get(&url, "/health").json()["status"], "healthy");
+    let refused = Cooper::with_token(&url, "cpr_whatever").error(["session", "list"]);
+    assert_eq!(refused.code, "store_unavailable", "{refused:?}");
+    assert!(refused.message.contains("cooper.db"), "{refused:?}");
+
+    fs::remove_file(database).expect("it was there");
+    fleet.await_ready(200);
+    assert_eq!(fleet.cooper().json(["session", "list"])["sessions"], serde_json::json!([]));
+    assert_eq!((pid(&fleet), epoch(&fleet)), (first, 1), "the same process");
+    let log = fleet.coordinator.as_ref().expect("it runs").stderr();
+    assert_eq!(log.matches("not ready").count(), 1, "the same reason is said once a minute\n{log}");
+    fleet.stop();
+}
+
+#[test]
+fn a_data_directory_that_goes_away_is_waited_for_and_nothing_is_lost() {
+    let mut fleet = Fleet::new();
+    fleet.start_coordinator();
+    fleet.start_worker("hand");
+    fleet.await_registered(0);
+    let cooper = fleet.cooper();
+    let session = cooper.session();
+    cooper.exec(&session, "kept = 42");
+    let (first, before) = (pid(&fleet), epoch(&fleet));
+    let (data, away) = (fleet.scratch.join("coordinator"), fleet.scratch.join("away"));
+    fs::rename(&data, &away).expect("moved");
+    let why = fleet.await_ready(503);
+    assert_eq!(why["code"], "data_unusable", "{why:#}");
+    until_true("an epoch of nobody", seconds(10), || epoch(&fleet) == 0);
+    assert!(!data.join("cooper.db").exists(), "no new beginning");
+    // Something may have been made there meanwhile.
+    let _ = fs::remove_dir_all(&data);
+    fs::rename(&away, &data).expect("moved back");
+    fleet.await_ready(200);
+    assert_eq!(pid(&fleet), first);
+    assert!(epoch(&fleet) > before);
+    let kept = until("the session", seconds(30), || {
+        let done = cooper.run(["exec", &session, "-c", "kept"]);
+        (done.status == 0).then(|| done.out())
+    });
+    assert_eq!(kept, "42\n", "the interpreter is the same");
+    fleet.stop();
+}
+
+#[test]
+fn a_disk_that_is_full_is_survived_and_what_ran_meanwhile_has_its_result() {
+    let mut fleet = Fleet::new().env("COOPER_KEEP_FREE_MIB", "0");
+    let Some(disk) = Disk::mount(&fleet.scratch.join("coordinator"), 24) else { return };
+    fleet.start_coordinator();
+    fleet.start_worker("hand");
+    fleet.await_registered(0);
+    let (cooper, first) = (fleet.cooper(), pid(&fleet));
+    let session = cooper.session();
+    let mut counting = cooper.start(["exec", &session, "-c", COUNT], b"");
+    counting.await_said("that it runs", seconds(20), |counting| (counting.stdout_len() > 0).then_some(()));
+    disk.fill(0);
+    // The log of the database may have room left: write until it has none.
+    let why = until("a store that is full", seconds(60), || {
+        let _ = cooper.run(["token", "create", "--scope", "client"]);
+        let answer = http::get(&fleet.url(), "/ready");
+        (answer.status == 503).then(|| answer.json())
+    });
+    assert_eq!(why["code"], "store_full", "{why:#}");
+    assert_eq!(http::get(&fleet.url(), "/health").status, 200);
+    disk.free();
+    fleet.await_ready(200);
+    assert_eq!(pid(&fleet), first, "it did not start again");
+    assert_eq!(counting.finish(seconds(60)).expect(0).out(), counted());
+    assert_eq!(cooper.exec(&session, "i"), "99");
+    fleet.stop();
+    drop(disk);
+}
+
+#[test]
+fn below_the_floor_of_free_space_new_work_is_refused_and_results_are_taken() {
+    let mut fleet = Fleet::new().env("COOPER_KEEP_FREE_MIB", "16");
+    let Some(disk) = Disk::mount(&fleet.scratch.join("coordinator"), 64) else { return };
+    fleet.start_coordinator();
+    fleet.start_worker("hand");
+    fleet.await_registered(0);
+    let (cooper, before) = (fleet.cooper(), epoch(&fleet));
+    let session = cooper.session();
+    let mut counting = cooper.start(["exec", &session, "-c", COUNT], b"");
+    counting.await_said("that it runs", seconds(20), |counting| (counting.stdout_len() > 0).then_some(()));
+    disk.fill(8 << 10);
+    assert_eq!(fleet.await_ready(503)["code"], "store_full");
+    let refused = cooper.error(["exec", &session, "-c", "1"]);
+    assert_eq!((refused.status, refused.code.as_str()), (125, "store_full"), "{refused:?}");
+    assert_eq!(cooper.error(["session", "create"]).code, "store_full");
+    assert_eq!(counting.finish(seconds(60)).expect(0).out(), counted());
+    let tasks: Value = cooper.json(["tasks", "list", "--session", &session]);
+    assert_eq!(tasks["tasks"][0]["state"], "succeeded", "{tasks:#}");
+    disk.free();
+    fleet.await_ready(200);
+    assert_eq!(cooper.exec(&session, "i"), "99");
+    assert_eq!(epoch(&fleet), before, "the store never failed");
+    fleet.stop();
+    drop(disk);
+}
