@@ -107,10 +107,10 @@ impl From<tonic::Status> for Failure {
     }
 }
 
-/// True when the connection, not the coordinator, ended a call: the call may be taken up again.
+/// True when the connection, or a coordinator that waits for its store, ended a call: the call may be taken up again.
 pub fn is_cut(status: &tonic::Status) -> bool {
     if let Some(info) = status.get_details_error_info() {
-        return info.reason == Code::Unavailable.as_str();
+        return [Code::Unavailable, Code::StoreUnavailable].iter().any(|code| info.reason == code.as_str());
     }
     matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled)
         || (status.code() == tonic::Code::Internal && std::error::Error::source(status).is_some())

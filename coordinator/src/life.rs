@@ -89,7 +89,8 @@ pub async fn serve(
                     }
                 }
                 () = tokio::time::sleep(QUICK_START), if !served && room.is_none() => {
-                    let error = Error::new(Code::StoreUnavailable, "the store is being opened");
+                    let error = Error::new(Code::StoreUnavailable, "the store is being opened")
+                        .with_hint("wait; nothing is wrong yet");
                     room = Some(Room::open(&place, error)?);
                 }
                 () = &mut shutdown, if !*stop.borrow() => {

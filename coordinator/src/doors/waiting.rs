@@ -69,7 +69,8 @@ async fn not_ready(State(why): Why) -> Response {
 
 async fn refused(State(why): Why, request: Request) -> Response {
     let why = why.borrow().clone();
-    let error = Error::new(Code::StoreUnavailable, why.to_string()).with_hint(why.hint());
+    let said = if why.code == Code::StoreUnavailable { why.message.clone() } else { why.to_string() };
+    let error = Error::new(Code::StoreUnavailable, said).with_hint(why.hint());
     match is_grpc(request.headers()) {
         true => status(&error).into_http(),
         false => problem(&error),

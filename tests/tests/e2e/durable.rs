@@ -48,7 +48,9 @@ fn an_execution_outlives_three_kills_of_the_coordinator_and_its_output_is_comple
         cluster.kill("coordinator");
     }
     is_complete(counting);
-    let tasks = cluster.cooper().json(["tasks", "list", "--session", &session]);
+    // All bytes may have been there before the last kill: the coordinator may just be coming back.
+    let list = ["tasks", "list", "--session", &session];
+    let tasks = cluster.cooper().until_json("a list of tasks", seconds(30), &list, |_| true);
     let ends: Vec<(&str, u64)> = tasks["tasks"]
         .as_array()
         .expect("a list")
