@@ -66,7 +66,8 @@ impl Client {
     pub async fn execute(&mut self, session_id: &str, code: &str) -> Result<String> {
         let kind = Kind::Python(PythonSpec { code: code.to_owned(), ..Default::default() });
         let spec = TaskSpec { kind: Some(kind), session_id: session_id.to_owned(), ..Default::default() };
-        let request = SubmitTaskRequest { idempotency_key: key(), spec: Some(spec) };
+        let request =
+            SubmitTaskRequest { idempotency_key: key(), spec: Some(spec), ..SubmitTaskRequest::default() };
         let mut events = self.tasks.execute(request).await?.into_inner();
         let mut end = None;
         while let Some(message) = events.message().await? {
@@ -95,7 +96,7 @@ fn value(task: Task) -> Result<String> {
 /// A task that does nothing, without a key: nobody repeats a submit here.
 pub fn noop() -> SubmitTaskRequest {
     let spec = TaskSpec { kind: Some(Kind::Noop(NoopSpec {})), ..Default::default() };
-    SubmitTaskRequest { idempotency_key: String::new(), spec: Some(spec) }
+    SubmitTaskRequest { spec: Some(spec), ..SubmitTaskRequest::default() }
 }
 
 fn key() -> String {

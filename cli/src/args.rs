@@ -6,8 +6,10 @@ mod tests;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cooper_proto::v1::{RetryPolicy, RetryWhen, SubmitTaskRequest, TaskSpec, TaskState};
 
 use crate::{
+    connect::idempotency_key,
     flags::{CoordinatorFlags, UpFlags, WorkerFlags},
     units,
 };
@@ -88,7 +90,7 @@ pub enum Command {
     Stacks,
     /// List workers
     Workers,
-    /// List, show, follow and cancel tasks
+    /// List, show, follow, cancel and requeue tasks; why one waits
     #[command(subcommand)]
     Tasks(Tasks),
     /// Create, list and revoke tokens
@@ -176,6 +178,9 @@ pub struct SessionCreate {
     /// Label; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub label: Vec<(String, String)>,
+    /// Label that its worker must have; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub on: Vec<(String, String)>,
     /// Time limit of one execution, e.g. 30s, 5m [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub exec_timeout: Option<u64>,
@@ -185,6 +190,51 @@ pub struct SessionCreate {
     /// Wait this long for a worker with room
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub wait: Option<u64>,
+}
+
+/// When a task runs, and what becomes of an attempt that does not succeed.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Schedule {
+    /// Starts before what waits in the session with a lower one, from -10 to 10 [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Scheduling",
+        value_parser = clap::value_parser!(i32).range(-10..=10))]
+    pub priority: Option<i32>,
+    /// Run again what may have run: after a loss of its worker, or always when it did not succeed
+    /// [default: only what surely never started]
+    #[arg(long, value_name = "WHEN", value_parser = ["if-not-started", "lost", "always"], help_heading = "Scheduling")]
+    pub retry: Option<String>,
+    /// Attempts in all before it is a dead letter [default: 3 with --retry]
+    #[arg(long, value_name = "N", requires = "retry", help_heading = "Scheduling",
+        value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: Option<u32>,
+    /// Time out when it was not handed to its worker by then, e.g. 30s, 5m
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms, help_heading = "Scheduling")]
+    pub schedule_to_start: Option<u64>,
+    /// Time out when it did not end by then, all attempts together
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms, help_heading = "Scheduling")]
+    pub schedule_to_close: Option<u64>,
+}
+
+impl Schedule {
+    /// A submit of its own key.
+    pub fn request(&self, spec: TaskSpec) -> SubmitTaskRequest {
+        let when = match self.retry.as_deref() {
+            Some("if-not-started") => RetryWhen::IfNotStarted,
+            Some("lost") => RetryWhen::Lost,
+            Some(_) => RetryWhen::Always,
+            None => RetryWhen::Unspecified,
+        };
+        let max_attempts = self.max_attempts.unwrap_or(0);
+        SubmitTaskRequest {
+            idempotency_key: idempotency_key(),
+            spec: Some(spec),
+            priority: self.priority.unwrap_or(0),
+            retry: self.retry.as_ref().map(|_| RetryPolicy { when: when.into(), max_attempts }),
+            schedule_to_start_ms: self.schedule_to_start.unwrap_or(0),
+            schedule_to_close_ms: self.schedule_to_close.unwrap_or(0),
+            ..SubmitTaskRequest::default()
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -200,6 +250,8 @@ pub struct Exec {
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,
+    #[command(flatten)]
+    pub schedule: Schedule,
     /// Extra environment; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub env: Vec<(String, String)>,
@@ -218,6 +270,8 @@ pub struct Sh {
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,
+    #[command(flatten)]
+    pub schedule: Schedule,
     /// Extra environment; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub env: Vec<(String, String)>,
@@ -239,6 +293,8 @@ pub struct Pip {
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,
+    #[command(flatten)]
+    pub schedule: Schedule,
 }
 
 #[derive(Debug, Subcommand)]
@@ -334,6 +390,9 @@ pub enum Tasks {
         /// Only those of this session
         #[arg(long)]
         session: Option<String>,
+        /// Only those in this state, e.g. queued, dead_letter; repeatable
+        #[arg(long, value_parser = units::task_state)]
+        state: Vec<TaskState>,
         /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
@@ -344,6 +403,10 @@ pub enum Tasks {
     Follow { task: String },
     /// End a task
     Cancel { task: String },
+    /// What a task waits for
+    Why { task: String },
+    /// Put a dead letter back into the queue, with all its attempts before it
+    Requeue { task: String },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! Durations, sizes, times and pairs as people write and read them.
 
 use cooper_common::clock;
+use cooper_proto::v1::TaskState;
 
 /// `500ms`, `30s`, `5m`, `2h`, `7d`; a bare number is seconds.
 pub fn duration_ms(text: &str) -> Result<u64, String> {
@@ -46,6 +47,14 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not NAME=VALUE")),
     }
+}
+
+/// `queued`, `dead_letter`.
+pub fn task_state(text: &str) -> Result<TaskState, String> {
+    let name = format!("TASK_STATE_{}", text.replace('-', "_").to_ascii_uppercase());
+    TaskState::from_str_name(&name).filter(|state| *state != TaskState::Unspecified).ok_or_else(|| {
+        format!("{text:?} is no state of a task: queued, assigned, running, succeeded, failed, timed_out, cancelled, lost or dead_letter")
+    })
 }
 
 /// `850 ms`, `3.2 s`, `4 min 10 s`.

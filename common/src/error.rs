@@ -87,6 +87,8 @@ codes! {
     WorkerLost = "worker_lost", Unavailable, "the worker's host ended while this ran; run it again if that is safe";
     TimedOut = "timed_out", Timeout, "give it more time (--timeout) or make it faster";
     Cancelled = "cancelled", Conflict, "";
+    AttemptsExhausted = "attempts_exhausted", Conflict, "see why the attempts ended (`cooper tasks show TASK`), then `cooper tasks requeue TASK`";
+    NotDeadLetter = "not_dead_letter", Conflict, "only tasks in dead_letter can be requeued: see `cooper tasks list --state dead_letter`";
     InterpreterDied = "interpreter_died", Internal, "the interpreter ended (exit, crash or out of memory); the next execution starts a new one";
     SpawnFailed = "spawn_failed", Invalid, "check the command and the session's limits";
     PythonMissing = "python_missing", Unavailable, "install Python 3.9 or newer, or name one with COOPER_PYTHON";

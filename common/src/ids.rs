@@ -55,6 +55,10 @@ macro_rules! id {
             pub const fn from_u128(value: u128) -> Self {
                 Self(value)
             }
+            /// The number: its last 74 bits are random.
+            pub const fn as_u128(self) -> u128 {
+                self.0
+            }
         }
         impl Default for $name {
             fn default() -> Self {

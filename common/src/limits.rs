@@ -79,6 +79,38 @@ pub mod exec {
     pub const QUEUED_PER_SESSION_MAX: usize = 1024;
 }
 
+/// How tasks wait, and when a lost or failed attempt is followed by another.
+pub mod schedule {
+    /// Priorities go from minus this to this.
+    pub const PRIORITY_MAX: i32 = 10;
+    /// Longest deadline: a week.
+    pub const DEADLINE_MS_MAX: u64 = 604_800_000;
+    /// How long after an attempt's time limit, which its worker enforces, the coordinator does.
+    pub const DEADLINE_MARGIN_MS: u64 = 30_000;
+    /// Timers that one decision handles; the others come right after it.
+    pub const EXPIRED_AT_ONCE_MAX: usize = 4_096;
+    /// Different label selectors among tasks that wait for a worker; a task with one more is refused (`overloaded`).
+    pub const SELECTORS_MAX: usize = 64;
+}
+
+/// Attempts after the first, and the budget that keeps many of them from displacing other work.
+pub mod retry {
+    /// Full jitter: the pause before the n-th retry is a random part of BASE × 2^(n-1), at most CAP.
+    pub const BASE_MS: u64 = 500;
+    pub const CAP_MS: u64 = 60_000;
+    /// Attempts of a noop task or a step before `dead_letter`.
+    pub const ATTEMPTS_RERUNNABLE: u32 = 10;
+    /// Attempts of a task that asked to be rerun and named no number.
+    pub const ATTEMPTS_OPTED_IN: u32 = 3;
+    pub const ATTEMPTS_MAX: u32 = 100;
+    /// A tenant's retries that may come at once; beyond, each waits for its turn.
+    pub const BUDGET_BURST: u32 = 1_000;
+    /// Turns a second, however few attempts there are.
+    pub const BUDGET_PER_SECOND: i64 = 100;
+    /// First attempts earn this share of a retry each.
+    pub const BUDGET_PERCENT: i64 = 10;
+}
+
 /// The coordinator's store.
 pub mod store {
     /// Changes in one group commit.

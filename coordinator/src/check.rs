@@ -6,6 +6,7 @@ use cooper_common::{
     error::{Code, Error, Result},
     limits::request as limits,
 };
+use cooper_core::{retry::When, task::Scheduling};
 use cooper_proto::v1;
 
 use crate::store::Filter;
@@ -92,6 +93,43 @@ pub fn page(page: Option<v1::Page>) -> Result<Filter> {
     let limit = if page.limit == 0 { limits::PAGE_DEFAULT } else { page.limit };
     let before = if page.cursor.is_empty() { None } else { Some(page.cursor.parse()?) };
     Ok(Filter { before, limit: limit as usize, ..Filter::default() })
+}
+
+/// Priority, and whatever else of a submit is about when and where rather than what.
+pub fn scheduling(
+    request: &v1::SubmitTaskRequest,
+    spec: &v1::TaskSpec,
+) -> Result<(i8, Option<Box<Scheduling>>)> {
+    use cooper_common::limits::{retry, schedule};
+    let max = schedule::PRIORITY_MAX;
+    let priority = i8::try_from(request.priority).ok().filter(|p| i32::from(*p).abs() <= max);
+    let priority = priority.ok_or_else(|| {
+        Error::invalid(format!("priority is {}; it goes from -{max} to {max}", request.priority))
+    })?;
+    labels(&request.worker_labels)?;
+    if !request.worker_labels.is_empty() && !spec.session_id.is_empty() {
+        return Err(Error::invalid("worker_labels are for tasks without a session")
+            .with_hint("a session's tasks go to its worker: give the labels when it is created"));
+    }
+    at_most("schedule_to_start_ms", request.schedule_to_start_ms, schedule::DEADLINE_MS_MAX)?;
+    at_most("schedule_to_close_ms", request.schedule_to_close_ms, schedule::DEADLINE_MS_MAX)?;
+    let policy = request.retry.unwrap_or_default();
+    at_most("retry.max_attempts", u64::from(policy.max_attempts), u64::from(retry::ATTEMPTS_MAX))?;
+    let when = v1::RetryWhen::try_from(policy.when);
+    let scheduling = Scheduling {
+        worker_labels: request.worker_labels.clone().into_iter().collect(),
+        retry: match when.map_err(|_| Error::invalid("retry.when is not one that this version knows"))? {
+            v1::RetryWhen::Unspecified => None,
+            v1::RetryWhen::IfNotStarted => Some(When::IfNotStarted),
+            v1::RetryWhen::Lost => Some(When::Lost),
+            v1::RetryWhen::Always => Some(When::Always),
+        },
+        max_attempts: policy.max_attempts,
+        schedule_to_start_ms: request.schedule_to_start_ms,
+        schedule_to_close_ms: request.schedule_to_close_ms,
+        ..Scheduling::default()
+    };
+    Ok((priority, (scheduling != Scheduling::default()).then(|| Box::new(scheduling))))
 }
 
 pub fn spec(spec: &v1::TaskSpec) -> Result<()> {

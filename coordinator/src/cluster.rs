@@ -83,7 +83,7 @@ impl Cluster {
         let mut tasks = Vec::new();
         for record in store.live(Aggregate::Task).await? {
             let id = record.id.parse().map_err(|_| unreadable("task", &record.id))?;
-            let task = Task::restore(id, record.version, record.row);
+            let task = Task::restore(now, id, record.version, record.row);
             tasks.push(task.map_err(|_| unreadable("task", &record.id))?);
         }
         tracing::info!(
@@ -191,10 +191,12 @@ impl Cluster {
                     let _ = self.session_changes.send(session);
                     self.capacity.notify_waiters();
                 }
-                Effect::Restarted { task } => {
+                Effect::Restarted { task, attempts_used } => {
+                    metrics::counter!("cooper_task_restarts_total").increment(1);
                     if let Err(error) = self.output.remove(task) {
                         tracing::error!(%task, %error, "the output of a given-up attempt could not be removed");
                     }
+                    self.hub.task_restarted(task, attempts_used);
                 }
                 Effect::Close { worker, attach } => self.fleet.closed(&worker, attach),
                 Effect::CapacityChanged => self.capacity.notify_waiters(),

@@ -17,8 +17,11 @@ const ENDED_BUFFERED_MAX: usize = 65_536;
 pub struct Progress {
     /// Grows when output was appended.
     pub output: u64,
-    /// Set once, when the end is durable.
+    /// Set when the end is durable.
     pub ended: Option<Arc<Ended>>,
+    /// Grows when another attempt follows; its output begins at 0.
+    pub restarts: u64,
+    pub attempts_used: u32,
 }
 
 /// Passes progress from the writer and the link to followers.
@@ -60,6 +63,18 @@ impl Hub {
         let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = followed.get(&task) {
             sender.send_modify(|progress| progress.output += 1);
+        }
+    }
+
+    /// Another attempt follows, or the task was taken out of `dead_letter`.
+    pub fn task_restarted(&self, task: TaskId, attempts_used: u32) {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = followed.get(&task) {
+            sender.send_modify(|progress| {
+                progress.restarts += 1;
+                progress.attempts_used = attempts_used;
+                progress.ended = None;
+            });
         }
     }
 

@@ -163,6 +163,10 @@ async fn tick(cluster: Arc<Cluster>) {
     loop {
         interval.tick().await;
         cluster.tell(|core, now| core.tick(now));
+        while cluster.look(|core| core.is_due(crate::cluster::now())) {
+            cluster.room().await;
+            cluster.tell(|core, now| core.tick(now));
+        }
         let counts = cluster.look(|core| core.counts());
         metrics::gauge!("cooper_workers_attached").set(counts.workers_attached as f64);
         metrics::gauge!("cooper_sessions_live").set(counts.sessions_live as f64);

@@ -34,6 +34,7 @@ pub async fn create(
     check::name(&request.name)?;
     check::env(&request.env)?;
     check::labels(&request.labels)?;
+    check::labels(&request.worker_labels)?;
     let limits = with_defaults(request.limits.unwrap_or_default())?;
     request.limits = Some(limits);
     let wait_ms = request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX);
@@ -115,6 +116,7 @@ async fn place(
             name: request.name.clone(),
             exec_timeout_ms: limits.exec_timeout_ms,
             output_limit_bytes: limits.output_bytes,
+            worker_labels: request.worker_labels.clone().into_iter().collect(),
             spec: spec.clone(),
         };
         match cluster.decide(|core, now| core.create_session(now, create).map(|out| ((), out))) {

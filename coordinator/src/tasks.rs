@@ -8,7 +8,11 @@ use cooper_common::{
     ids::TaskId,
     limits,
 };
-use cooper_core::{change::Aggregate, cluster::Ended, task};
+use cooper_core::{
+    change::Aggregate,
+    cluster::{Ended, Why},
+    task::{self, Task},
+};
 use cooper_proto::v1;
 use prost::Message as _;
 
@@ -43,12 +47,17 @@ impl Submitted {
 async fn prepare(
     cluster: &Arc<Cluster>,
     caller: &Caller,
-    request: v1::SubmitTaskRequest,
+    mut request: v1::SubmitTaskRequest,
 ) -> Result<std::result::Result<task::Submit, TaskId>> {
     use v1::task_spec::Kind;
     check::idempotency_key(&request.idempotency_key)?;
-    let mut spec = request.spec.ok_or_else(|| Error::invalid("spec is missing"))?;
+    let mut spec = request.spec.take().ok_or_else(|| Error::invalid("spec is missing"))?;
     check::spec(&spec)?;
+    let (priority, scheduling) = check::scheduling(&request, &spec)?;
+    // Before the session is looked for: it may have ended since, and the task is known all the same.
+    if let Some(known) = known(cluster, caller, &request.idempotency_key, &spec).await? {
+        return Ok(Err(known));
+    }
     let mut timeout_ms = spec.timeout_ms;
     let mut output_limit_bytes = limits::exec::OUTPUT_BYTES;
     let mut session = None;
@@ -85,7 +94,7 @@ async fn prepare(
         Some(Kind::Noop(_)) => task::Kind::Noop,
         Some(Kind::Step(_)) | None => return Err(Error::invalid("spec.kind cannot be submitted")),
     };
-    let submit = task::Submit {
+    Ok(Ok(task::Submit {
         id: TaskId::new(),
         tenant: caller.tenant.clone(),
         key: request.idempotency_key,
@@ -94,19 +103,49 @@ async fn prepare(
         worker: None,
         timeout_ms,
         output_limit_bytes,
+        priority,
+        scheduling,
         spec: spec.encode_to_vec().into(),
-    };
-    if !submit.key.is_empty()
-        && let Some(record) = cluster.store.by_key(Aggregate::Task, Some(&caller.tenant), &submit.key).await?
-    {
-        // Maps have no order: bytes of the same request may differ.
-        let stored = v1::TaskSpec::decode(record.row.spec.as_deref().unwrap_or_default());
-        if stored.is_ok_and(|stored| stored == spec) {
-            return Ok(Err(parse(&record.id)?));
-        }
-        return Err(check::other_request(&submit.key));
+    }))
+}
+
+/// The task that was submitted with this key, for the same thing.
+async fn known(cluster: &Cluster, caller: &Caller, key: &str, spec: &v1::TaskSpec) -> Result<Option<TaskId>> {
+    if key.is_empty() {
+        return Ok(None);
     }
-    Ok(Ok(submit))
+    let Some(record) = cluster.store.by_key(Aggregate::Task, Some(&caller.tenant), key).await? else {
+        return Ok(None);
+    };
+    // Maps have no order: bytes of the same request may differ.
+    let stored = v1::TaskSpec::decode(record.row.spec.as_deref().unwrap_or_default());
+    let same = match stored {
+        Ok(stored) => {
+            let session = stored.session_id.clone();
+            let named = v1::TaskSpec { session_id: spec.session_id.clone(), ..stored };
+            named == *spec && same_session(cluster, caller, &spec.session_id, &session).await?
+        }
+        Err(_) => false,
+    };
+    if same { parse(&record.id).map(Some) } else { Err(check::other_request(key)) }
+}
+
+/// Whether what a request calls a session, by id or name, is the one with this id: now, or when it lived.
+async fn same_session(cluster: &Cluster, caller: &Caller, named: &str, id: &str) -> Result<bool> {
+    if named == id {
+        return Ok(true);
+    }
+    if named.is_empty() || id.is_empty() {
+        return Ok(false);
+    }
+    if let Ok(resolved) = sessions::resolve(cluster, caller, named) {
+        return Ok(resolved.to_string() == id);
+    }
+    let record = cluster.store.get(Aggregate::Session, id).await?;
+    Ok(match record {
+        Some(record) => sessions::body(&record)?.name == named,
+        None => false,
+    })
 }
 
 fn parse(id: &str) -> Result<TaskId> {
@@ -221,8 +260,15 @@ pub async fn get(cluster: &Cluster, caller: &Caller, id: &str) -> Result<Record>
     record.filter(|record| record.row.tenant == *caller.tenant).ok_or_else(|| not_found(id))
 }
 
-pub async fn list(cluster: &Cluster, caller: &Caller, page: Option<v1::Page>, session: &str) -> Result<Page> {
-    let mut filter = Filter { tenant: Some(caller.tenant.to_string()), ..check::page(page)? };
+pub async fn list(
+    cluster: &Cluster,
+    caller: &Caller,
+    page: Option<v1::Page>,
+    session: &str,
+    states: Vec<task::State>,
+) -> Result<Page> {
+    let states = states.into_iter().map(|state| state.as_str().to_owned()).collect();
+    let mut filter = Filter { tenant: Some(caller.tenant.to_string()), states, ..check::page(page)? };
     if !session.is_empty() {
         filter.parent = Some(sessions::get(cluster, caller, session).await?.id);
     }
@@ -244,6 +290,36 @@ pub async fn cancel(cluster: &Arc<Cluster>, caller: &Caller, id: &str) -> Result
     get(cluster, caller, id).await
 }
 
+/// What a task waits for; `None` = it ended, as its record says.
+pub async fn explain(cluster: &Cluster, caller: &Caller, id: &str) -> Result<(Record, Option<Why>)> {
+    let record = get(cluster, caller, id).await?;
+    let task = parse(&record.id)?;
+    match cluster.look(|core| core.explain(crate::cluster::now(), task)) {
+        Some(why) => Ok((record, Some(why))),
+        // It ended between the two looks at it.
+        None => Ok((get(cluster, caller, id).await?, None)),
+    }
+}
+
+/// Puts a task that is a dead letter back into the queue.
+pub async fn requeue(cluster: &Arc<Cluster>, caller: &Caller, id: &str, key: &str) -> Result<Record> {
+    check::idempotency_key(key)?;
+    let record = get(cluster, caller, id).await?;
+    let parsed = parse(&record.id)?;
+    // One at a time, so that two requeues do not decide on the same version.
+    let _turn = cluster.keys.turn(Aggregate::Task, &caller.tenant, &record.id).await;
+    let record = get(cluster, caller, id).await?;
+    let now = crate::cluster::now();
+    if body(&record)?.requeued_with(key) {
+        return Ok(record);
+    }
+    let task = Task::restore(now, parsed, record.version, record.row)
+        .map_err(|_| Error::internal(format!("the stored task {parsed} cannot be read")))?;
+    let ((), recorded) = cluster.decide(|core, now| core.requeue(now, task, key).map(|out| ((), out)))?;
+    durable(recorded).await?;
+    get(cluster, caller, id).await
+}
+
 /// Output and end of one task, from given offsets on.
 pub struct Following {
     cluster: Arc<Cluster>,
@@ -251,18 +327,31 @@ pub struct Following {
     follower: Follower,
     /// Next offset wanted of each stream, stdout first.
     offsets: [u64; 2],
+    /// Restarts seen, and whose output the offsets count.
+    restarts: u64,
+    attempts_used: u32,
     over: bool,
 }
 
 /// What a follower sees.
 pub enum Seen {
-    Output { stream: Stream, offset: u64, data: Bytes },
+    /// Output begins at 0 again.
+    Restarted {
+        attempts_used: u32,
+    },
+    Output {
+        stream: Stream,
+        offset: u64,
+        data: Bytes,
+    },
     Ended(Arc<Ended>),
 }
 
 impl Following {
-    pub fn new(cluster: Arc<Cluster>, task: TaskId, follower: Follower, offsets: [u64; 2]) -> Self {
-        Self { cluster, task, follower, offsets, over: false }
+    /// From the first byte.
+    pub fn new(cluster: Arc<Cluster>, task: TaskId, mut follower: Follower) -> Self {
+        let restarts = follower.now().restarts;
+        Self { cluster, task, follower, offsets: [0, 0], restarts, attempts_used: 0, over: false }
     }
 
     /// The next thing; `None` after the end.
@@ -270,6 +359,12 @@ impl Following {
         while !self.over {
             // Progress first, then what is there: what comes in between wakes us again.
             let progress = self.follower.now();
+            if progress.restarts != self.restarts {
+                self.restarts = progress.restarts;
+                if let Some(restarted) = self.restarted(progress.attempts_used) {
+                    return Ok(Some(restarted));
+                }
+            }
             let ended = match progress.ended {
                 Some(ended) => Some(ended),
                 None => self.ended_before().await?,
@@ -286,6 +381,13 @@ impl Following {
         Ok(None)
     }
 
+    /// Whoever has output of an attempt before hears that it counts no more.
+    fn restarted(&mut self, attempts_used: u32) -> Option<Seen> {
+        let had = std::mem::take(&mut self.offsets) != [0, 0];
+        let news = std::mem::replace(&mut self.attempts_used, attempts_used) != attempts_used;
+        (had || news).then_some(Seen::Restarted { attempts_used })
+    }
+
     /// A task that is not live any more ended before we followed it: the store knows how.
     async fn ended_before(&self) -> Result<Option<Arc<Ended>>> {
         if self.cluster.look(|core| core.task(self.task).is_some()) {
@@ -296,7 +398,9 @@ impl Following {
         let mut ended = ended_of(self.task, &record)?;
         for stream in Stream::BOTH {
             let stream = stream.number();
-            if let Some(bytes) = self.cluster.store.inline_output(&record.id, stream).await? {
+            let inline = self.cluster.store.inline_output(&record.id, stream).await?;
+            // A requeue leaves empty ones of the attempts before.
+            if let Some(bytes) = inline.filter(|bytes| !bytes.is_empty()) {
                 ended.output.push(cooper_core::change::InlineOutput { stream, bytes });
             }
         }
@@ -346,15 +450,20 @@ pub fn body(record: &Record) -> Result<task::Body> {
         .map_err(|_| Error::internal(format!("the stored task {} cannot be read", record.id)))
 }
 
-/// Follows a task of the tenant.
+/// Follows a task of the tenant. When the offsets count another attempt's output, that is said first.
 pub async fn follow(
     cluster: &Arc<Cluster>,
     caller: &Caller,
     request: &v1::FollowRequest,
-) -> Result<(Record, Following)> {
+) -> Result<(Record, Option<Seen>, Following)> {
     let task: TaskId = request.task_id.parse().map_err(|_| not_found(&request.task_id))?;
     let follower = cluster.hub.follow(task);
     let record = get(cluster, caller, &request.task_id).await?;
-    let offsets = [request.stdout_offset, request.stderr_offset];
-    Ok((record, Following::new(cluster.clone(), task, follower, offsets)))
+    let mut following = Following::new(cluster.clone(), task, follower);
+    following.offsets = [request.stdout_offset, request.stderr_offset];
+    following.attempts_used = request.attempts_used;
+    let attempts_used = body(&record)?.attempts_used();
+    let before =
+        if following.attempts_used == attempts_used { None } else { following.restarted(attempts_used) };
+    Ok((record, before, following))
 }

@@ -2,30 +2,38 @@
 //! is made here, synchronously; the coordinator records what comes out and only then lets it take effect (I2).
 //!
 //! `sessions` creates and ends sessions, `tasks` moves tasks, `attach` reconciles a worker's inventory with ours,
-//! `silence` judges workers that say nothing.
+//! `silence` judges workers that say nothing, `timers` does what is due (deadlines, retries), `explain` says what a task
+//! waits for.
 
 mod attach;
+mod explain;
+mod pools;
 mod sessions;
 mod silence;
 mod tasks;
+mod timers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use cooper_common::ids::{SessionId, TaskId};
 
+use self::pools::Pools;
 pub use self::{
     attach::{AttemptItem, AttemptVerdict, Hello, SessionItem, SessionVerdict, Verdict, Welcome},
+    explain::{Cause, Why},
     sessions::Update,
 };
 use crate::{
     Now,
     change::Change,
     lease::{Fence, Timing},
-    session::Session,
-    task::{End, Task},
+    queue::Place,
+    retry::Budget,
+    session::{self, Session},
+    task::{End, State, Task},
     worker::{Worker, WorkerId},
 };
 
@@ -62,6 +70,7 @@ pub enum Effect {
     /// The task waits for its next attempt, whose output begins at 0: forget what there is.
     Restarted {
         task: TaskId,
+        attempts_used: u32,
     },
     /// Room for a session may have appeared.
     CapacityChanged,
@@ -115,12 +124,14 @@ pub struct Cluster {
     pub(crate) tasks: BTreeMap<TaskId, Task>,
     /// Names of live sessions by tenant.
     names: BTreeMap<(Arc<str>, String), SessionId>,
-    /// Tasks that any worker can do, in order.
-    ready: VecDeque<TaskId>,
-    /// Workers with free credit, most credit last.
-    free: BTreeSet<(u32, WorkerId)>,
-    /// What `free` holds of each worker.
-    free_of: BTreeMap<WorkerId, u32>,
+    /// Tasks without a session that wait for a worker.
+    pools: Pools,
+    /// When which task is to be looked at; each at most once.
+    timers: BTreeSet<(u64, TaskId)>,
+    /// Of tenants that had retries lately.
+    budgets: BTreeMap<Arc<str>, Budget>,
+    /// Submits so far.
+    submits: u64,
     held: usize,
 }
 
@@ -137,9 +148,10 @@ impl Cluster {
             sessions: BTreeMap::new(),
             tasks: BTreeMap::new(),
             names: BTreeMap::new(),
-            ready: VecDeque::new(),
-            free: BTreeSet::new(),
-            free_of: BTreeMap::new(),
+            pools: Pools::default(),
+            timers: BTreeSet::new(),
+            budgets: BTreeMap::new(),
+            submits: 0,
             held: 0,
         }
     }
@@ -169,17 +181,28 @@ impl Cluster {
         // Ids are time-ordered, so this is the order of submission.
         let mut tasks = tasks;
         tasks.sort_by_key(|task| task.id);
-        for task in tasks {
+        for mut task in tasks {
             let id = task.id;
             let held = task.held();
+            task.place = cluster.next_place(task.body.priority);
+            if task.not_before_mono_ms.is_some() {
+                // Retries that wait are what is left of the budget they were taken from.
+                cluster.budget_wait(now, &task.tenant);
+            }
             cluster.tasks.insert(id, task);
             if held {
                 cluster.hold(id);
             } else {
                 cluster.enqueue(id);
             }
+            cluster.rearm(now, id);
         }
         cluster
+    }
+
+    fn next_place(&mut self, priority: i8) -> Place {
+        self.submits += 1;
+        Place::new(priority, self.submits)
     }
 
     pub fn epoch(&self) -> u64 {
@@ -228,22 +251,8 @@ impl Cluster {
         self.names.get(&(tenant.clone(), name.to_owned())).copied()
     }
 
-    /// Keeps `free` true after anything that changes a worker's credit or state.
     fn reindex(&mut self, id: &WorkerId) {
-        let available = self.workers.get(id).map_or(0, Worker::available);
-        let before = self.free_of.get(id).copied().unwrap_or(0);
-        if before == available {
-            return;
-        }
-        if before > 0 {
-            self.free.remove(&(before, id.clone()));
-        }
-        if available > 0 {
-            self.free.insert((available, id.clone()));
-            self.free_of.insert(id.clone(), available);
-        } else {
-            self.free_of.remove(id);
-        }
+        self.pools.reindex(id, self.workers.get(id));
     }
 
     /// Books a held attempt on its worker and session.
@@ -297,7 +306,7 @@ impl Cluster {
         for id in std::mem::take(&mut out.tasks) {
             if let Some(task) = self.tasks.get_mut(&id) {
                 out.changes.push(task.take_change(now));
-                if let crate::task::State::Ended(end) = task.body.state {
+                if let State::Ended(end) = task.body.state {
                     let change = out.changes.last();
                     out.effects.push(Effect::TaskEnded(Arc::new(Ended {
                         task: id,
@@ -308,7 +317,12 @@ impl Cluster {
                         result: change.and_then(|c| c.row.result.clone()),
                         output: change.map(|c| c.output.clone()).unwrap_or_default(),
                     })));
+                    if let Some(due) = task.due_mono_ms {
+                        self.timers.remove(&(due, id));
+                    }
                     self.tasks.remove(&id);
+                } else {
+                    self.rearm(now, id);
                 }
             }
         }
@@ -327,7 +341,7 @@ impl Cluster {
     pub fn violation(&self) -> Option<String> {
         let mut held = 0;
         for task in self.tasks.values() {
-            if matches!(task.body.state, crate::task::State::Ended(_)) {
+            if matches!(task.body.state, State::Ended(_)) {
                 return Some(format!("{} ended and is still here", task.id));
             }
             if task.held() {
@@ -340,6 +354,14 @@ impl Cluster {
                 if task.body.fence.epoch > self.epoch {
                     return Some(format!("I1: {} has a fence of the future", task.id));
                 }
+                if task.not_before_mono_ms.is_some() {
+                    return Some(format!("{} is held and waits for its time", task.id));
+                }
+            } else if let Some(lost) = self.misplaced(task) {
+                return Some(lost);
+            }
+            if task.due_mono_ms.is_some_and(|due| !self.timers.contains(&(due, task.id))) {
+                return Some(format!("{}: its timer is gone", task.id));
             }
         }
         if held != self.held {
@@ -352,13 +374,28 @@ impl Cluster {
                     _ => return Some(format!("I1: {} runs {id}, which is not its", worker.id)),
                 }
             }
-            if self.free_of.get(&worker.id).copied().unwrap_or(0) != worker.available() {
+            if self.pools.free_of(&worker.id) != worker.available() {
                 return Some(format!("{}: free credit is indexed wrongly", worker.id));
             }
+            if worker.available() > 0 && !worker.pinned.is_empty() {
+                return Some(format!("{}: its steps wait and there is room", worker.id));
+            }
+        }
+        if let Some(waits) = self.pools.violation() {
+            return Some(waits);
+        }
+        let timed = self.tasks.values().filter(|task| task.due_mono_ms.is_some()).count();
+        if timed != self.timers.len() {
+            return Some(format!("{timed} tasks have a timer, {} timers are kept", self.timers.len()));
         }
         for session in self.sessions.values() {
-            if session.queue.iter().any(|id| self.tasks.get(id).is_none_or(|task| task.held())) {
+            if session.queue.iter().any(|(_, id)| self.tasks.get(&id).is_none_or(|task| task.held())) {
                 return Some(format!("{}: a queued task is held or gone", session.id));
+            }
+            if self.startable(session).is_some()
+                && self.workers.get(session.body.worker.as_str()).is_some_and(|w| w.available() > 0)
+            {
+                return Some(format!("{}: a task waits and there is room", session.id));
             }
             if session.running.iter().any(|id| self.tasks.get(id).is_none_or(|task| !task.held())) {
                 return Some(format!("{}: a running task is not held", session.id));
@@ -374,4 +411,43 @@ impl Cluster {
         }
         None
     }
+    /// A task that is queued waits in exactly the place that its turn will come from.
+    fn misplaced(&self, task: &Task) -> Option<String> {
+        let waits = |queue: &crate::queue::Queue| queue.contains(task.place);
+        let (queued, delayed) = match (task.body.session, task.body.kind, task.body.worker.as_deref()) {
+            (Some(id), ..) => {
+                let session = self.sessions.get(&id);
+                (
+                    session.is_some_and(|s| waits(&s.queue)),
+                    session.is_some_and(|s| s.delayed.contains(&task.id)),
+                )
+            }
+            (None, crate::task::Kind::Step, worker) => {
+                let worker = worker.and_then(|w| self.workers.get(w));
+                (worker.is_some_and(|w| waits(&w.pinned)), task.not_before_mono_ms.is_some())
+            }
+            (None, ..) => {
+                let pool = self.pools.get(task.worker_labels());
+                (pool.is_some_and(|pool| waits(&pool.queue)), task.not_before_mono_ms.is_some())
+            }
+        };
+        let timed = task.not_before_mono_ms.is_some();
+        (queued == timed || delayed != timed)
+            .then(|| format!("{} is queued and would wait for ever (in line: {queued})", task.id))
+    }
+
+    /// The task of a session that may start next, given room on its worker: one that needs the interpreter waits for it
+    /// and lets commands pass.
+    fn startable(&self, session: &Session) -> Option<(Place, TaskId)> {
+        if session.body.state != session::State::Ready || session.running.len() >= session::PARALLEL_MAX {
+            return None;
+        }
+        let exclusive = |id: &TaskId| self.tasks.get(id).is_some_and(|task| task.body.kind.exclusive());
+        session.queue.iter().find(|(_, id)| session.interpreter.is_none() || !exclusive(id))
+    }
+}
+
+/// Labels as they are written: `zone=a,gpu=yes`.
+fn named(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
 }

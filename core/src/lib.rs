@@ -6,6 +6,8 @@ pub mod change;
 pub mod cluster;
 pub mod credit;
 pub mod lease;
+pub mod queue;
+pub mod retry;
 pub mod run;
 pub mod session;
 pub mod task;

@@ -1,7 +1,7 @@
 //! A session: where it is, which of its tasks run, and which may start next.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -12,6 +12,7 @@ use crate::{
     Now,
     change::{Aggregate, Change, NewEvent, Row, Version},
     lease::Fence,
+    queue::Queue,
 };
 
 /// `busy` and `idle` are derived from its tasks, not stored.
@@ -80,6 +81,8 @@ pub struct Create {
     pub name: String,
     pub exec_timeout_ms: u64,
     pub output_limit_bytes: u64,
+    /// Labels that its worker must have.
+    pub worker_labels: BTreeMap<String, String>,
     /// Encoded cooper.v1.CreateSessionRequest.
     pub spec: Arc<[u8]>,
 }
@@ -94,8 +97,10 @@ pub struct Session {
     pub version: Version,
     pub body: Body,
     pub spec: Arc<[u8]>,
-    /// Tasks that wait, in order of submission.
-    pub queue: VecDeque<TaskId>,
+    /// Tasks that wait for their turn.
+    pub queue: Queue,
+    /// Tasks that wait for their `not_before`.
+    pub delayed: BTreeSet<TaskId>,
     pub running: BTreeSet<TaskId>,
     /// The one that has the interpreter.
     pub interpreter: Option<TaskId>,
@@ -126,7 +131,8 @@ impl Session {
                 reason: None,
             },
             spec: create.spec,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
+            delayed: BTreeSet::new(),
             running: BTreeSet::new(),
             interpreter: None,
             events: vec!["session.initializing"],
@@ -142,11 +148,17 @@ impl Session {
             version,
             body: serde_json::from_str(&row.body)?,
             spec: row.spec.unwrap_or_default().into(),
-            queue: VecDeque::new(),
+            queue: Queue::default(),
+            delayed: BTreeSet::new(),
             running: BTreeSet::new(),
             interpreter: None,
             events: Vec::new(),
         })
+    }
+
+    /// Tasks that wait or run.
+    pub fn active(&self) -> usize {
+        self.queue.len() + self.delayed.len() + self.running.len()
     }
 
     /// Moves on if the state allows it; false = nothing changed.

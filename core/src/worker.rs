@@ -1,7 +1,7 @@
 //! A worker as the coordinator knows it: attached or not, fresh or silent, and what it holds.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -12,6 +12,7 @@ use crate::{
     Now,
     change::{Aggregate, Change, NewEvent, Row, Version},
     credit::Credit,
+    queue::Queue,
 };
 
 /// Chosen by whoever runs the worker, or random and kept on its disk.
@@ -93,7 +94,7 @@ pub struct Worker {
     pub sessions: BTreeSet<SessionId>,
     pub running: BTreeSet<TaskId>,
     /// Steps that only this worker can do.
-    pub pinned: VecDeque<TaskId>,
+    pub pinned: Queue,
     /// Its sessions with tasks that wait.
     pub waiting: BTreeSet<SessionId>,
     events: Vec<&'static str>,
@@ -112,7 +113,7 @@ impl Worker {
             last_seen_ms: now.wall_ms,
             sessions: BTreeSet::new(),
             running: BTreeSet::new(),
-            pinned: VecDeque::new(),
+            pinned: Queue::default(),
             waiting: BTreeSet::new(),
             events: Vec::new(),
         }
@@ -155,6 +156,11 @@ impl Worker {
     /// Takes new sessions and attempts.
     pub fn accepts(&self) -> bool {
         self.attached.is_some() && self.body.state == State::Ready
+    }
+
+    /// Has every label of a selector.
+    pub fn has(&self, labels: &BTreeMap<String, String>) -> bool {
+        labels.iter().all(|(name, value)| self.body.labels.get(name) == Some(value))
     }
 
     /// Attempts it can take now.

@@ -72,6 +72,10 @@ impl Fleet {
 
     /// Starts a worker with two rooms that joins by token file. Its health listener is on the port returned.
     pub fn start_worker(&mut self, id: &str) -> u16 {
+        self.start_labelled_worker(id, "")
+    }
+
+    pub fn start_labelled_worker(&mut self, id: &str, labels: &str) -> u16 {
         let port = http::free_port();
         let token = self.scratch.join("coordinator/worker.token");
         let cooper = Cooper::at(&self.scratch.join(id))
@@ -79,6 +83,7 @@ impl Fleet {
             .env("COOPER_JOIN_TOKEN_FILE", &token.to_string_lossy())
             .env("WORKER_ID", id)
             .env("MAX_SESSIONS", "2")
+            .env("COOPER_LABELS", labels)
             .env("GRPC_PORT", &port.to_string())
             .env("COOPER_COMPOSE", "off");
         self.workers.push(cooper.dir(self.scratch.path()).start(["worker"], b""));

@@ -13,6 +13,7 @@ mod e2e {
     mod policy;
     mod repair;
     mod rollback;
+    mod scheduling;
     mod sessions;
     mod store;
     mod tenants;

@@ -11,7 +11,7 @@ use cooper_proto::v1::{PythonSpec, ShellSpec, Stream, Task, TaskSpec, TaskState,
 
 use super::follow::{Follow, Sink};
 use crate::{
-    args::{Exec, Sh},
+    args::{Exec, Schedule, Sh},
     context::Context,
     failure::{EXIT_COOPER, Failure, Report, Result},
     output::{Output, json},
@@ -44,7 +44,7 @@ pub async fn exec(context: &Context, args: Exec) -> Result<u8> {
         timeout_ms: args.timeout.unwrap_or(0),
         ..TaskSpec::default()
     };
-    run(context, spec, None).await
+    run(context, spec, &args.schedule, None).await
 }
 
 pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
@@ -62,14 +62,14 @@ pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
         cwd: args.cwd.unwrap_or_default(),
         timeout_ms: args.timeout.unwrap_or(0),
     };
-    run(context, spec, advice).await
+    run(context, spec, &args.schedule, advice).await
 }
 
 /// `advice` is the hint if the command cannot even be started.
-async fn run(context: &Context, spec: TaskSpec, advice: Option<String>) -> Result<u8> {
+async fn run(context: &Context, spec: TaskSpec, schedule: &Schedule, advice: Option<String>) -> Result<u8> {
     let of_cooper = |failure: Failure| failure.exit(EXIT_COOPER);
     let cluster = context.cluster().map_err(of_cooper)?;
-    let follow = Follow::new_task(&cluster, spec).map_err(of_cooper)?;
+    let follow = Follow::new_task(&cluster, spec, schedule).map_err(of_cooper)?;
     follow_to_exit(context, follow, advice).await
 }
 
@@ -178,6 +178,10 @@ impl Sink for Through {
         out.write_all(data)?;
         Ok(out.flush()?)
     }
+
+    fn restarted(&mut self, attempts_used: u32) {
+        eprintln!("note: attempt {attempts_used} did not succeed; what follows is the next one's output");
+    }
 }
 
 /// In memory, for one JSON document. The session's output limit bounds it.
@@ -194,6 +198,10 @@ impl Sink for Kept {
             _ => self.stdout.extend_from_slice(data),
         }
         Ok(())
+    }
+
+    fn restarted(&mut self, _attempts_used: u32) {
+        *self = Self::default();
     }
 }
 

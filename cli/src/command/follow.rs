@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::Streaming;
 
 use crate::{
+    args::Schedule,
     connect::{Client, Cluster, idempotency_key},
     failure::{Failure, Result, is_cut},
 };
@@ -24,6 +25,8 @@ const PATIENCE_MS: u64 = 60_000;
 /// Takes output as it comes, each byte once, in order per stream.
 pub trait Sink {
     fn write(&mut self, stream: Stream, data: &[u8]) -> Result<()>;
+    /// The attempt did not succeed: what was written of it counts no more.
+    fn restarted(&mut self, attempts_used: u32);
 }
 
 /// What is followed, and how far.
@@ -34,6 +37,8 @@ pub struct Follow<'a> {
     task_id: String,
     stdout: u64,
     stderr: u64,
+    /// Whose output that is.
+    attempts_used: u32,
     interrupts: Interrupts,
     cancel_wanted: bool,
 }
@@ -54,8 +59,8 @@ impl From<tonic::Status> for Stop {
 
 impl<'a> Follow<'a> {
     /// A task that is not submitted yet. Its idempotency key keeps a repeated submit from running it twice.
-    pub fn new_task(cluster: &'a Cluster, spec: TaskSpec) -> Result<Self> {
-        let request = SubmitTaskRequest { idempotency_key: idempotency_key(), spec: Some(spec) };
+    pub fn new_task(cluster: &'a Cluster, spec: TaskSpec, schedule: &Schedule) -> Result<Self> {
+        let request = schedule.request(spec);
         Self::make(cluster, Some(request), String::new())
     }
 
@@ -66,7 +71,16 @@ impl<'a> Follow<'a> {
 
     fn make(cluster: &'a Cluster, submit: Option<SubmitTaskRequest>, task_id: String) -> Result<Self> {
         let interrupts = Interrupts::new()?;
-        Ok(Self { cluster, submit, task_id, stdout: 0, stderr: 0, interrupts, cancel_wanted: false })
+        Ok(Self {
+            cluster,
+            submit,
+            task_id,
+            stdout: 0,
+            stderr: 0,
+            attempts_used: 0,
+            interrupts,
+            cancel_wanted: false,
+        })
     }
 
     /// Follows to the end. The first interrupt cancels the task when it is ours (submitted here), the second leaves.
@@ -126,11 +140,17 @@ impl<'a> Follow<'a> {
 
     /// One connection's worth of following.
     async fn attach(&mut self, client: &Client, sink: &mut impl Sink) -> Result<Task, Stop> {
+        let from = FollowRequest {
+            task_id: self.task_id.clone(),
+            stdout_offset: self.stdout,
+            stderr_offset: self.stderr,
+            attempts_used: self.attempts_used,
+        };
         let mut events = tokio::select! {
-            opened = open(client, &self.submit, &self.task_id, self.stdout, self.stderr) => opened?,
+            opened = open(client, &self.submit, &from) => opened?,
             () = self.interrupts.next() => {
                 self.interrupted().map_err(Stop::Final)?;
-                open(client, &self.submit, &self.task_id, self.stdout, self.stderr).await?
+                open(client, &self.submit, &from).await?
             }
         };
         loop {
@@ -158,6 +178,11 @@ impl<'a> Follow<'a> {
                     let stream = output.stream();
                     let fresh = self.advance(stream, output.offset, &output.data)?;
                     sink.write(stream, fresh).map_err(Stop::Final)?;
+                }
+                Some(Event::Restarted(restarted)) => {
+                    (self.stdout, self.stderr) = (0, 0);
+                    self.attempts_used = restarted.attempts_used;
+                    sink.restarted(restarted.attempts_used);
                 }
                 Some(Event::Ended(task)) => return Ok(task),
                 // Of a newer contract.
@@ -201,17 +226,12 @@ impl<'a> Follow<'a> {
 async fn open(
     client: &Client,
     submit: &Option<SubmitTaskRequest>,
-    task_id: &str,
-    stdout_offset: u64,
-    stderr_offset: u64,
+    from: &FollowRequest,
 ) -> Result<Streaming<ExecuteResponse>, tonic::Status> {
     let mut tasks = client.tasks();
     let response = match submit {
         Some(request) => tasks.execute(request.clone()).await?,
-        None => {
-            let request = FollowRequest { task_id: task_id.to_owned(), stdout_offset, stderr_offset };
-            tasks.follow(request).await?
-        }
+        None => tasks.follow(from.clone()).await?,
     };
     Ok(response.into_inner())
 }

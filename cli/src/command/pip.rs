@@ -36,8 +36,11 @@ pub async fn run(context: &Context, args: Pip) -> Result<u8> {
         kept: VecDeque::new(),
     };
     tail.progress.show(&tail.what);
-    let task =
-        Follow::new_task(&cluster, spec).map_err(of_cooper)?.run(&mut tail).await.map_err(of_cooper)?;
+    let task = Follow::new_task(&cluster, spec, &args.schedule)
+        .map_err(of_cooper)?
+        .run(&mut tail)
+        .await
+        .map_err(of_cooper)?;
     let Tail { progress, kept, .. } = tail;
     drop(progress);
     let kept = Vec::from(kept);
@@ -75,5 +78,9 @@ impl Sink for Tail {
         let surplus = self.kept.len().saturating_sub(KEPT_BYTES_MAX);
         self.kept.drain(..surplus);
         Ok(())
+    }
+
+    fn restarted(&mut self, _attempts_used: u32) {
+        self.kept.clear();
     }
 }

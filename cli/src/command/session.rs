@@ -43,6 +43,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         name: args.name.unwrap_or_default(),
         env: args.env.into_iter().collect(),
         labels: args.label.into_iter().collect(),
+        worker_labels: args.on.into_iter().collect(),
         limits: Some(limits),
         wait_ms: args.wait.unwrap_or(0),
     };

@@ -1,6 +1,8 @@
-//! `cooper tasks`: list, show, follow, cancel.
+//! `cooper tasks`: list, show, follow, cancel, requeue, and why one waits.
 
-use cooper_proto::v1::{CancelTaskRequest, GetTaskRequest, ListTasksRequest, Page, Task};
+use cooper_proto::v1::{
+    CancelTaskRequest, ExplainTaskRequest, GetTaskRequest, ListTasksRequest, Page, RequeueTaskRequest, Task,
+};
 use serde_json::json;
 
 use super::{exec, follow::Follow};
@@ -13,9 +15,10 @@ pub async fn run(context: &Context, args: Tasks) -> Result<u8> {
     }
     let mut tasks = cluster.connect().await?.tasks();
     match args {
-        Tasks::List { session, limit } => {
+        Tasks::List { session, state, limit } => {
             let page = Some(Page { limit, cursor: String::new() });
-            let request = ListTasksRequest { page, session_id: session.unwrap_or_default() };
+            let states = state.into_iter().map(Into::into).collect();
+            let request = ListTasksRequest { page, session_id: session.unwrap_or_default(), states };
             let answer = tasks.list_tasks(request).await?.into_inner();
             if context.out.json {
                 let list: Vec<_> = answer.tasks.iter().map(json::task).collect();
@@ -32,6 +35,15 @@ pub async fn run(context: &Context, args: Tasks) -> Result<u8> {
         Tasks::Cancel { task } => {
             let request = CancelTaskRequest { task_id: task, idempotency_key: idempotency_key() };
             let task = tasks.cancel_task(request).await?.into_inner();
+            context.out.answer(|| json::task(&task), || text(&task))?;
+        }
+        Tasks::Why { task } => {
+            let why = tasks.explain_task(ExplainTaskRequest { task_id: task }).await?.into_inner();
+            context.out.answer(|| json::why(&why), || format!("{}: {}", why.code, why.sentence))?;
+        }
+        Tasks::Requeue { task } => {
+            let request = RequeueTaskRequest { task_id: task, idempotency_key: idempotency_key() };
+            let task = tasks.requeue_task(request).await?.into_inner();
             context.out.answer(|| json::task(&task), || text(&task))?;
         }
         Tasks::Follow { .. } => {}
@@ -64,8 +76,15 @@ fn text(task: &Task) -> String {
         format!("kind      {kind}  {summary}"),
         format!("session   {session}"),
         format!("worker    {}  attempt {}", task.worker_id, task.attempt),
+        format!("priority  {}", task.priority),
         format!("created   {}", units::utc(task.created_at_ms)),
     ];
+    if task.attempts_used > 0 {
+        lines.push(format!("used up   {} of {} attempts", task.attempts_used, task.max_attempts));
+    }
+    if task.not_before_at_ms > 0 {
+        lines.push(format!("not before {}", units::utc(task.not_before_at_ms)));
+    }
     if let Some(outcome) = &task.outcome {
         lines.push(format!("took      {}", units::between(task.started_at_ms, task.ended_at_ms)));
         lines.push(format!("exit code {}", outcome.exit_code));

@@ -37,6 +37,7 @@ pub fn session(session: &v1::Session) -> Value {
         "worker_id": session.worker_id,
         "tenant": session.tenant,
         "labels": session.labels,
+        "worker_labels": session.worker_labels,
         "limits": {
             "exec_timeout_ms": limits.exec_timeout_ms,
             "memory_bytes": limits.memory_bytes,
@@ -76,6 +77,10 @@ pub fn task(task: &v1::Task) -> Value {
         "kind": kind,
         "summary": summary,
         "attempt": task.attempt,
+        "attempts_used": task.attempts_used,
+        "max_attempts": task.max_attempts,
+        "priority": task.priority,
+        "not_before_at_ms": task.not_before_at_ms,
         "worker_id": task.worker_id,
         "tenant": task.tenant,
         "created_at_ms": task.created_at_ms,
@@ -86,6 +91,17 @@ pub fn task(task: &v1::Task) -> Value {
         fields.append(&mut outcome_fields(outcome));
     }
     value
+}
+
+pub fn why(why: &v1::ExplainTaskResponse) -> Value {
+    json!({
+        "code": why.code,
+        "sentence": why.sentence,
+        "worker_id": why.worker_id,
+        "blocking_task_id": why.blocking_task_id,
+        "ahead": why.ahead,
+        "task": why.task.as_ref().map_or(Value::Null, task),
+    })
 }
 
 fn outcome_fields(outcome: &v1::Outcome) -> Map<String, Value> {

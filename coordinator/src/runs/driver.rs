@@ -355,6 +355,8 @@ impl Driver {
             worker: Some(run.body.worker.as_str().into()),
             timeout_ms,
             output_limit_bytes: limits::run::STEP_LOG_BYTES_MAX,
+            priority: 0,
+            scheduling: None,
             spec: spec.encode_to_vec().into(),
         };
         // First the row that says which task it is, then the task: a crash between the two leaves a step whose task does

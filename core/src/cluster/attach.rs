@@ -205,7 +205,7 @@ impl Cluster {
                     if item.result_pending {
                         Verdict::ResendResult
                     } else {
-                        if task.body.cancel_requested {
+                        if task.body.cancel_requested || task.body.passed().is_some() {
                             let message = Message::Cancel { task: item.task, fence: item.fence };
                             self.send(worker, message, out);
                         }

@@ -1,5 +1,7 @@
 //! Creating and ending sessions.
 
+use std::collections::BTreeMap;
+
 use cooper_common::{
     error::{Code, Error, Result},
     ids::SessionId,
@@ -22,10 +24,10 @@ pub enum Update {
 }
 
 impl Cluster {
-    /// Places a session on the worker with the most free room.
+    /// Places a session on the worker with the most free room among those with its labels. Its tasks go there.
     ///
     /// # Errors
-    /// `name_taken`; `no_worker` when none is attached; `no_capacity` when all are full.
+    /// `name_taken`; `no_worker` when none with the labels is attached; `no_capacity` when all are full.
     pub fn create_session(&mut self, now: Now, create: Create) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
         let name = (create.tenant.clone(), create.name.clone());
@@ -38,10 +40,10 @@ impl Cluster {
         let worker = self
             .workers
             .values()
-            .filter(|worker| worker.free_sessions() > 0)
+            .filter(|worker| worker.free_sessions() > 0 && worker.has(&create.worker_labels))
             .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
             .map(|worker| worker.id.clone())
-            .ok_or_else(|| self.no_room())?;
+            .ok_or_else(|| self.no_room(&create.worker_labels))?;
         let session = Session::new(now, create, &worker, self.epoch);
         let (id, fence, spec) = (session.id, session.body.fence, session.spec.clone());
         if !name.1.is_empty() {
@@ -57,17 +59,28 @@ impl Cluster {
         Ok(out)
     }
 
-    fn no_room(&self) -> Error {
-        let hosts: Vec<_> =
+    fn no_room(&self, labels: &BTreeMap<String, String>) -> Error {
+        let mut hosts: Vec<_> =
             self.workers.values().filter(|w| w.accepts() && w.body.capabilities.contains("python")).collect();
         if hosts.is_empty() {
             return Error::new(Code::NoWorker, "no worker with Python is attached");
+        }
+        hosts.retain(|worker| worker.has(labels));
+        let (on, labels) = match labels.is_empty() {
+            true => (String::new(), String::new()),
+            false => (format!(" with {}", super::named(labels)), super::named(labels)),
+        };
+        if hosts.is_empty() {
+            return Error::new(Code::NoWorker, format!("no attached worker has the labels {labels}"))
+                .with_hint(format!(
+                    "start a worker with `--labels {labels}`; `cooper workers` lists labels"
+                ));
         }
         let (held, max) =
             hosts.iter().fold((0, 0), |(held, max), w| (held + w.sessions.len(), max + w.body.sessions_max));
         Error::new(
             Code::NoCapacity,
-            format!("all {} worker(s) are full: {held} of {max} sessions", hosts.len()),
+            format!("all {} worker(s){on} are full: {held} of {max} sessions", hosts.len()),
         )
     }
 
@@ -147,12 +160,14 @@ impl Cluster {
     pub(super) fn end_tasks_of(&mut self, now: Now, id: SessionId, code: Code, message: &str, out: &mut Out) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let queued = std::mem::take(&mut session.queue);
+        let delayed = std::mem::take(&mut session.delayed);
         let running = session.running.clone();
         let worker = session.body.worker.clone();
         if let Some(worker) = self.workers.get_mut(worker.as_str()) {
             worker.waiting.remove(&id);
         }
-        for task in queued.into_iter().chain(running) {
+        let queued = queued.iter().map(|(_, task)| task);
+        for task in queued.chain(delayed).chain(running).collect::<Vec<_>>() {
             self.end_by_us(now, task, End::Cancelled, code, message, out);
         }
     }

@@ -6,7 +6,7 @@ use super::{Cluster, Effect, Out};
 use crate::{Now, lease::Silence, worker};
 
 impl Cluster {
-    /// Called every [`crate::lease::Timing::tick_ms`].
+    /// Called every [`crate::lease::Timing::tick_ms`], and again while [`Self::is_due`].
     pub fn tick(&mut self, now: Now) -> Out {
         let mut out = Out { full: true, ..Out::default() };
         let since = now.mono_ms.saturating_sub(self.last_tick_mono_ms);
@@ -18,7 +18,9 @@ impl Cluster {
             }
             return out;
         }
+        self.expire(now, &mut out);
         if now.mono_ms < self.grace_until_mono_ms {
+            self.finish(now, &mut out);
             return out;
         }
         let heartbeat_ms = self.timing.heartbeat_ms(self.workers.len());
@@ -50,6 +52,8 @@ impl Cluster {
                     }
                     let held: Vec<TaskId> = worker.running.iter().copied().collect();
                     out.workers.insert(id.clone());
+                    // Before its tasks go elsewhere.
+                    self.reindex(&id);
                     for task in held {
                         self.give_up(now, task, false, "the worker was silent for too long", &mut out);
                     }

@@ -1,5 +1,7 @@
 //! Submitting, handing out, cancelling and ending tasks.
 
+use std::sync::Arc;
+
 use cooper_common::{
     error::{Code, Error, Result},
     ids::{SessionId, TaskId},
@@ -11,8 +13,9 @@ use crate::{
     Now,
     change::InlineOutput,
     lease::Fence,
-    session::{self, PARALLEL_MAX, Reason},
-    task::{End, State, Submit, Task},
+    retry::{self, Budget, When},
+    session::{self, Reason},
+    task::{End, Kind, State, Submit, Task},
     worker::{self, WorkerId},
 };
 
@@ -37,20 +40,35 @@ impl Cluster {
         (out, results)
     }
 
-    fn submit_into(&mut self, now: Now, submit: Submit, out: &mut Out) -> Result<()> {
+    fn check_room(&self) -> Result<()> {
         if self.tasks.len() >= limits::store::LIVE_TASKS_MAX {
             return Err(Error::new(
                 Code::Overloaded,
                 format!("{} tasks wait or run already", limits::store::LIVE_TASKS_MAX),
             ));
         }
+        Ok(())
+    }
+
+    fn submit_into(&mut self, now: Now, submit: Submit, out: &mut Out) -> Result<()> {
+        self.check_room()?;
         if let Some(id) = submit.session {
             self.check_session(id)?;
         } else if let Some(id) = &submit.worker {
             self.check_worker(id)?;
+        } else if let Some(scheduling) = &submit.scheduling
+            && !self.pools.admits(&scheduling.worker_labels)
+        {
+            return Err(Error::new(
+                Code::Overloaded,
+                format!("tasks with {} different labels wait already", limits::schedule::SELECTORS_MAX),
+            ));
         }
         let id = submit.id;
-        self.tasks.insert(id, Task::new(now, submit));
+        let place = self.next_place(submit.priority);
+        let mut task = Task::new(now, submit);
+        task.place = place;
+        self.tasks.insert(id, task);
         out.tasks.insert(id);
         self.enqueue(id);
         self.pump_task(now, id, out);
@@ -70,7 +88,7 @@ impl Cluster {
                 ));
             }
         }
-        if session.queue.len() + session.running.len() >= limits::exec::QUEUED_PER_SESSION_MAX {
+        if session.active() >= limits::exec::QUEUED_PER_SESSION_MAX {
             return Err(Error::new(
                 Code::SessionBusy,
                 format!("{} executions of session {id} wait or run", limits::exec::QUEUED_PER_SESSION_MAX),
@@ -86,30 +104,36 @@ impl Cluster {
         }
     }
 
-    /// Puts a queued task where it waits.
+    /// Puts a queued task where it waits: for its time, or for its turn.
     pub(super) fn enqueue(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(&id) else { return };
+        let delayed = task.not_before_mono_ms.is_some();
         if let Some(session) = task.body.session {
-            if let Some(session) = self.sessions.get_mut(&session) {
-                session.queue.push_back(id);
-                if let Some(worker) = self.workers.get_mut(session.body.worker.as_str()) {
-                    worker.waiting.insert(session.id);
-                }
+            let Some(session) = self.sessions.get_mut(&session) else { return };
+            if delayed {
+                session.delayed.insert(id);
+                return;
             }
-        } else if task.body.kind == crate::task::Kind::Step {
+            session.queue.insert(task.place, id);
+            if let Some(worker) = self.workers.get_mut(session.body.worker.as_str()) {
+                worker.waiting.insert(session.id);
+            }
+        } else if delayed {
+            // Its timer knows it.
+        } else if task.body.kind == Kind::Step {
             if let Some(worker) = task.body.worker.as_deref().and_then(|w| self.workers.get_mut(w)) {
-                worker.pinned.push_back(id);
+                worker.pinned.insert(task.place, id);
             }
         } else {
-            self.ready.push_back(id);
+            self.pools.insert(task.worker_labels(), task.place, id, &self.workers);
         }
     }
 
-    fn pump_task(&mut self, now: Now, id: TaskId, out: &mut Out) {
+    pub(super) fn pump_task(&mut self, now: Now, id: TaskId, out: &mut Out) {
         let Some(task) = self.tasks.get(&id) else { return };
         match (task.body.session, task.body.kind, task.body.worker.as_deref()) {
             (Some(session), ..) => self.pump_session(now, session, out),
-            (None, crate::task::Kind::Step, Some(worker)) => {
+            (None, Kind::Step, Some(worker)) => {
                 let worker: WorkerId = worker.into();
                 self.pump_pinned(now, &worker, out);
             }
@@ -131,55 +155,52 @@ impl Cluster {
     fn pump_pinned(&mut self, now: Now, worker: &WorkerId, out: &mut Out) {
         while let Some(w) = self.workers.get_mut(worker)
             && w.available() > 0
-            && let Some(task) = w.pinned.pop_front()
+            && let Some(task) = w.pinned.pop()
         {
             self.assign(now, task, worker, out);
         }
     }
 
-    /// Tasks of a session start in order; one that needs the interpreter waits for it and lets commands pass.
+    /// Tasks of a session start in order of priority and submission.
     pub(super) fn pump_session(&mut self, now: Now, id: SessionId, out: &mut Out) {
-        let mut at = 0;
         loop {
-            let Some(session) = self.sessions.get_mut(&id) else { return };
-            let Some((worker, _)) = self.workers.get_key_value(session.body.worker.as_str()) else { return };
-            let worker = worker.clone();
-            if session.body.state != session::State::Ready
-                || session.running.len() >= PARALLEL_MAX
-                || self.workers.get(&worker).is_none_or(|w| w.available() == 0)
-            {
-                return;
-            }
-            let Some(task) = session.queue.get(at).copied() else {
-                if session.queue.is_empty()
-                    && let Some(worker) = self.workers.get_mut(&worker)
-                {
+            let Some(session) = self.sessions.get(&id) else { return };
+            let Some((worker, w)) = self.workers.get_key_value(session.body.worker.as_str()) else { return };
+            if session.queue.is_empty() {
+                let worker = worker.clone();
+                if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.waiting.remove(&id);
                 }
                 return;
-            };
-            let exclusive = self.tasks.get(&task).is_some_and(|task| task.body.kind.exclusive());
-            if exclusive && session.interpreter.is_some() {
-                at += 1;
-                continue;
             }
-            session.queue.remove(at);
+            if w.available() == 0 {
+                return;
+            }
+            let Some((place, task)) = self.startable(session) else { return };
+            let worker = worker.clone();
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.queue.remove(place);
+            }
             self.assign(now, task, &worker, out);
         }
     }
 
     fn pump_ready(&mut self, now: Now, out: &mut Out) {
-        while !self.ready.is_empty() {
-            let Some((_, worker)) = self.free.last().cloned() else { return };
-            let Some(task) = self.ready.pop_front() else { return };
+        while let Some((task, worker)) = self.pools.take() {
             self.assign(now, task, &worker, out);
         }
     }
 
-    fn assign(&mut self, _now: Now, id: TaskId, worker: &WorkerId, out: &mut Out) {
+    fn assign(&mut self, now: Now, id: TaskId, worker: &WorkerId, out: &mut Out) {
         let epoch = self.epoch;
         let Some(task) = self.tasks.get_mut(&id) else { return };
-        let Ok(fence) = task.assign(epoch, worker) else { return };
+        let Ok(fence) = task.assign(now, epoch, worker) else { return };
+        if !self.budgets.is_empty()
+            && task.body.attempts_used() == 0
+            && let Some(budget) = self.budgets.get_mut(&task.tenant)
+        {
+            budget.earn();
+        }
         let message = Message::Assign {
             task: id,
             fence,
@@ -254,14 +275,9 @@ impl Cluster {
         });
         self.send(&worker, Message::ResultAck { task: id, fence, stale: !current }, &mut out);
         if current {
-            self.release(id);
-            let mut session = None;
-            if let Some(task) = self.tasks.get_mut(&id) {
-                session = task.body.session.filter(|_| task.body.kind.exclusive());
-                // The state was checked above.
-                let _ = task.end(now, end, Some(result), output);
-                out.tasks.insert(id);
-            }
+            let session =
+                self.tasks.get(&id).and_then(|t| t.body.session.filter(|_| t.body.kind.exclusive()));
+            self.attempt_ended(now, id, end, result, output, &mut out);
             // Its client has just been told.
             if let Some(id) = session
                 && let Some(session) = self.sessions.get_mut(&id)
@@ -275,8 +291,105 @@ impl Cluster {
         out
     }
 
+    /// What the end of a held attempt means to its task.
+    fn attempt_ended(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        end: End,
+        result: Vec<u8>,
+        output: Vec<InlineOutput>,
+        out: &mut Out,
+    ) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let mut state = end;
+        if let Some(passed) = task.body.passed() {
+            // What it did in spite of the deadline, it did.
+            if end != End::Succeeded {
+                state = End::TimedOut;
+                task.body.reason = Some(reason(Code::TimedOut, &task.overdue(passed)));
+            }
+        } else if !task.body.cancel_requested {
+            let allowed = match end {
+                End::Failed => task.body.retried() >= When::Always,
+                End::Lost => task.body.retried() >= When::Lost,
+                End::Succeeded | End::TimedOut | End::Cancelled | End::DeadLetter => false,
+            };
+            if allowed {
+                if task.body.attempts_used() + 1 < task.body.max_attempts() {
+                    self.retry(now, id, out);
+                    return;
+                }
+                state = End::DeadLetter;
+                let how = if end == End::Lost { "was lost" } else { "failed" };
+                task.body.reason = Some(exhausted(task, how));
+                task.use_up();
+            }
+        }
+        self.release(id);
+        if let Some(task) = self.tasks.get_mut(&id)
+            && task.end(now, state, Some(result), output).is_ok()
+        {
+            out.tasks.insert(id);
+        }
+    }
+
+    /// Another attempt, later.
+    fn retry(&mut self, now: Now, id: TaskId, out: &mut Out) {
+        self.release(id);
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let tenant = task.tenant.clone();
+        let pause = retry::pause_ms(id, task.body.attempts_used() + 1) + self.budget_wait(now, &tenant);
+        if let Some(task) = self.tasks.get_mut(&id)
+            && task.retry(now, pause).is_ok()
+        {
+            out.tasks.insert(id);
+            out.effects.push(Effect::Restarted { task: id, attempts_used: task.body.attempts_used() });
+            self.enqueue(id);
+        }
+    }
+
+    /// Takes one retry from the tenant's budget; how long it waits beyond its pause.
+    pub(super) fn budget_wait(&mut self, now: Now, tenant: &Arc<str>) -> u64 {
+        let budget = self.budgets.entry(tenant.clone()).or_insert_with(|| Budget::full(now.mono_ms));
+        budget.take(now.mono_ms)
+    }
+
+    /// Takes a task out of `dead_letter`: as if it had just been submitted, with all its attempts before it.
+    ///
+    /// # Errors
+    /// `not_dead_letter`; as [`Self::submit`].
+    pub fn requeue(&mut self, now: Now, mut task: Task, key: &str) -> Result<Out> {
+        let mut out = Out { full: true, ..Out::default() };
+        let id = task.id;
+        let live = self.tasks.get(&id).map(|live| live.body.state);
+        if live.is_some() || task.body.state != State::Ended(End::DeadLetter) {
+            let state = live.unwrap_or(task.body.state).as_str();
+            return Err(Error::new(Code::NotDeadLetter, format!("task {id} is {state}")));
+        }
+        self.check_room()?;
+        if let Some(session) = task.body.session {
+            self.check_session(session)?;
+        } else if task.body.kind == Kind::Step {
+            // Its run went on without it.
+            return Err(Error::new(Code::NotDeadLetter, format!("task {id} is a step of a run that ended"))
+                .with_hint("start another repair"));
+        }
+        if task.requeue(now, key).is_err() {
+            return Ok(out);
+        }
+        task.place = self.next_place(task.body.priority);
+        self.tasks.insert(id, task);
+        out.tasks.insert(id);
+        out.effects.push(Effect::Restarted { task: id, attempts_used: 0 });
+        self.enqueue(id);
+        self.pump_task(now, id, &mut out);
+        self.finish(now, &mut out);
+        Ok(out)
+    }
+
     /// A place became free: whoever waited for exactly this goes first.
-    fn pump_after(&mut self, now: Now, ended: TaskId, worker: &WorkerId, out: &mut Out) {
+    pub(super) fn pump_after(&mut self, now: Now, ended: TaskId, worker: &WorkerId, out: &mut Out) {
         if let Some(session) = self.tasks.get(&ended).and_then(|task| task.body.session) {
             self.pump_session(now, session, out);
         }
@@ -321,14 +434,17 @@ impl Cluster {
         Ok(out)
     }
 
-    fn dequeue(&mut self, id: TaskId) {
+    pub(super) fn dequeue(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(&id) else { return };
         if let Some(session) = task.body.session.and_then(|s| self.sessions.get_mut(&s)) {
-            session.queue.retain(|queued| *queued != id);
-        } else if let Some(worker) = task.body.worker.as_deref().and_then(|w| self.workers.get_mut(w)) {
-            worker.pinned.retain(|queued| *queued != id);
+            session.queue.remove(task.place);
+            session.delayed.remove(&id);
+        } else if task.body.kind == Kind::Step {
+            if let Some(worker) = task.body.worker.as_deref().and_then(|w| self.workers.get_mut(w)) {
+                worker.pinned.remove(task.place);
+            }
         } else {
-            self.ready.retain(|queued| *queued != id);
+            self.pools.remove(task.worker_labels(), task.place);
         }
     }
 
@@ -344,7 +460,7 @@ impl Cluster {
     ) {
         self.release(id);
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.body.reason = Some(Reason { code: code.as_str().to_owned(), message: message.to_owned() });
+            task.body.reason = Some(reason(code, message));
             if task.end(now, end, None, Vec::new()).is_ok() {
                 out.tasks.insert(id);
                 out.effects.push(Effect::CapacityChanged);
@@ -357,17 +473,39 @@ impl Cluster {
         let Some(task) = self.tasks.get(&id) else { return };
         if task.body.cancel_requested {
             self.end_by_us(now, id, End::Cancelled, Code::Cancelled, "cancelled", out);
-        } else if never_started || task.body.kind.rerunnable() {
+        } else if let Some(passed) = task.body.passed() {
+            let overdue = task.overdue(passed);
+            self.end_by_us(now, id, End::TimedOut, Code::TimedOut, &overdue, out);
+        } else if never_started {
             self.release(id);
             if let Some(task) = self.tasks.get_mut(&id)
-                && task.requeue().is_ok()
+                && task.take_back().is_ok()
             {
                 out.tasks.insert(id);
-                out.effects.push(Effect::Restarted { task: id });
+                out.effects.push(Effect::Restarted { task: id, attempts_used: task.body.attempts_used() });
                 self.enqueue(id);
+                // Another worker may have room for it.
+                self.pump_task(now, id, out);
             }
-        } else {
+        } else if task.body.retried() == When::IfNotStarted {
             self.end_by_us(now, id, End::Lost, Code::WorkerLost, why, out);
+        } else if task.body.attempts_used() + 1 < task.body.max_attempts() {
+            self.retry(now, id, out);
+        } else {
+            let reason = exhausted(task, &format!("was lost: {why}"));
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.use_up();
+            }
+            self.end_by_us(now, id, End::DeadLetter, Code::AttemptsExhausted, &reason.message, out);
         }
     }
+}
+
+fn reason(code: Code, message: &str) -> Reason {
+    Reason { code: code.as_str().to_owned(), message: message.to_owned() }
+}
+
+fn exhausted(task: &Task, how: &str) -> Reason {
+    let attempts = task.body.max_attempts();
+    reason(Code::AttemptsExhausted, &format!("all {attempts} attempts are used up; the last {how}"))
 }

@@ -186,6 +186,7 @@ impl World {
                     name: String::new(),
                     exec_timeout_ms: 1,
                     output_limit_bytes: 1,
+                    worker_labels: BTreeMap::new(),
                     spec: Arc::from([]),
                 };
                 if let Ok(out) = self.cluster.create_session(self.now, create) {
@@ -284,8 +285,10 @@ impl World {
             kind,
             session,
             worker: (kind == Kind::Step).then(|| name(target % WORKERS)),
-            timeout_ms: 1,
+            timeout_ms: 3_600_000,
             output_limit_bytes: 1,
+            priority: 0,
+            scheduling: None,
             spec: Arc::from([]),
         };
         if let Ok(out) = self.cluster.submit(self.now, submit, true) {
@@ -462,7 +465,7 @@ impl World {
         });
         let tasks = self.tasks.values().filter(live).map(|change| {
             let id = change.id.parse().expect("an id");
-            Task::restore(id, change.expected + 1, change.row.clone()).expect("a stored task")
+            Task::restore(self.now, id, change.expected + 1, change.row.clone()).expect("a stored task")
         });
         self.cluster = Cluster::restore(
             self.now,
@@ -477,6 +480,8 @@ impl World {
     /// Everybody comes back and works until nothing is left to do.
     fn settle(&mut self) {
         for _ in 0..200 {
+            // Retries are due, at the latest.
+            self.step(Action::Pass(60_000));
             for w in 0..WORKERS {
                 self.attach(w);
                 self.step(Action::Grant(w));
@@ -554,6 +559,7 @@ fn two_workers_share_sessions_by_free_capacity_and_a_full_cluster_refuses() {
         name: String::new(),
         exec_timeout_ms: 1,
         output_limit_bytes: 1,
+        worker_labels: BTreeMap::new(),
         spec: Arc::from([]),
     };
     let refused = world.cluster.create_session(world.now, create).expect_err("full");

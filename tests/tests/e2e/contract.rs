@@ -169,7 +169,7 @@ async fn a_step_cannot_be_submitted_from_outside() {
     let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
     let step = StepSpec { run_id: String::new(), step: "build".to_owned(), input_json: b"{}".to_vec() };
     let spec = TaskSpec { kind: Some(Kind::Step(step)), ..TaskSpec::default() };
-    let request = SubmitTaskRequest { idempotency_key: String::new(), spec: Some(spec) };
+    let request = SubmitTaskRequest { spec: Some(spec), ..SubmitTaskRequest::default() };
     let status = client.tasks().submit_task(request).await.expect_err("refused");
     assert_eq!(refusal(&status).code, "forbidden", "{status:?}");
 }
@@ -182,8 +182,8 @@ async fn a_batch_of_noops_is_durable_and_every_one_ends_once() {
     let cluster = shared();
     let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
     let noop = || SubmitTaskRequest {
-        idempotency_key: String::new(),
         spec: Some(TaskSpec { kind: Some(Kind::Noop(NoopSpec {})), ..TaskSpec::default() }),
+        ..SubmitTaskRequest::default()
     };
     let batches = (0..4).map(|_| SubmitTasksRequest { tasks: (0..256).map(|_| noop()).collect() });
     let batches: Vec<_> = batches.collect();

@@ -18,7 +18,7 @@ fn key() -> String {
 fn python(session: &str, code: &str, key: &str) -> SubmitTaskRequest {
     let kind = Some(Kind::Python(PythonSpec { code: code.to_owned(), ..PythonSpec::default() }));
     let spec = Some(TaskSpec { kind, session_id: session.to_owned(), ..TaskSpec::default() });
-    SubmitTaskRequest { idempotency_key: key.to_owned(), spec }
+    SubmitTaskRequest { idempotency_key: key.to_owned(), spec, ..SubmitTaskRequest::default() }
 }
 
 /// Task id and standard output of an execution, to its end.
@@ -29,7 +29,7 @@ async fn execute(client: &Client, request: SubmitTaskRequest) -> (String, String
         let ExecuteResponse { event } =
             events.message().await.expect("a message").expect("an end comes first");
         match event.expect("an event") {
-            Event::Accepted(_) => {}
+            Event::Accepted(_) | Event::Restarted(_) => {}
             Event::Output(part) => output.extend(part.data),
             Event::Ended(task) => return (task.id, String::from_utf8(output).expect("text")),
         }
@@ -107,6 +107,7 @@ async fn a_key_twice_in_one_batch_is_one_task_and_batches_do_not_wait_in_a_circl
     let noop = |key: &str| SubmitTaskRequest {
         idempotency_key: key.to_owned(),
         spec: Some(TaskSpec { kind: Some(Kind::Noop(NoopSpec {})), ..TaskSpec::default() }),
+        ..SubmitTaskRequest::default()
     };
     let submit = |keys: [&String; 3]| {
         let (mut tasks, batch) = (client.tasks(), keys.map(|key| noop(key)).to_vec());
@@ -122,4 +123,25 @@ async fn a_key_twice_in_one_batch_is_one_task_and_batches_do_not_wait_in_a_circl
     let (a, b) = tokio::time::timeout(cooper_tests::seconds(20), both).await.expect("no circle");
     assert_eq!((&a[0], &a[1], &a[0]), (&b[1], &b[0], &a[2]));
     assert_ne!(a[0], a[1]);
+}
+
+#[tokio::test]
+async fn an_execution_repeated_with_its_key_answers_the_same_after_its_session_ended() {
+    let cluster = shared();
+    let cooper = cluster.cooper();
+    let client = Client::connect(&cluster.url, Some(&cluster.admin_token())).await;
+    let name = format!("k{:x}", rand::random::<u64>());
+    let session = cooper.ok(["session", "create", "--name", &name]);
+    let (by_id, by_name) = (python(&session, "1", &key()), python(&name, "2", &key()));
+    let (first, _) = execute(&client, by_id.clone()).await;
+    let (second, _) = execute(&client, by_name.clone()).await;
+    cooper.ok(["session", "destroy", &session]);
+    assert_eq!(execute(&client, by_id.clone()).await.0, first);
+    assert_eq!(execute(&client, by_name).await.0, second, "named by a name that is free again");
+    let fresh = SubmitTaskRequest { idempotency_key: key(), ..by_id.clone() };
+    let status = client.tasks().submit_task(fresh).await.expect_err("ended");
+    assert_eq!(refusal(&status).code, "session_ended");
+    let other = python(&session, "3", &by_id.idempotency_key);
+    let status = client.tasks().submit_task(other).await.expect_err("another request");
+    assert_eq!(refusal(&status).code, "idempotency_conflict");
 }

@@ -47,7 +47,8 @@ impl tasks_server::Tasks for Stub {
     }
     async fn follow(&self, r: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let request = r.into_inner();
-        self.next(format!("follow {} {} {}", request.task_id, request.stdout_offset, request.stderr_offset))
+        let FollowRequest { task_id, stdout_offset, stderr_offset, attempts_used } = request;
+        self.next(format!("follow {task_id} {stdout_offset} {stderr_offset} of {attempts_used}"))
     }
     async fn submit_task(&self, _: Request<SubmitTaskRequest>) -> Result<Response<Task>, Status> {
         Err(Status::unimplemented(""))
@@ -74,6 +75,15 @@ impl tasks_server::Tasks for Stub {
         Err(Status::unimplemented(""))
     }
     async fn cancel_task(&self, _: Request<CancelTaskRequest>) -> Result<Response<Task>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn explain_task(
+        &self,
+        _: Request<v1::ExplainTaskRequest>,
+    ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn requeue_task(&self, _: Request<v1::RequeueTaskRequest>) -> Result<Response<Task>, Status> {
         Err(Status::unimplemented(""))
     }
 }
@@ -103,6 +113,9 @@ impl Sink for Got {
         if stream == Stream::Stderr { &mut self.stderr } else { &mut self.stdout }.extend_from_slice(data);
         Ok(())
     }
+    fn restarted(&mut self, _: u32) {
+        *self = Self::default();
+    }
 }
 
 async fn run(answers: Vec<Vec<Item>>) -> (Result<Task>, Got, Vec<String>) {
@@ -115,7 +128,10 @@ async fn run(answers: Vec<Vec<Item>>) -> (Result<Task>, Got, Vec<String>) {
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let cluster = Cluster::for_tests(url);
     let mut got = Got::default();
-    let end = Follow::new_task(&cluster, TaskSpec::default()).expect("made").run(&mut got).await;
+    let end = Follow::new_task(&cluster, TaskSpec::default(), &Schedule::default())
+        .expect("made")
+        .run(&mut got)
+        .await;
     (end, got, stub.asked())
 }
 
@@ -129,7 +145,29 @@ async fn every_byte_arrives_once_across_cuts() {
     .await;
     assert_eq!(end.expect("an end").state(), TaskState::Succeeded);
     assert_eq!((got.stdout.as_slice(), got.stderr.as_slice()), (&b"abcdef"[..], &b"XY"[..]));
-    assert_eq!(asked[1..], ["follow tsk_1 3 1", "follow tsk_1 4 1"]);
+    assert_eq!(asked[1..], ["follow tsk_1 3 1 of 0", "follow tsk_1 4 1 of 0"]);
+}
+
+#[tokio::test]
+async fn output_of_an_attempt_that_another_follows_does_not_count() {
+    let restarted = || {
+        let restarted = v1::Restarted { task_id: "tsk_1".to_owned(), attempts_used: 1 };
+        Ok(ExecuteResponse { event: Some(Event::Restarted(restarted)) })
+    };
+    let (end, got, asked) = run(vec![
+        vec![
+            accepted(),
+            output(Stream::Stdout, 0, b"half"),
+            restarted(),
+            output(Stream::Stdout, 0, b"a"),
+            cut(),
+        ],
+        vec![accepted(), output(Stream::Stdout, 1, b"ll"), ended()],
+    ])
+    .await;
+    assert!(end.is_ok());
+    assert_eq!(got.stdout, b"all");
+    assert_eq!(asked[1], "follow tsk_1 1 0 of 1");
 }
 
 #[tokio::test]
@@ -150,7 +188,10 @@ async fn a_refusal_is_final() {
 #[tokio::test]
 async fn a_coordinator_that_was_never_there_is_reported_at_once() {
     let cluster = Cluster::for_tests("http://127.0.0.1:1".to_owned());
-    let end = Follow::new_task(&cluster, TaskSpec::default()).expect("made").run(&mut Got::default()).await;
+    let end = Follow::new_task(&cluster, TaskSpec::default(), &Schedule::default())
+        .expect("made")
+        .run(&mut Got::default())
+        .await;
     let Err(Failure::Error(report)) = end else { panic!("must fail") };
     assert_eq!(report.code, "unavailable");
     assert!(report.message.contains("connection refused") && report.hint.contains("cooper up"), "{report:?}");

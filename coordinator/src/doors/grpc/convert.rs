@@ -30,7 +30,7 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         .id
         .parse()
         .ok()
-        .and_then(|id| cluster.look(|core| core.session(id).map(|s| s.queue.len() + s.running.len())));
+        .and_then(|id| cluster.look(|core| core.session(id).map(session::Session::active)));
     let state = match body.state {
         session::State::Initializing => v1::SessionState::Initializing,
         session::State::Ready => v1::SessionState::Ready,
@@ -45,6 +45,7 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         state: state.into(),
         worker_id: body.worker,
         labels: spec.labels,
+        worker_labels: spec.worker_labels,
         limits: spec.limits,
         created_at_ms: record.row.created_ms,
         updated_at_ms: record.row.updated_ms,
@@ -71,12 +72,31 @@ fn task_state(state: task::State) -> v1::TaskState {
     }
 }
 
+/// The state a client filters by.
+pub fn state_of(state: v1::TaskState) -> Option<task::State> {
+    let ends = [
+        task::End::Succeeded,
+        task::End::Failed,
+        task::End::TimedOut,
+        task::End::Cancelled,
+        task::End::Lost,
+        task::End::DeadLetter,
+    ];
+    let all = [task::State::Queued, task::State::Assigned, task::State::Running];
+    all.into_iter().chain(ends.map(task::State::Ended)).find(|ours| task_state(*ours) == state)
+}
+
 /// The worker's outcome, or the reason why there is none.
 fn outcome(body: &task::Body, result: Option<&[u8]>) -> Option<v1::Outcome> {
     matches!(body.state, task::State::Ended(_)).then(|| {
-        let mut outcome = result.and_then(|bytes| v1::Outcome::decode(bytes).ok()).unwrap_or_default();
+        let decoded = result.and_then(|bytes| v1::Outcome::decode(bytes).ok());
+        let of_worker = decoded.is_some();
+        let mut outcome = decoded.unwrap_or_default();
         if let Some(why) = &body.reason {
-            outcome.exit_code = 125;
+            // With what the last attempt said, where it said something.
+            if !of_worker {
+                outcome.exit_code = 125;
+            }
             outcome.error = Some(reason(why));
         }
         // A step's report is between Cooper and its worker.
@@ -100,6 +120,10 @@ fn of_body(id: String, body: &task::Body, tenant: &str, created_ms: i64, result:
         ended_at_ms: body.ended_ms,
         outcome: outcome(body, result),
         tenant: tenant.to_owned(),
+        priority: body.priority.into(),
+        attempts_used: body.attempts_used(),
+        max_attempts: body.max_attempts(),
+        not_before_at_ms: body.not_before_ms(),
     }
 }
 
@@ -114,6 +138,15 @@ pub fn task(record: &store::Record) -> Result<v1::Task> {
         spec
     });
     Ok(task)
+}
+
+/// A sentence about an ended task.
+pub fn how_it_ended(record: &store::Record, task: &v1::Task) -> String {
+    let error = task.outcome.as_ref().and_then(|outcome| outcome.error.as_ref());
+    match error {
+        Some(error) => format!("it ended as {}: {}", record.row.state, error.message),
+        None => format!("it ended as {}", record.row.state),
+    }
 }
 
 /// Of the spec only the session.

@@ -139,6 +139,13 @@ enum Next {
     Changed(Result<cooper_common::ids::RunId, RecvError>),
 }
 
+/// How much of a step's log was sent, and of which of its attempts.
+#[derive(Default)]
+struct Read {
+    offset: u64,
+    attempts_used: u32,
+}
+
 /// One run watched to its end.
 struct Watch {
     runs: Arc<runs::Runs>,
@@ -155,7 +162,7 @@ impl Watch {
     ) -> BoxStream<v1::WatchRunResponse> {
         Box::pin(async_stream::try_stream! {
             let mut loaded = first;
-            let mut seen: HashMap<String, u64> = HashMap::new();
+            let mut seen: HashMap<String, Read> = HashMap::new();
             loop {
                 yield v1::WatchRunResponse { event: Some(Event::Run(convert::run(&loaded))) };
                 if loaded.run.body.state.ended() {
@@ -182,10 +189,13 @@ impl Watch {
                                 // One log a step: stderr is rare and comes with its own offsets; count stdout only.
                                 let task_id = self.task_of(&loaded, &name);
                                 if stream == Stream::Stdout {
-                                    seen.insert(task_id.clone(), offset + data.len() as u64);
+                                    seen.entry(task_id.clone()).or_default().offset = offset + data.len() as u64;
                                 }
                                 let log = v1::StepLog { step: name, task_id, offset, data: data.to_vec() };
                                 yield v1::WatchRunResponse { event: Some(Event::Log(log)) };
+                            }
+                            Some(Seen::Restarted { attempts_used }) => {
+                                seen.insert(self.task_of(&loaded, &name), Read { offset: 0, attempts_used });
                             }
                             Some(Seen::Ended(_)) | None => step = None,
                         },
@@ -208,14 +218,24 @@ impl Watch {
     async fn running_step(
         &self,
         loaded: &Loaded,
-        seen: &mut HashMap<String, u64>,
+        seen: &mut HashMap<String, Read>,
     ) -> Result<Option<(String, Following)>, Status> {
         let step = loaded.run.steps.iter().find(|step| step.state == StepState::Running);
         let Some((kind, task)) = step.and_then(|step| Some((step.kind, step.task?))) else { return Ok(None) };
-        let from = seen.get(&task.to_string()).copied().unwrap_or(0);
-        let request = v1::FollowRequest { task_id: task.to_string(), stdout_offset: from, stderr_offset: 0 };
+        let read = seen.entry(task.to_string()).or_default();
+        let request = v1::FollowRequest {
+            task_id: task.to_string(),
+            stdout_offset: read.offset,
+            stderr_offset: 0,
+            attempts_used: read.attempts_used,
+        };
         match tasks::follow(&self.cluster, &self.caller, &request).await {
-            Ok((_, following)) => Ok(Some((kind.as_str().to_owned(), following))),
+            Ok((_, restarted, following)) => {
+                if let Some(Seen::Restarted { attempts_used }) = restarted {
+                    *read = Read { offset: 0, attempts_used };
+                }
+                Ok(Some((kind.as_str().to_owned(), following)))
+            }
             // Recorded as running a moment before its task is.
             Err(error) if error.code == cooper_common::error::Code::TaskNotFound => Ok(None),
             Err(error) => Err(status(error)),

@@ -24,25 +24,39 @@ pub struct Tasks {
     pub cluster: Arc<Cluster>,
 }
 
+fn seen_event(seen: Seen, spec: &Option<v1::TaskSpec>, task: &str) -> v1::ExecuteResponse {
+    event(match seen {
+        Seen::Restarted { attempts_used } => {
+            Event::Restarted(v1::Restarted { task_id: task.to_owned(), attempts_used })
+        }
+        Seen::Output { stream, offset, data } => {
+            Event::Output(v1::Output { stream: i32::from(stream.number()), offset, data })
+        }
+        Seen::Ended(ended) => {
+            let ended = convert::ended(&ended);
+            Event::Ended(v1::Task { spec: spec.clone().or(ended.spec.clone()), ..ended })
+        }
+    })
+}
+
 fn event(event: Event) -> v1::ExecuteResponse {
     v1::ExecuteResponse { event: Some(event) }
 }
 
 /// `accepted`, then output as it comes, then the end.
-fn follow(accepted: v1::Task, mut following: Following) -> BoxStream<v1::ExecuteResponse> {
+fn follow(
+    accepted: v1::Task,
+    first: Option<Seen>,
+    mut following: Following,
+) -> BoxStream<v1::ExecuteResponse> {
     Box::pin(async_stream::try_stream! {
-        let spec = accepted.spec.clone();
+        let (spec, task) = (accepted.spec.clone(), accepted.id.clone());
         yield event(Event::Accepted(accepted));
+        if let Some(first) = first {
+            yield seen_event(first, &spec, &task);
+        }
         while let Some(seen) = following.next().await.map_err(status)? {
-            yield event(match seen {
-                Seen::Output { stream, offset, data } => {
-                    Event::Output(v1::Output { stream: i32::from(stream.number()), offset, data })
-                }
-                Seen::Ended(ended) => {
-                    let ended = convert::ended(&ended);
-                    Event::Ended(v1::Task { spec: spec.clone().or(ended.spec.clone()), ..ended })
-                }
-            });
+            yield seen_event(seen, &spec, &task);
         }
     })
 }
@@ -69,8 +83,8 @@ impl tasks_server::Tasks for Tasks {
                 convert::task(&tasks::get(&self.cluster, &caller, &id.to_string()).await.map_err(status)?)?
             }
         };
-        let following = Following::new(self.cluster.clone(), id, follower, [0, 0]);
-        Ok(Response::new(follow(accepted, following)))
+        let following = Following::new(self.cluster.clone(), id, follower);
+        Ok(Response::new(follow(accepted, None, following)))
     }
 
     async fn submit_task(
@@ -185,9 +199,9 @@ impl tasks_server::Tasks for Tasks {
     ) -> Result<Response<Self::FollowStream>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let (record, following) =
+        let (record, first, following) =
             tasks::follow(&self.cluster, &caller, request.get_ref()).await.map_err(status)?;
-        Ok(Response::new(follow(convert::task(&record)?, following)))
+        Ok(Response::new(follow(convert::task(&record)?, first, following)))
     }
 
     async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
@@ -204,8 +218,10 @@ impl tasks_server::Tasks for Tasks {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
         let request = request.into_inner();
-        let page =
-            tasks::list(&self.cluster, &caller, request.page, &request.session_id).await.map_err(status)?;
+        let states: Option<Vec<_>> = request.states().map(convert::state_of).collect();
+        let states = states.ok_or_else(|| status(Error::invalid("states has one that no task has")))?;
+        let (page, session) = (request.page, &request.session_id);
+        let page = tasks::list(&self.cluster, &caller, page, session, states).await.map_err(status)?;
         let tasks: Result<Vec<_>, _> = page.records.iter().map(convert::task).collect();
         let next_cursor = page.next.map(|cursor| cursor.to_string()).unwrap_or_default();
         Ok(Response::new(v1::ListTasksResponse { tasks: tasks?, next_cursor }))
@@ -219,6 +235,46 @@ impl tasks_server::Tasks for Tasks {
         caller.require_client().map_err(status)?;
         let record =
             tasks::cancel(&self.cluster, &caller, &request.get_ref().task_id).await.map_err(status)?;
+        Ok(Response::new(convert::task(&record)?))
+    }
+    async fn explain_task(
+        &self,
+        request: Request<v1::ExplainTaskRequest>,
+    ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let (record, why) =
+            tasks::explain(&self.cluster, &caller, &request.get_ref().task_id).await.map_err(status)?;
+        let task = convert::task(&record)?;
+        let answer = match why {
+            Some(why) => v1::ExplainTaskResponse {
+                code: why.cause.as_str().to_owned(),
+                sentence: why.sentence,
+                worker_id: why.worker.map(|worker| worker.to_string()).unwrap_or_default(),
+                blocking_task_id: why.blocking.map(|task| task.to_string()).unwrap_or_default(),
+                ahead: u32::try_from(why.ahead).unwrap_or(u32::MAX),
+                task: Some(task),
+            },
+            None => v1::ExplainTaskResponse {
+                code: "ended".to_owned(),
+                sentence: convert::how_it_ended(&record, &task),
+                task: Some(task),
+                ..v1::ExplainTaskResponse::default()
+            },
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn requeue_task(
+        &self,
+        request: Request<v1::RequeueTaskRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let request = request.into_inner();
+        let record = tasks::requeue(&self.cluster, &caller, &request.task_id, &request.idempotency_key)
+            .await
+            .map_err(status)?;
         Ok(Response::new(convert::task(&record)?))
     }
 }
