@@ -315,6 +315,7 @@ pub async fn requeue(cluster: &Arc<Cluster>, caller: &Caller, id: &str, key: &st
     }
     let task = Task::restore(now, parsed, record.version, record.row)
         .map_err(|_| Error::internal(format!("the stored task {parsed} cannot be read")))?;
+    cluster.space.admit()?;
     let ((), recorded) = cluster.decide(|core, now| core.requeue(now, task, key).map(|out| ((), out)))?;
     durable(recorded).await?;
     get(cluster, caller, id).await

@@ -229,6 +229,7 @@ impl Cluster {
                 same_host && self.tasks.get(&id).is_some_and(|task| task.body.state == State::Assigned);
             self.give_up(now, id, never_started, "the worker's host ended while this ran", out);
         }
+        self.pump_ready(now, out);
         verdicts
     }
 
@@ -259,6 +260,7 @@ impl Cluster {
             for task in held {
                 self.give_up(now, task, false, "the worker ended in an orderly way while this ran", &mut out);
             }
+            self.pump_ready(now, &mut out);
         }
         self.finish(now, &mut out);
         out

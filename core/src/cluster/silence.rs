@@ -61,6 +61,7 @@ impl Cluster {
             }
             self.reindex(&id);
         }
+        self.pump_ready(now, &mut out);
         self.finish(now, &mut out);
         out
     }

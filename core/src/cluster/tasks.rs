@@ -185,7 +185,7 @@ impl Cluster {
         }
     }
 
-    fn pump_ready(&mut self, now: Now, out: &mut Out) {
+    pub(super) fn pump_ready(&mut self, now: Now, out: &mut Out) {
         while let Some((task, worker)) = self.pools.take() {
             self.assign(now, task, &worker, out);
         }
@@ -468,7 +468,8 @@ impl Cluster {
         }
     }
 
-    /// An attempt that its worker will not finish: again where that is safe, else lost.
+    /// An attempt that its worker will not finish: again where that is safe, else lost. What is queued again may find room
+    /// elsewhere: the caller pumps when it has given up all it gives up.
     pub(super) fn give_up(&mut self, now: Now, id: TaskId, never_started: bool, why: &str, out: &mut Out) {
         let Some(task) = self.tasks.get(&id) else { return };
         if task.body.cancel_requested {
@@ -484,8 +485,6 @@ impl Cluster {
                 out.tasks.insert(id);
                 out.effects.push(Effect::Restarted { task: id, attempts_used: task.body.attempts_used() });
                 self.enqueue(id);
-                // Another worker may have room for it.
-                self.pump_task(now, id, out);
             }
         } else if task.body.retried() == When::IfNotStarted {
             self.end_by_us(now, id, End::Lost, Code::WorkerLost, why, out);

@@ -33,6 +33,8 @@ impl Cluster {
 
     /// Does what is due.
     pub(super) fn expire(&mut self, now: Now, out: &mut Out) {
+        // Handed out when all of them are in line, so that the order among them is the order of the line.
+        let mut woken = Vec::new();
         for _ in 0..schedule::EXPIRED_AT_ONCE_MAX {
             if !self.is_due(now) {
                 break;
@@ -53,12 +55,15 @@ impl Cluster {
                         task.not_before_mono_ms = None;
                     }
                     self.enqueue(id);
-                    self.pump_task(now, id, out);
                     self.rearm(now, id);
+                    woken.push(id);
                 }
                 (State::Assigned | State::Running, _) => self.expire_held(now, id, out),
                 (State::Ended(_), _) => {}
             }
+        }
+        for id in woken {
+            self.pump_task(now, id, out);
         }
         if !self.budgets.is_empty() {
             self.budgets.retain(|_, budget| !budget.is_full(now.mono_ms));
