@@ -9,7 +9,12 @@ TOOLS := target/tools
 # Arguments for `cooper up`, e.g. make up ARGS="--listen 0.0.0.0:50051"
 ARGS ?=
 
-.PHONY: help up build test lint fmt bench
+# What `make chaos` does: kills by schedule, tasks at least, and the seed of a run to have again.
+KILLS ?= 100
+TASKS ?= 1000
+SEED ?=
+
+.PHONY: help up build test lint fmt bench chaos
 
 help: ## Explain the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +38,10 @@ fmt: ## Format the code
 
 bench: ## Measure against budgets and peers; prints a table, writes target/bench/latest.json
 	$(CARGO) run --release --locked -p cooper-bench
+
+chaos: ## Faults in real processes, and a check that nothing is lost: KILLS=n TASKS=n SEED=n (root: all kinds of faults)
+	$(CARGO) build --locked --workspace --bins --features cooper/failpoints
+	target/debug/cooper-chaos --config chaos/short.toml --kills $(KILLS) --tasks $(TASKS) $(if $(SEED),--seed $(SEED))
 
 # The one on PATH if there is one, else built once (a few minutes).
 $(TOOLS)/bin/cargo-deny:

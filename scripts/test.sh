@@ -24,6 +24,12 @@ set_up() {
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
   done
   python3 -m ensurepip --version >/dev/null 2>&1 || missing+=(python3-venv)
+  # Without these the run under faults leaves some faults out, and says so.
+  if ((EUID == 0)); then
+    for tool in ip:iproute2 iptables:iptables faketime:faketime; do
+      command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+    done
+  fi
   if ((${#missing[@]})); then
     if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
       echo "test: install ${missing[*]}" >&2
@@ -62,7 +68,7 @@ summary() {
   printf '%-8s %6d s\n' total "$SECONDS"
   cat "$logs"/*.log | grep -h '^skipped by request' | sort -u || true
   if skips_docker; then echo "skipped by request: setting up the engine and base images (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; fi
-  cat "$logs"/*.log | grep -h '^kept for a look' || true
+  cat "$logs"/*.log | grep -hE '^kept for a look|^chaos: left out' | sort -u || true
   if ((SECONDS > minutes_max * 60)); then failed+=("more than $minutes_max minutes"); fi
   if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}"
