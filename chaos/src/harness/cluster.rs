@@ -263,6 +263,14 @@ impl Cluster {
         }
         stubborn
     }
+
+    /// Gives back what was taken of the machine.
+    pub fn clear(&self, keep: bool) -> Result<()> {
+        if let Some(namespace) = &self.namespace {
+            namespace.remove();
+        }
+        self.disk.as_ref().map_or(Ok(()), |disk| disk.unmount(keep))
+    }
 }
 
 /// An address nobody listens on.

@@ -68,6 +68,21 @@ impl Disk {
         Ok(Self { dir: dir.to_owned() })
     }
 
+    /// For good; what a run is kept for is copied to where it was mounted.
+    pub fn unmount(&self, keep: bool) -> Result<()> {
+        let dir = self.dir.to_string_lossy();
+        let copy = format!("{dir}.kept");
+        if keep {
+            run(&["cp", "-a", &dir, &copy])?;
+        }
+        run(&["umount", "--lazy", &dir])?;
+        if keep {
+            fs::remove_dir(&self.dir)?;
+            fs::rename(copy, &self.dir)?;
+        }
+        Ok(())
+    }
+
     fn ballast(&self) -> PathBuf {
         self.dir.join("ballast")
     }
@@ -89,7 +104,6 @@ impl Disk {
 /// A network namespace at the other end of a pair of interfaces.
 pub struct Namespace {
     name: String,
-    interface: String,
     /// Of this end.
     pub ours: IpAddr,
 }
@@ -99,14 +113,14 @@ impl Namespace {
         if !is_apart() {
             bail!("needs root and a mount namespace");
         }
+        sweep();
         let pid = std::process::id();
-        let name = format!("chaos{pid}");
-        let (interface, theirs) = (format!("ch{pid}a"), format!("ch{pid}b"));
+        let (name, interface, theirs) = (format!("chaos{pid}"), interface(pid), format!("ch{pid}b"));
         let net = [10, 213, (pid >> 6) as u8, ((pid & 63) << 2) as u8];
         let ip = |host: u8| Ipv4Addr::new(net[0], net[1], net[2], net[3] + host);
         fs::create_dir_all("/run/netns").ok();
         run(&["ip", "netns", "add", &name])?;
-        let made = Self { name: name.clone(), interface: interface.clone(), ours: ip(1).into() };
+        let made = Self { name: name.clone(), ours: ip(1).into() };
         run(&["ip", "link", "add", &interface, "type", "veth", "peer", "name", &theirs, "netns", &name])?;
         run(&["ip", "addr", "add", &format!("{}/30", ip(1)), "dev", &interface])?;
         run(&["ip", "link", "set", &interface, "up"])?;
@@ -133,12 +147,28 @@ impl Namespace {
         }
         Ok(())
     }
+
+    pub fn remove(&self) {
+        remove(std::process::id());
+    }
 }
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = run(&["ip", "link", "del", &self.interface]);
-        let _ = run(&["ip", "netns", "del", &self.name]);
+/// The end of the pair that is on our side.
+fn interface(pid: u32) -> String {
+    format!("ch{pid}a")
+}
+
+fn remove(pid: u32) {
+    let _ = run(&["ip", "link", "del", &interface(pid)]);
+    let _ = run(&["ip", "netns", "del", &format!("chaos{pid}")]);
+}
+
+/// Removes what harnesses left that were killed themselves.
+fn sweep() {
+    let left = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let pids = left.filter_map(|left| left.file_name().to_str()?.strip_prefix("chaos")?.parse::<u32>().ok());
+    for pid in pids.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        remove(pid);
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use cooper_chaos::journal::Journal;
 use cooper_common::clock;
@@ -146,20 +146,66 @@ async fn chaos(args: &Args) -> Result<bool> {
         );
     }
 
+    let worked = tokio::select! {
+        worked = work(args, &plan, &cluster, dir.path(), seed, cheat) => worked,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        _ = terminated() => Err(anyhow!("terminated")),
+    };
+    cluster.heal();
+    let stubborn = cluster.stop().await;
+    if !stubborn.is_empty() {
+        println!("chaos: had to be killed in the end: {}", stubborn.join(", "));
+    }
+    let mut fine = stubborn.is_empty();
+    let finished = worked.and_then(|finished| {
+        if let Some(cheat) = cheat {
+            plant(cheat, dir.path())?;
+        }
+        let mut checker = Command::new(beside("cooper-chaos-check"));
+        checker.arg("--dir").arg(dir.path()).args(["--kills", &cluster.kills().to_string()]);
+        fine &= checker.status().context("cooper-chaos-check")?.success();
+        Ok(finished)
+    });
+    fine &= matches!(finished, Ok(true));
+    let keep = args.keep || (!fine && cheat.is_none());
+    cluster.clear(keep)?;
+    if keep {
+        eprintln!("kept for a look: {}", dir.keep().display());
+    }
+    finished.map(|_| fine)
+}
+
+async fn terminated() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::terminate())?.recv().await;
+    Ok(())
+}
+
+/// Clients work while faults happen, until both are done; then the event log is exported. False: some never finished.
+async fn work(
+    args: &Args,
+    plan: &[Planned],
+    cluster: &Rc<Cluster>,
+    dir: &Path,
+    seed: u64,
+    cheat: Option<Cheat>,
+) -> Result<bool> {
     let (finish, finishing) = watch::channel(false);
     let common = Rc::new(Common {
         asked: Cell::new(0),
         heard: Cell::new(0),
         // Two clients with batches of 32 make most of the tasks, evenly over the time there is.
-        batch_pause: takes.mul_f64(64.0 / args.tasks.max(1) as f64).min(Duration::from_secs(1)),
-        effects: effects_file(dir.path())?,
+        batch_pause: schedule::takes(plan)
+            .mul_f64(64.0 / args.tasks.max(1) as f64)
+            .min(Duration::from_secs(1)),
+        effects: effects_file(dir)?,
         flip: Cell::new(cheat == Some(Cheat::Flip)),
         finish: finishing,
     });
-    let clients = clients(&cluster, &common, dir.path(), seed)?;
+    let clients = clients(cluster, &common, dir, seed)?;
     cluster.count_links();
 
-    let performed = perform(&cluster, &plan).await?;
+    let performed = perform(cluster, plan).await?;
     while common.asked.get() < args.tasks {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -173,36 +219,20 @@ async fn chaos(args: &Args) -> Result<bool> {
             Err(_) => unfinished += 1,
         }
     }
-    let (kills, tasks) = (cluster.kills(), common.asked.get());
-    let (ends, host_ends) = cluster.ends();
     for (kind, times) in &performed {
         println!("chaos: {times:>5} × {kind}");
     }
+    let (ends, host_ends) = cluster.ends();
     println!(
-        "chaos: {kills} processes killed; the coordinator ended by itself {ends} times, hosts {host_ends}; {tasks} tasks, \
-         {} ends heard, {unfinished} clients did not finish",
+        "chaos: {} processes killed; the coordinator ended by itself {ends} times, hosts {host_ends}; {} tasks, {} ends \
+         heard, {unfinished} clients did not finish",
+        cluster.kills(),
+        common.asked.get(),
         common.heard.get()
     );
-    let events = dir.path().join("events.jsonl");
-    let recorded = export::events(cluster.address, &cluster.admin_token()?, &events).await?;
-    println!("chaos: {recorded} events");
-    let stubborn = cluster.stop().await;
-    if !stubborn.is_empty() {
-        println!("chaos: had to be killed in the end: {}", stubborn.join(", "));
-    }
-    if let Some(cheat) = cheat {
-        plant(cheat, dir.path())?;
-    }
-
-    let mut checker = Command::new(beside("cooper-chaos-check"));
-    checker.arg("--dir").arg(dir.path()).args(["--kills", &kills.to_string()]);
-    let fine =
-        checker.status().context("cooper-chaos-check")?.success() && unfinished == 0 && stubborn.is_empty();
-    if args.keep || (!fine && cheat.is_none()) {
-        // The coordinator's data is on a file system that goes with this process.
-        eprintln!("kept for a look: {}", dir.keep().display());
-    }
-    Ok(fine)
+    let events = export::events(cluster.address, &cluster.admin_token()?, &dir.join("events.jsonl")).await?;
+    println!("chaos: {events} events");
+    Ok(unfinished == 0)
 }
 
 fn effects_file(dir: &Path) -> Result<PathBuf> {
