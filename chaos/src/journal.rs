@@ -21,6 +21,8 @@ pub enum Entry {
     Accepted { key: String, task: String },
     /// Output arrived. Offsets are the coordinator's.
     Received { task: String, stream: i32, offset: u64, len: u64, sha256: String },
+    /// The coordinator said that another attempt follows, whose output begins at 0.
+    Restarted { task: String },
     /// The coordinator said how it ended.
     Ended { task: String, state: String, stdout_bytes: u64, truncated: bool },
     /// Never accepted as far as the client knows, and not asked for again.

@@ -82,8 +82,8 @@ impl Findings {
 #[derive(Debug, Default)]
 struct Known<'a> {
     work: Option<&'a Work>,
-    /// Offset, length and digest of each piece of standard output, as they came.
-    pieces: Vec<(u64, u64, &'a str)>,
+    /// Of each attempt offset, length and digest of the pieces of standard output, as they came.
+    attempts: Vec<Vec<(u64, u64, &'a str)>>,
     /// State, length of the output, and whether it was cut.
     ended: Option<(&'a str, u64, bool)>,
 }
@@ -148,9 +148,14 @@ fn acknowledged<'a>(entries: &'a [Entry], findings: &mut Findings) -> (BTreeMap<
             }
             // 1 is standard output; none of the work writes to the other.
             Entry::Received { task, stream: 1, offset, len, sha256 } => {
-                known.entry(task).or_default().pieces.push((*offset, *len, sha256));
+                let attempts = &mut known.entry(task).or_default().attempts;
+                match attempts.last_mut() {
+                    Some(pieces) => pieces.push((*offset, *len, sha256)),
+                    None => attempts.push(vec![(*offset, *len, sha256)]),
+                }
             }
             Entry::Received { task, .. } => findings.bytes_wrong(format!("{task} wrote to standard error")),
+            Entry::Restarted { task } => known.entry(task).or_default().attempts.push(Vec::new()),
             Entry::Ended { task, state, stdout_bytes, truncated } => {
                 known.entry(task).or_default().ended = Some((state, *stdout_bytes, *truncated));
             }
@@ -237,16 +242,19 @@ fn output(task: &str, known: &Known, state: Option<&str>, findings: &mut Finding
     let Some(work) = known.work else { return };
     let whole = work.stdout();
     let mut at = 0;
-    for (offset, len, sha256) in &known.pieces {
-        if *offset != at {
-            findings.bytes_wrong(format!("{task}: a piece at {offset} came when {at} was next"));
-            return;
-        }
-        at += len;
-        let range = usize::try_from(*offset).unwrap_or_default()..usize::try_from(at).unwrap_or_default();
-        if whole.get(range).map(digest).as_deref() != Some(*sha256) {
-            findings.bytes_wrong(format!("{task}: {len} bytes at {offset} are others than it printed"));
-            return;
+    for pieces in &known.attempts {
+        at = 0;
+        for (offset, len, sha256) in pieces {
+            if *offset != at {
+                findings.bytes_wrong(format!("{task}: a piece at {offset} came when {at} was next"));
+                return;
+            }
+            at += len;
+            let range = usize::try_from(*offset).unwrap_or_default()..usize::try_from(at).unwrap_or_default();
+            if whole.get(range).map(digest).as_deref() != Some(*sha256) {
+                findings.bytes_wrong(format!("{task}: {len} bytes at {offset} are others than it printed"));
+                return;
+            }
         }
     }
     if let (Some("succeeded"), Some((_, stdout_bytes, truncated))) = (state, known.ended)

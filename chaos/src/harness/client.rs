@@ -81,6 +81,17 @@ pub struct Common {
     pub finish: watch::Receiver<bool>,
 }
 
+/// What was heard of an execution so far.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Empty: that it was accepted was not heard.
+    task: String,
+    /// Of standard output, next.
+    offset: u64,
+    /// Whose output that is.
+    attempts_used: u32,
+}
+
 pub struct Client {
     name: String,
     habit: Habit,
@@ -156,7 +167,8 @@ impl Client {
     // No-ops.
 
     fn noop(key: &str) -> SubmitTaskRequest {
-        SubmitTaskRequest { idempotency_key: key.to_owned(), spec: Some(Work::Noop.spec("", "")) }
+        let spec = Some(Work::Noop.spec("", ""));
+        SubmitTaskRequest { idempotency_key: key.to_owned(), spec, ..SubmitTaskRequest::default() }
     }
 
     async fn batch(&mut self) -> Result<()> {
@@ -228,7 +240,7 @@ impl Client {
                 self.note(Entry::Accepted { key, task: again.into_inner().id })?;
             }
         }
-        self.follow_to_the_end(task, 0).await?;
+        self.follow_to_the_end(Heard { task, ..Heard::default() }).await?;
         let ms = self.rng.random_range(0..KEPT_BUSY_MS);
         tokio::time::sleep(Duration::from_millis(ms)).await;
         Ok(())
@@ -269,18 +281,21 @@ impl Client {
         self.note(Entry::Asked { key: key.clone(), work: work.clone() })?;
         let session = self.session().await?;
         let spec = work.spec(&session, &self.common.effects.to_string_lossy());
-        let request = SubmitTaskRequest { idempotency_key: key.clone(), spec: Some(spec) };
+        let request = SubmitTaskRequest {
+            idempotency_key: key.clone(),
+            spec: Some(spec),
+            ..SubmitTaskRequest::default()
+        };
         loop {
             let mut client = self.tasks();
             match timeout(CALL, client.execute(request.clone())).await {
                 Ok(Ok(stream)) => {
-                    let mut at = 0;
-                    let mut task = None;
-                    if self.listen(stream.into_inner(), Some(&key), &mut task, &mut at).await? {
+                    let mut heard = Heard::default();
+                    if self.listen(stream.into_inner(), Some(&key), &mut heard).await? {
                         return Ok(());
                     }
-                    if let Some(task) = task {
-                        return self.follow_to_the_end(task, at).await;
+                    if !heard.task.is_empty() {
+                        return self.follow_to_the_end(heard).await;
                     }
                 }
                 // The session is gone for good; another one is another request, and needs another key.
@@ -294,12 +309,17 @@ impl Client {
         }
     }
 
-    async fn follow_to_the_end(&mut self, task: String, mut at: u64) -> Result<()> {
+    async fn follow_to_the_end(&mut self, mut heard: Heard) -> Result<()> {
         loop {
             let mut client = self.tasks();
-            let request = FollowRequest { task_id: task.clone(), stdout_offset: at, stderr_offset: 0 };
+            let request = FollowRequest {
+                task_id: heard.task.clone(),
+                stdout_offset: heard.offset,
+                stderr_offset: 0,
+                attempts_used: heard.attempts_used,
+            };
             if let Ok(Ok(stream)) = timeout(CALL, client.follow(request)).await
-                && self.listen(stream.into_inner(), None, &mut Some(task.clone()), &mut at).await?
+                && self.listen(stream.into_inner(), None, &mut heard).await?
             {
                 return Ok(());
             }
@@ -312,8 +332,7 @@ impl Client {
         &mut self,
         mut stream: tonic::Streaming<v1::ExecuteResponse>,
         key: Option<&str>,
-        task: &mut Option<String>,
-        at: &mut u64,
+        heard: &mut Heard,
     ) -> Result<bool> {
         while let Ok(Ok(Some(message))) = timeout(SILENCE, stream.message()).await {
             match message.event {
@@ -321,10 +340,12 @@ impl Client {
                     if let Some(key) = key {
                         self.note(Entry::Accepted { key: key.to_owned(), task: accepted.id.clone() })?;
                     }
-                    *task = Some(accepted.id);
+                    if heard.task.is_empty() {
+                        (heard.task, heard.attempts_used) = (accepted.id, accepted.attempts_used);
+                    }
                 }
                 Some(Event::Output(output)) => {
-                    let Some(task) = task.clone() else { continue };
+                    let task = heard.task.clone();
                     let mut data = output.data.to_vec();
                     if !data.is_empty() && self.common.flip.replace(false) {
                         data[0] ^= 1;
@@ -338,7 +359,7 @@ impl Client {
                         sha256: digest(&data),
                     })?;
                     if output.stream == v1::Stream::Stdout as i32 {
-                        *at = output.offset + len;
+                        heard.offset = output.offset + len;
                     }
                     if self.rng.random_ratio(1, OWN_CUT) {
                         return Ok(false);
@@ -347,6 +368,10 @@ impl Client {
                 Some(Event::Ended(ended)) => {
                     self.ended(&ended)?;
                     return Ok(true);
+                }
+                Some(Event::Restarted(restarted)) => {
+                    self.note(Entry::Restarted { task: heard.task.clone() })?;
+                    (heard.offset, heard.attempts_used) = (0, restarted.attempts_used);
                 }
                 None => {}
             }
