@@ -96,6 +96,9 @@ pub enum Command {
     /// Create, list and revoke tokens
     #[command(subcommand)]
     Token(Token),
+    /// Back up, restore, check and migrate the store in the data directory
+    #[command(subcommand)]
+    Store(Store),
     /// What happened, in order
     Events(Events),
     /// The cluster at a glance
@@ -436,6 +439,29 @@ pub struct TokenCreate {
     /// Write the secret to this new file (0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Copy the store, with the files it refers to, into a new directory; the coordinator may go on meanwhile
+    Backup {
+        /// Directory to make; it must not exist
+        #[arg(value_name = "DEST")]
+        to: PathBuf,
+    },
+    /// Bring a backup back; the coordinator must not run
+    Restore {
+        /// Directory that `cooper store backup` made
+        #[arg(value_name = "SRC")]
+        from: PathBuf,
+        /// Move the store that is there aside
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Look for damage: database, rows, events, artifacts, output; exits 1 when there is some
+    Check,
+    /// Bring the store of an older cooper to this one's schema, after a backup; the coordinator must not run
+    Migrate,
 }
 
 #[derive(Debug, Args)]

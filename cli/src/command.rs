@@ -11,6 +11,7 @@ mod pip;
 mod repair;
 mod runs;
 mod session;
+mod store;
 mod tasks;
 mod watch;
 
@@ -50,6 +51,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Tasks(args) => tasks::run(context, args).await,
             Command::Token(args) => admin::token(context, args).await,
             Command::Events(args) => events::run(context, args).await,
+            Command::Store(args) => store::run(context, args).await,
             Command::Status => admin::status(context).await,
             other => Err(Failure::new(Code::Internal, format!("{other:?} is not a command of this place"))),
         }

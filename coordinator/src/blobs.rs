@@ -101,6 +101,45 @@ impl Blobs {
         Ok(Self { directory, naming: Arc::default() })
     }
 
+    /// For a look at those of a data directory that somebody else may have open.
+    pub fn at(data: &Path) -> Self {
+        Self { directory: data.join("artifacts"), naming: Arc::default() }
+    }
+
+    /// Where a blob lies in its data directory.
+    pub fn relative(digest: Digest) -> PathBuf {
+        Self::at(Path::new("")).path(digest)
+    }
+
+    /// Every blob, and those whose bytes do not have their digest. Reads all of them, and blocks for that long.
+    pub fn survey(&self) -> Result<(Vec<Digest>, Vec<Digest>)> {
+        let (mut all, mut damaged) = (Vec::new(), Vec::new());
+        let folders = match fs::read_dir(&self.directory) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok((all, damaged)),
+            folders => folders?,
+        };
+        for folder in folders {
+            let folder = folder?;
+            if !folder.file_type()?.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(folder.path())? {
+                let entry = entry?;
+                let Some(digest) = entry.file_name().to_str().and_then(|name| name.parse::<Digest>().ok())
+                else {
+                    continue;
+                };
+                let mut hasher = blake3::Hasher::new();
+                hasher.update_reader(File::open(entry.path())?)?;
+                if Digest(hasher.finalize()) != digest {
+                    damaged.push(digest);
+                }
+                all.push(digest);
+            }
+        }
+        Ok((all, damaged))
+    }
+
     /// Stores bytes that are at hand. On the disk when it returns.
     pub async fn put(&self, bytes: Bytes) -> Result<Digest> {
         let mut draft = self.draft()?;

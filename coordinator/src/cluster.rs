@@ -17,7 +17,7 @@ use cooper_core::{
     cluster::{Effect, Out},
     lease::Timing,
     session::Session,
-    task::Task,
+    task::{self, Task},
     worker::Worker,
 };
 use tokio::sync::{Notify, broadcast, oneshot};
@@ -27,7 +27,7 @@ use crate::{
     hub::Hub,
     keys::Keys,
     output::OutputLog,
-    store::{Batch, Durability, Store},
+    store::{Batch, Durability, RESTORED_EPOCH, Store},
     upkeep::Space,
 };
 
@@ -64,6 +64,7 @@ impl Cluster {
     pub async fn load(store: Arc<dyn Store>, output: OutputLog, timing: Timing) -> Result<Arc<Self>> {
         use cooper_core::change::Aggregate;
         let epoch = store.next_epoch().await?;
+        let restored = store.meta_get(RESTORED_EPOCH).await?.and_then(|text| text.parse().ok()).unwrap_or(0);
         let now = now();
         let unreadable = |what: &str, id: &str| {
             Error::new(Code::DataUnusable, format!("the stored {what} {id} cannot be read"))
@@ -84,7 +85,12 @@ impl Cluster {
         for record in store.live(Aggregate::Task).await? {
             let id = record.id.parse().map_err(|_| unreadable("task", &record.id))?;
             let task = Task::restore(now, id, record.version, record.row);
-            tasks.push(task.map_err(|_| unreadable("task", &record.id))?);
+            let mut task = task.map_err(|_| unreadable("task", &record.id))?;
+            // Before a restore "assigned" was the last that this copy heard of it: it may have started, and even ended.
+            if task.body.state == task::State::Assigned && task.body.fence.epoch < restored {
+                task.body.state = task::State::Running;
+            }
+            tasks.push(task);
         }
         tracing::info!(
             epoch,

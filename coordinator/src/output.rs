@@ -110,6 +110,18 @@ impl OutputLog {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// For a look at that of a data directory that somebody else may have open.
+    pub fn at(data: &Path) -> Self {
+        let inner = Inner { directory: data.join("output"), open: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where a task's files lie in their data directory, if it has any.
+    pub fn relative(task: TaskId) -> [PathBuf; 2] {
+        let log = Self::at(Path::new(""));
+        Stream::BOTH.map(|stream| log.path(task, stream))
+    }
+
     /// Adds bytes at `offset` and returns how many the stream has now: they survive the death of this process, and
     /// power loss after [`sync`](Self::sync). What is held already is skipped, so sending again changes nothing.
     pub fn append(&self, task: TaskId, stream: Stream, offset: u64, bytes: &[u8]) -> Result<u64> {
@@ -203,7 +215,10 @@ impl OutputLog {
 
     /// Where files of tasks are, for [`sizes`](Self::sizes).
     pub fn folders(&self) -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(&self.inner.directory)?;
+        let entries = match fs::read_dir(&self.inner.directory) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
         entries
             .map(|entry| Ok(entry?.path()))
             .filter(|path| path.as_ref().map_or(true, |p| p.is_dir()))

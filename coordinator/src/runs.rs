@@ -28,7 +28,7 @@ use crate::{
     caller::Caller,
     check,
     cluster::Cluster,
-    store::{Filter, Record},
+    store::{Filter, Record, Store},
 };
 
 /// Requests that wait for the driver; more wait at their door.
@@ -111,7 +111,7 @@ impl Runs {
         let parsed: RunId = id.parse().map_err(|_| missing())?;
         let record = self.cluster.store.get(Aggregate::Run, &parsed.to_string()).await?;
         let record = record.filter(|record| record.row.tenant == *caller.tenant).ok_or_else(missing)?;
-        load(&self.cluster, record).await
+        load(&*self.cluster.store, record).await
     }
 
     pub async fn list(
@@ -124,7 +124,7 @@ impl Runs {
         let page = self.cluster.store.list(Aggregate::Run, filter).await?;
         let mut runs = Vec::with_capacity(page.records.len());
         for record in page.records {
-            runs.push(load(&self.cluster, record).await?);
+            runs.push(load(&*self.cluster.store, record).await?);
         }
         Ok((runs, page.next.map(|cursor| cursor.to_string()).unwrap_or_default()))
     }
@@ -159,11 +159,11 @@ impl Runs {
 }
 
 /// A run with its steps and approval.
-async fn load(cluster: &Cluster, record: Record) -> Result<Loaded> {
+pub(crate) async fn load(store: &dyn Store, record: Record) -> Result<Loaded> {
     let unreadable = || Error::internal(format!("the stored run {} cannot be read", record.id));
     let of_run = || Filter { parent: Some(record.id.clone()), limit: 100, ..Filter::default() };
-    let steps = cluster.store.list(Aggregate::Step, of_run()).await?;
-    let approvals = cluster.store.list(Aggregate::Approval, of_run()).await?;
+    let steps = store.list(Aggregate::Step, of_run()).await?;
+    let approvals = store.list(Aggregate::Approval, of_run()).await?;
     let steps = steps.records.into_iter().map(|step| (step.version, step.row)).collect();
     let approval = approvals.records.into_iter().next().map(|approval| (approval.version, approval.row));
     let id = record.id.parse().map_err(|_| unreadable())?;

@@ -15,6 +15,9 @@ use cooper_common::error::{self, Code};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Key of what [`Store::meta_get`] tells: the epoch at which this store was brought back from a backup.
+pub const RESTORED_EPOCH: &str = "restored_epoch";
+
 /// The answer of a store: owns all it needs, so that it may be awaited anywhere.
 pub type Answer<T> = BoxFuture<'static, Result<T>>;
 
@@ -195,6 +198,9 @@ pub enum Error {
     Busy { path: String, pid: String },
     #[error("{path} was written by a newer cooper (schema {found}, this one knows {known})")]
     Newer { path: String, found: i64, known: i64 },
+    /// The step to the schema of this cooper takes its time: somebody has to want it.
+    #[error("{path} was written by an older cooper (schema {found}, this one needs {known})")]
+    Older { path: String, found: i64, known: i64 },
     #[error("{path} cannot be used: {cause}")]
     Unusable { path: String, cause: String },
     #[error("the store is closed")]
@@ -210,7 +216,7 @@ impl From<Error> for error::Error {
             Error::Full => Code::StoreFull,
             Error::Unavailable(_) => Code::StoreUnavailable,
             Error::Busy { .. } => Code::DataBusy,
-            Error::Newer { .. } | Error::Unusable { .. } => Code::DataUnusable,
+            Error::Newer { .. } | Error::Older { .. } | Error::Unusable { .. } => Code::DataUnusable,
             Error::Closed => Code::Unavailable,
         };
         let message = error.to_string();
@@ -218,6 +224,10 @@ impl From<Error> for error::Error {
             Error::Newer { .. } => {
                 error::Error::new(code, message).with_hint("use the newer cooper, or another --data")
             }
+            Error::Older { .. } => error::Error::new(code, message).with_hint("run `cooper store migrate`"),
+            Error::Unusable { .. } => error::Error::new(code, message).with_hint(
+                "see `cooper store check`; make the directory writable for this user, or restore a backup",
+            ),
             _ => error::Error::new(code, message),
         }
     }

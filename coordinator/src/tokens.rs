@@ -266,6 +266,11 @@ fn body(record: &Record) -> Result<Body> {
         .map_err(|cause| Error::internal(format!("the stored token {} cannot be read: {cause}", record.id)))
 }
 
+/// Whether a stored token means something.
+pub(crate) fn readable(record: &Record) -> Result<()> {
+    body(record).map(drop)
+}
+
 fn json(body: &Body) -> Result<String> {
     serde_json::to_string(body)
         .map_err(|cause| Error::internal(format!("a token cannot be written: {cause}")))

@@ -1,7 +1,10 @@
 //! What keeps the store in order while the coordinator serves: retention, files that nothing refers to, space on the disk.
 
+pub mod backup;
+pub mod check;
 pub mod files;
 mod hold;
+pub mod migrate;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

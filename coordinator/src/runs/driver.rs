@@ -62,7 +62,7 @@ impl Driver {
         let mut driver =
             Self { cluster, blobs, rules, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
         for record in driver.cluster.store.live(Aggregate::Run).await? {
-            let run = super::load(&driver.cluster, record).await?.run;
+            let run = super::load(&*driver.cluster.store, record).await?.run;
             if let Some(task) = run.running_step().and_then(|step| step.task) {
                 driver.tasks.insert(task, run.id);
             }

@@ -38,15 +38,18 @@ use self::{
     writer::{Command, Writer},
 };
 use super::{
-    Answer, Batch, Durability, Error, EventPage, Filter, Keep, Page, Record, Removed, Result, Store,
+    Answer, Batch, Durability, Error, EventPage, Filter, Keep, Page, RESTORED_EPOCH, Record, Removed, Result,
+    Store,
 };
 use crate::bus::Bus;
 
 /// File names in the data directory.
-const DATABASE: &str = "cooper.db";
+pub(crate) const DATABASE: &str = "cooper.db";
+/// Of the write-ahead log, beside the database.
+pub(crate) const SIDE_FILES: [&str; 2] = ["cooper.db-wal", "cooper.db-shm"];
 const LOCK: &str = "store.lock";
 /// There while a restore replaces what is beside it.
-const RESTORING: &str = "restoring";
+pub(crate) const RESTORING: &str = "restoring";
 /// Only readers of a foreign tool can make us wait.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than there are statements: each aggregate has ten, lists have their combinations.
@@ -62,6 +65,14 @@ struct Inner {
     bus: Bus,
     mode: Mode,
     closed: AtomicBool,
+}
+
+/// Which steps from an older schema may be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Steps {
+    /// Those that take no time to speak of.
+    Small,
+    All,
 }
 
 enum Mode {
@@ -100,13 +111,18 @@ impl Sqlite {
     /// Errors: [`Error::Busy`] when another coordinator has it, [`Error::Newer`], [`Error::Unusable`].
     pub fn open(data: &Path, bus: Bus) -> Result<Self> {
         fs::create_dir_all(data).map_err(|cause| unusable(data, cause))?;
-        Self::open_here(data, true, bus)
+        Self::open_here(data, true, Steps::Small, bus)
+    }
+
+    /// Opens a store that is there, and takes whatever steps its schema needs.
+    pub fn open_all(data: &Path, bus: Bus) -> Result<Self> {
+        Self::open_here(data, false, Steps::All, bus)
     }
 
     /// Opens the store that this process had open before, under `epoch`. It must still be there: a disk that is away, or
     /// an older copy in its place, is no new beginning.
     pub fn open_known(data: &Path, bus: Bus, epoch: u64) -> Result<Self> {
-        let store = Self::open_here(data, false, bus)?;
+        let store = Self::open_here(data, false, Steps::Small, bus)?;
         let Mode::Threads { file, .. } = &store.inner.mode else { return Ok(store) };
         let found = connect(&file.path, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .and_then(|c| read::meta(&c, "epoch").map_err(|e| write::error(&e)))?
@@ -122,7 +138,7 @@ impl Sqlite {
         Ok(store)
     }
 
-    fn open_here(data: &Path, create: bool, bus: Bus) -> Result<Self> {
+    fn open_here(data: &Path, create: bool, steps: Steps, bus: Bus) -> Result<Self> {
         let path = data.join(DATABASE);
         if !create && !path.exists() {
             return Err(unusable(&path, "it is gone, with its disk or directory"));
@@ -140,16 +156,19 @@ impl Sqlite {
             .open(&path)
             .and_then(|file| Place::of(&path, &file.metadata()?))
             .map_err(|cause| unusable(&path, cause))?;
-        Self::open_locked(file, lock, bus).map_err(|error| match error {
+        Self::open_locked(file, lock, steps, bus).map_err(|error| match error {
             Error::Unavailable(cause) => unusable(&path, cause),
             other => other,
         })
     }
 
-    fn open_locked(file: Place, lock: Lock, bus: Bus) -> Result<Self> {
+    fn open_locked(file: Place, lock: Lock, steps: Steps, bus: Bus) -> Result<Self> {
         let database = &file.path;
         let mut connection = connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         refuse_newer(database, &connection)?;
+        if steps == Steps::Small {
+            refuse_older(database, &connection)?;
+        }
         let pen = prepare(&mut connection)
             .and_then(|()| Pen::new(connection, Some(lock)))
             .map_err(|cause| write::error(&cause))?;
@@ -181,7 +200,7 @@ impl Sqlite {
         let open = || -> rusqlite::Result<Pen> {
             let mut connection = Connection::open_in_memory()?;
             configure(&connection)?;
-            schema::migrate(&mut connection)?;
+            schema::migrate(&mut connection, schema::MIGRATIONS)?;
             Pen::new(connection, None)
         };
         let mode = Mode::Inline(Mutex::new(open().map_err(|cause| write::error(&cause))?));
@@ -338,13 +357,11 @@ impl Store for Sqlite {
                     store.retain_rows(aggregate, ended, keep.since_ms, &mut removed).await?;
                 }
             }
+            let surplus = store.read(move |c| retain::surplus_events(c, keep.events)).await?;
             loop {
                 // What retention deletes need not be on the disk before anything else is.
                 let step = move |pen: &mut Pen| {
-                    let last = pen.last_seq;
-                    pen.transact(Durability::Relaxed, |c| {
-                        retain::delete_events(c, last, keep.events, keep.since_ms)
-                    })
+                    pen.transact(Durability::Relaxed, |c| retain::delete_events(c, surplus, keep.since_ms))
                 };
                 match store.write(step).await? {
                     0 => break,
@@ -509,12 +526,56 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
     // A long read (a backup) makes the log long; the next start of the log gives the space back.
     connection.pragma_update(None, "journal_size_limit", limits::store::WAL_KEPT_BYTES as i64)?;
-    schema::migrate(connection)
+    schema::migrate(connection, schema::MIGRATIONS)
 }
 
 /// The pid of the process that has this data directory's store open for writing, if there is one.
 pub fn holder(data: &Path) -> Option<String> {
     lock::holder(&data.join(LOCK))
+}
+
+/// The schema that this build writes.
+pub const SCHEMA: i64 = schema::VERSION;
+
+/// The schema of a data directory's store, or of a backup's.
+pub fn schema_of(data: &Path) -> Result<i64> {
+    let connection = connect(&data.join(DATABASE), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    schema::version(&connection).map_err(|cause| unusable(&data.join(DATABASE), cause))
+}
+
+/// Keeps every coordinator off a data directory until it is dropped.
+///
+/// Errors: [`Error::Busy`] when one has it.
+pub fn hold(data: &Path) -> Result<impl Send + use<>> {
+    Lock::take(&data.join(LOCK))
+}
+
+/// Makes the store in `data`, which was copied from another time, go on beyond what was given out since: epochs beyond
+/// `epoch`, event numbers beyond `seq`. Returns its epoch.
+pub async fn renew(data: &Path, epoch: u64, seq: u64) -> Result<u64> {
+    let store = Sqlite::open_all(data, Bus::default())?;
+    let epoch = epoch + limits::store::RESTORE_JUMP;
+    let seq = seq + limits::store::RESTORE_JUMP;
+    let written = store.write(move |pen| {
+        let renewed = pen.transact(Durability::Full, |c| {
+            put_meta(c, "epoch", &epoch.to_string())?;
+            put_meta(c, RESTORED_EPOCH, &epoch.to_string())?;
+            // An event marks the place: whoever looks for gaps knows why there is one.
+            c.execute(
+                "INSERT INTO event (seq, at_ms, tenant, kind, subject, body) VALUES (?1, ?2, '', ?3, '', ?4)",
+                params![
+                    seq as i64,
+                    cooper_common::clock::wall_ms(),
+                    read::RESTORED_EVENT,
+                    serde_json::json!({"epoch": epoch}).to_string()
+                ],
+            )
+        });
+        renewed.map(drop)
+    });
+    written.await?;
+    store.close().await?;
+    Ok(epoch)
 }
 
 fn for_reading() -> Error {
@@ -525,6 +586,14 @@ fn refuse_newer(path: &Path, connection: &Connection) -> Result<()> {
     let (found, known) = (schema::version(connection).map_err(|e| write::error(&e))?, schema::VERSION);
     match found > known {
         true => Err(Error::Newer { path: path.display().to_string(), found, known }),
+        false => Ok(()),
+    }
+}
+
+fn refuse_older(path: &Path, connection: &Connection) -> Result<()> {
+    let found = schema::version(connection).map_err(|e| write::error(&e))?;
+    match schema::needs_somebody(found, schema::MIGRATIONS) {
+        true => Err(Error::Older { path: path.display().to_string(), found, known: schema::VERSION }),
         false => Ok(()),
     }
 }

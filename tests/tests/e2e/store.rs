@@ -6,7 +6,14 @@ use std::{
     process::Command,
 };
 
-use cooper_tests::{Cooper, fleet::Fleet, http, seconds, until, wait::until_true};
+use cooper_proto::v1::{NoopSpec, SubmitTaskRequest, TaskSpec, task_spec::Kind};
+use cooper_tests::{
+    Cooper,
+    fleet::Fleet,
+    grpc::{self, Client},
+    http, seconds, until,
+    wait::until_true,
+};
 use serde_json::Value;
 
 /// A small disk of its own for a directory; gone with this value.
@@ -173,4 +180,114 @@ fn below_the_floor_of_free_space_new_work_is_refused_and_results_are_taken() {
     assert_eq!(epoch(&fleet), before, "the store never failed");
     fleet.stop();
     drop(disk);
+}
+
+/// Submits no-ops one after another until told to stop; the ids of those that were acknowledged.
+async fn load(client: Client, acknowledged: tokio::sync::watch::Sender<Vec<String>>) {
+    loop {
+        let spec = TaskSpec { kind: Some(Kind::Noop(NoopSpec::default())), ..TaskSpec::default() };
+        let request = SubmitTaskRequest { idempotency_key: String::new(), spec: Some(spec) };
+        let Ok(task) = client.tasks().submit_task(request).await else { return };
+        acknowledged.send_modify(|ids| ids.push(task.into_inner().id));
+    }
+}
+
+#[test]
+fn a_backup_under_load_brings_back_every_acknowledged_task_and_the_worker_obeys_what_was_restored() {
+    let mut fleet = Fleet::new();
+    fleet.start_coordinator();
+    fleet.start_worker("hand");
+    fleet.await_registered(0);
+    let (cooper, data) = (fleet.cooper(), fleet.scratch.join("coordinator"));
+    let session = cooper.session();
+    let long = cooper.ok(["exec", &session, "-c", "kept = 42; print('x' * 100_000)"]);
+    let (copy, other) = (fleet.scratch.join("copy"), fleet.scratch.join("other"));
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+
+    let token = fs::read_to_string(data.join("admin.token")).expect("a token");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let client = runtime.block_on(Client::connect(&fleet.url(), Some(token.trim())));
+    let (sender, acknowledged) = tokio::sync::watch::channel(Vec::new());
+    let loading = runtime.spawn(load(client, sender));
+    until_true("some load", seconds(20), || acknowledged.borrow().len() > 50);
+    let before = acknowledged.borrow().clone();
+    let made = cooper.json(["store", "backup", &path(&copy)]);
+    assert!(acknowledged.borrow().len() > before.len(), "it went on meanwhile");
+    loading.abort();
+    assert_eq!(made["missing"], serde_json::json!([]), "{made:#}");
+    assert_eq!(
+        cooper.error(["store", "backup", &path(&copy)]).code,
+        "invalid_argument",
+        "nothing is written over"
+    );
+    let (status, checked) = cooper.run_json(["store", "check"]);
+    assert_eq!((status, &checked["ok"]), (0, &true.into()), "{checked:#}");
+    assert_eq!(cooper.error(["store", "restore", &path(&copy), "--replace"]).code, "data_busy");
+    let gone = cooper.session();
+
+    // Elsewhere: every task that was acknowledged before, and the output.
+    let elsewhere = Cooper::at(&other);
+    elsewhere.json(["store", "restore", &path(&copy)]);
+    assert_eq!(elsewhere.run_json(["store", "check"]).0, 0);
+    let second = http::free_port().to_string();
+    let mut coordinator = elsewhere.clone().env("GRPC_PORT", &second).start(["coordinator"], b"");
+    coordinator.await_said("an answer at /ready", seconds(30), |_| {
+        let url = format!("http://127.0.0.1:{second}");
+        http::try_get(&url, "/ready", None).is_ok_and(|answer| answer.status == 200).then_some(())
+    });
+    let token = fs::read_to_string(other.join("admin.token")).expect("a token");
+    let client = runtime.block_on(Client::connect(&format!("http://127.0.0.1:{second}"), Some(token.trim())));
+    for id in &before {
+        let request = cooper_proto::v1::GetTaskRequest { task_id: id.clone() };
+        let found = runtime.block_on(client.tasks().get_task(request));
+        assert!(found.is_ok(), "{id}: {:?}", found.err().map(|status| grpc::refusal(&status).code));
+    }
+    let tasks = elsewhere.json(["tasks", "list", "--session", &session]);
+    let task =
+        tasks["tasks"][0]["id"].as_str().or(tasks["tasks"][0]["task_id"].as_str()).expect("an id").to_owned();
+    assert_eq!(elsewhere.ok(["tasks", "follow", &task]), long);
+    coordinator.signal(rustix::process::Signal::TERM);
+    coordinator.finish(seconds(5)).expect(0);
+
+    // In place: the worker has seen higher fences than the copy knows, and obeys all the same.
+    let first = fleet.coordinator.take().expect("it runs");
+    first.signal(rustix::process::Signal::TERM);
+    first.finish(seconds(5)).expect(0);
+    let restored = cooper.json(["store", "restore", &path(&copy), "--replace"]);
+    assert!(Path::new(restored["replaced"].as_str().expect("a path")).join("cooper.db").exists());
+    fleet.start_coordinator();
+    fleet.await_ready(200);
+    assert!(epoch(&fleet) > 1_000_000);
+    let kept = until("the session", seconds(60), || {
+        let done = cooper.run(["exec", &session, "-c", "kept"]);
+        (done.status == 0).then(|| done.out())
+    });
+    assert_eq!(kept, "42\n", "the same interpreter under a restored coordinator");
+    assert_eq!(cooper.error(["session", "show", &gone]).code, "session_not_found", "made after the backup");
+    fleet.stop();
+}
+
+#[test]
+fn a_check_finds_planted_damage_and_a_damaged_backup_is_not_restored() {
+    let mut fleet = Fleet::new();
+    fleet.start_coordinator();
+    let (cooper, data) = (fleet.cooper(), fleet.scratch.join("coordinator"));
+    let copy = fleet.scratch.join("copy").to_string_lossy().into_owned();
+    cooper.json(["store", "backup", &copy]);
+    assert_eq!(cooper.json(["store", "migrate"])["backup"], Value::Null, "nothing to do");
+    fleet.stop();
+    let flip = |path: &Path| {
+        let mut bytes = fs::read(path).expect("it is there");
+        let from = bytes.len() / 2;
+        bytes[from..from + 4096].fill(0xa5);
+        fs::write(path, bytes).expect("written");
+    };
+    flip(&data.join("cooper.db"));
+    let (status, found) = cooper.run_json(["store", "check"]);
+    assert_eq!((status, &found["ok"]), (1, &false.into()), "{found:#}");
+    assert_eq!(found["findings"][0]["severity"], "damage", "{found:#}");
+    flip(&Path::new(&copy).join("cooper.db"));
+    let refused = cooper.error(["store", "restore", &copy, "--replace"]);
+    assert_eq!(refused.code, "data_unusable", "{refused:?}");
+    assert!(data.join("cooper.db").exists(), "what is there stays");
 }

@@ -1,7 +1,7 @@
 //! Retention: the oldest of what has ended goes, in steps so short that no commit notices.
 
 use cooper_core::change::Aggregate;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::schema;
 use crate::store::parts;
@@ -67,25 +67,39 @@ pub(super) fn delete_rows(
     Ok(gone)
 }
 
-/// Deletes at most a step of the oldest events: those beyond `keep` at `last_seq`, and those before `since_ms`. Returns
-/// how many went.
-pub(super) fn delete_events(
-    c: &Connection,
-    last_seq: u64,
-    keep: u64,
-    since_ms: Option<i64>,
-) -> rusqlite::Result<u64> {
-    let oldest: Option<i64> = c.query_row("SELECT min(seq) FROM event", [], |row| row.get(0))?;
-    let Some(oldest) = oldest else { return Ok(0) };
-    let step_end = oldest as u64 + STEP_ROWS - 1;
-    let mut until = last_seq.saturating_sub(keep).min(step_end);
+/// The number up to which there are more events than `keep`. Numbers may have gaps (a restore), so they are counted, in
+/// an index: for a reader's connection.
+pub(super) fn surplus_events(c: &Connection, keep: u64) -> rusqlite::Result<u64> {
+    let (oldest, newest): (i64, i64) =
+        c.query_row("SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM event", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+    if ((newest - oldest + 1) as u64) <= keep {
+        return Ok(0);
+    }
+    let first_beyond: Option<i64> = c
+        .query_row("SELECT seq FROM event ORDER BY seq DESC LIMIT 1 OFFSET ?1", [keep as i64], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    Ok(first_beyond.unwrap_or(0) as u64)
+}
+
+/// Deletes at most a step of the oldest events: those up to `surplus`, and those before `since_ms`. Returns how many
+/// went.
+pub(super) fn delete_events(c: &Connection, surplus: u64, since_ms: Option<i64>) -> rusqlite::Result<u64> {
+    let step: Option<i64> = c
+        .prepare_cached("SELECT max(seq) FROM (SELECT seq FROM event ORDER BY seq LIMIT ?1)")?
+        .query_row([STEP_ROWS as i64], |row| row.get(0))?;
+    let Some(step) = step else { return Ok(0) };
+    let mut until = step.min(surplus as i64);
     if let Some(since) = since_ms {
         let young: Option<i64> = c
             .prepare_cached("SELECT min(seq) FROM event WHERE seq <= ?1 AND at_ms >= ?2")?
-            .query_row(params![step_end as i64, since], |row| row.get(0))?;
-        until = until.max(young.map_or(step_end.min(last_seq), |seq| seq as u64 - 1));
+            .query_row(params![step, since], |row| row.get(0))?;
+        until = until.max(young.map_or(step, |seq| seq - 1));
     }
-    let gone = c.prepare_cached("DELETE FROM event WHERE seq <= ?1")?.execute([until as i64])?;
+    let gone = c.prepare_cached("DELETE FROM event WHERE seq <= ?1")?.execute([until])?;
     if gone > 0 {
         // The numbers go on where they were even when no event is left to tell.
         c.prepare_cached(UPSERT_META)?.execute(params!["event_seq_floor", until.to_string()])?;

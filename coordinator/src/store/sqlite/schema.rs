@@ -8,12 +8,14 @@ use rusqlite::{Connection, params};
 use cooper_common::clock;
 
 /// One step from a schema to the next. Frozen once released: a change is a new step.
-struct Migration {
+pub(super) struct Migration {
     name: &'static str,
+    /// Takes no time to speak of, however much is stored: a coordinator may do it when it starts.
+    pub small: bool,
     run: fn(&Connection) -> rusqlite::Result<()>,
 }
 
-const MIGRATIONS: &[Migration] = &[Migration { name: "first", run: first }];
+pub(super) const MIGRATIONS: &[Migration] = &[Migration { name: "first", small: true, run: first }];
 
 /// What this build writes; `PRAGMA user_version` of the file.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -22,9 +24,15 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-/// Brings the schema to [`VERSION`]. The caller has refused newer ones.
-pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
-    for (migration, number) in MIGRATIONS.iter().zip(1i64..) {
+/// Whether a schema needs a step that somebody has to want.
+pub(super) fn needs_somebody(found: i64, steps: &[Migration]) -> bool {
+    // In a new store every step is small.
+    found > 0 && steps.iter().zip(1i64..).any(|(step, number)| number > found && !step.small)
+}
+
+/// Takes the steps that are missing. The caller has refused newer schemas.
+pub(super) fn migrate(connection: &mut Connection, steps: &[Migration]) -> rusqlite::Result<()> {
+    for (migration, number) in steps.iter().zip(1i64..) {
         if version(connection)? >= number {
             continue;
         }
@@ -146,7 +154,7 @@ mod tests {
     #[test]
     fn every_aggregate_has_its_table() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
+        migrate(&mut connection, MIGRATIONS).unwrap();
         for aggregate in Aggregate::ALL {
             for text in [&sql(aggregate).live, &sql(aggregate).get] {
                 connection.prepare(text).unwrap();
@@ -158,9 +166,38 @@ mod tests {
     #[test]
     fn migrating_twice_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        migrate(&mut connection).unwrap();
+        migrate(&mut connection, MIGRATIONS).unwrap();
+        migrate(&mut connection, MIGRATIONS).unwrap();
         let steps: i64 = connection.query_row("SELECT count(*) FROM migration", [], |r| r.get(0)).unwrap();
         assert_eq!(steps, VERSION);
+    }
+
+    #[test]
+    fn a_step_is_taken_once_keeps_what_is_stored_and_a_large_one_has_to_be_wanted() {
+        let second =
+            |c: &Connection| c.execute_batch("ALTER TABLE event ADD COLUMN note TEXT NOT NULL DEFAULT ''");
+        let fails = |c: &Connection| c.execute_batch("DROP TABLE event; SELECT nonsense");
+        let steps = |large: bool, third: fn(&Connection) -> rusqlite::Result<()>| {
+            [
+                Migration { name: "first", small: true, run: first },
+                Migration { name: "second", small: !large, run: second },
+                Migration { name: "third", small: true, run: third },
+            ]
+        };
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../fixtures/v1.sql")).unwrap();
+        let events =
+            |c: &Connection| c.query_row("SELECT count(*) FROM event", [], |r| r.get::<_, i64>(0)).unwrap();
+        let before = events(&connection);
+        assert!(!needs_somebody(0, &steps(true, |_| Ok(()))));
+        assert!(!needs_somebody(1, MIGRATIONS) && !needs_somebody(1, &steps(false, |_| Ok(()))));
+        assert!(needs_somebody(1, &steps(true, |_| Ok(()))) && !needs_somebody(2, &steps(true, |_| Ok(()))));
+        // One that fails is not there by halves, and those before it stay.
+        migrate(&mut connection, &steps(true, fails)).unwrap_err();
+        assert_eq!((version(&connection).unwrap(), events(&connection)), (2, before));
+        migrate(&mut connection, &steps(true, |_| Ok(()))).unwrap();
+        migrate(&mut connection, &steps(true, |_| Ok(()))).unwrap();
+        assert_eq!((version(&connection).unwrap(), events(&connection)), (3, before));
+        connection.execute_batch("UPDATE event SET note = 'x'").unwrap();
     }
 }

@@ -225,3 +225,69 @@ fn every_list_and_every_read_at_start_finds_its_index() {
     let by_key = plan(&schema::sql(Aggregate::Token).by_key);
     assert!(by_key.contains("token_key"), "{by_key}");
 }
+
+#[tokio::test]
+async fn the_log_grows_for_a_long_reader_and_is_cut_back_when_it_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    let log = || fs::metadata(dir.path().join(SIDE_FILES[0])).unwrap().len();
+    let mut written = 0;
+    let mut write = async |mib: u64| {
+        for _ in 0..mib {
+            written += 1;
+            let change = task(&format!("t{written}"), vec![7; 1 << 20]);
+            store.commit_wait(vec![change], Durability::Relaxed).await.unwrap();
+        }
+    };
+    write(1).await;
+    let reader = Connection::open(dir.path().join(DATABASE)).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM task;").unwrap();
+    write(90).await;
+    assert!(log() > 80 << 20, "the reader needs it: {}", log());
+    reader.execute_batch("COMMIT").unwrap();
+    // The checkpointer finishes beside the writer; the first commit after that begins the log anew.
+    let bound = limits::store::WAL_KEPT_BYTES + (4 << 20);
+    for _ in 0..100 {
+        write(1).await;
+        if log() <= bound {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the log still has {} bytes", log());
+}
+
+#[tokio::test]
+async fn a_store_that_was_served_is_not_begun_anew_nor_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy");
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    assert_eq!(store.next_epoch().await.unwrap(), 1);
+    store.backup(&copy).await.unwrap();
+    assert_eq!(store.next_epoch().await.unwrap(), 2);
+    store.close().await.unwrap();
+    Sqlite::open_known(dir.path(), silent(), 2).unwrap().close().await.unwrap();
+    let away = dir.path().join("away");
+    fs::rename(dir.path().join(DATABASE), &away).unwrap();
+    for older in [false, true] {
+        if older {
+            fs::copy(&copy, dir.path().join(DATABASE)).unwrap();
+        }
+        let refused = Sqlite::open_known(dir.path(), silent(), 2);
+        assert!(matches!(refused, Err(Error::Unusable { .. })), "{older}");
+    }
+    assert!(fs::exists(away).unwrap());
+}
+
+#[tokio::test]
+async fn who_only_reads_sees_what_is_committed_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(dir.path(), silent()).unwrap();
+    let reader = Sqlite::read_only(dir.path()).unwrap();
+    store.commit_wait(vec![task("t", vec![])], Durability::Full).await.unwrap();
+    assert!(reader.get(Aggregate::Task, "t").await.unwrap().is_some());
+    assert!(reader.commit_wait(vec![task("u", vec![])], Durability::Full).await.is_err());
+    assert!(reader.next_epoch().await.is_err() && reader.probe().await.is_err());
+    assert_eq!(holder(dir.path()), Some(std::process::id().to_string()));
+    assert!(matches!(hold(dir.path()).map(drop), Err(Error::Busy { .. })));
+}
