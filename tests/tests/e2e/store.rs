@@ -186,7 +186,7 @@ fn below_the_floor_of_free_space_new_work_is_refused_and_results_are_taken() {
 async fn load(client: Client, acknowledged: tokio::sync::watch::Sender<Vec<String>>) {
     loop {
         let spec = TaskSpec { kind: Some(Kind::Noop(NoopSpec::default())), ..TaskSpec::default() };
-        let request = SubmitTaskRequest { idempotency_key: String::new(), spec: Some(spec) };
+        let request = SubmitTaskRequest { spec: Some(spec), ..SubmitTaskRequest::default() };
         let Ok(task) = client.tasks().submit_task(request).await else { return };
         acknowledged.send_modify(|ids| ids.push(task.into_inner().id));
     }
