@@ -18,6 +18,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?).join("cooper.bin");
     fs::write(out, descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".cooper.v1.Output.data").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".cooper.v1.Output.data")
+        .bytes(".cooper.v1.Assign.spec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

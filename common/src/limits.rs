@@ -117,6 +117,8 @@ pub mod store {
     pub const COMMIT_CHANGES_MAX: usize = 4096;
     /// Commits that wait for the writer; more are refused (`overloaded`).
     pub const WRITER_QUEUE_MAX: usize = 8192;
+    /// Idempotency keys known by heart (8 bytes and a little each); beyond, each is looked up on the disk.
+    pub const KEYS_REMEMBERED_MAX: usize = 1_000_000;
     /// Tasks known and not ended, per coordinator.
     pub const LIVE_TASKS_MAX: usize = 1_000_000;
     /// Defaults of what is kept (`keep_…`).

@@ -269,7 +269,7 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
             v1::down::Message::Assign(v1::Assign {
                 task_id: task.to_string(),
                 fence: fence(f),
-                spec: Some(v1::TaskSpec::decode(&*spec)?),
+                spec: Bytes::from_owner(spec),
                 timeout_ms,
                 output_limit_bytes,
             })

@@ -89,12 +89,31 @@ struct OpenFiles {
     uses: u64,
 }
 
-/// The two files of a task; `None` = not opened yet, or not there.
+/// The two files of a task.
 #[derive(Default)]
 struct Files {
-    streams: [Option<Held>; 2],
+    streams: [Slot; 2],
     /// Their names are on the disk too.
     named: bool,
+}
+
+#[derive(Default)]
+enum Slot {
+    /// Not looked for yet.
+    #[default]
+    Unknown,
+    /// Looked for, and not there: nobody else makes it.
+    Absent,
+    Open(Held),
+}
+
+impl Slot {
+    fn held(&mut self) -> Option<&mut Held> {
+        match self {
+            Slot::Open(held) => Some(held),
+            Slot::Unknown | Slot::Absent => None,
+        }
+    }
 }
 
 struct Held {
@@ -120,6 +139,12 @@ impl OutputLog {
     pub fn relative(task: TaskId) -> [PathBuf; 2] {
         let log = Self::at(Path::new(""));
         Stream::BOTH.map(|stream| log.path(task, stream))
+    }
+
+    /// A task that was made just now has no output: nobody needs to look for it.
+    pub fn begin(&self, task: TaskId) {
+        let files = self.files(task);
+        lock(&files).streams = [Slot::Absent, Slot::Absent];
     }
 
     /// Adds bytes at `offset` and returns how many the stream has now: they survive the death of this process, and
@@ -181,8 +206,8 @@ impl OutputLog {
             }
             let handles: Vec<File> = files
                 .streams
-                .iter()
-                .flatten()
+                .iter_mut()
+                .filter_map(Slot::held)
                 .map(|held| held.file.try_clone())
                 .collect::<io::Result<_>>()?;
             (handles, files.named)
@@ -203,7 +228,7 @@ impl OutputLog {
     pub fn remove(&self, task: TaskId) -> Result<()> {
         let files = self.files(task);
         let mut files = lock(&files);
-        files.streams = [None, None];
+        files.streams = Default::default();
         for stream in Stream::BOTH {
             match fs::remove_file(self.path(task, stream)) {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause.into()),
@@ -278,7 +303,7 @@ impl OutputLog {
         create: bool,
     ) -> Result<Option<&'f mut Held>> {
         let slot = &mut files.streams[stream as usize - 1];
-        if slot.is_none() {
+        if matches!(slot, Slot::Unknown) || create && matches!(slot, Slot::Absent) {
             if create {
                 fs::create_dir_all(self.folder(task))?;
             }
@@ -294,13 +319,13 @@ impl OutputLog {
                 Ok(file) => {
                     let len = file.metadata()?.len();
                     files.named = false;
-                    *slot = Some(Held { file, len });
+                    *slot = Slot::Open(Held { file, len });
                 }
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound && !create => {}
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound && !create => *slot = Slot::Absent,
                 Err(cause) => return Err(cause.into()),
             }
         }
-        Ok(slot.as_mut())
+        Ok(slot.held())
     }
 }
 

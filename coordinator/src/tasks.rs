@@ -188,6 +188,7 @@ pub async fn execute(
     let id = submit.id;
     cluster.space.admit()?;
     let follower = cluster.hub.follow(id);
+    cluster.output.begin(id);
     let ((), recorded) = cluster.decide(|core, now| core.submit(now, submit, false).map(|out| ((), out)))?;
     durable(recorded).await?;
     Ok((Submitted::New(id), follower))

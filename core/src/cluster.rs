@@ -25,6 +25,7 @@ pub use self::{
     attach::{AttemptItem, AttemptVerdict, Hello, SessionItem, SessionVerdict, Verdict, Welcome},
     explain::{Cause, Why},
     sessions::Update,
+    tasks::Said,
 };
 use crate::{
     Now,

@@ -16,7 +16,7 @@ use cooper_common::{
 };
 use cooper_core::{
     change::InlineOutput,
-    cluster::{AttemptItem, Hello, SessionItem, Update, Verdict, Welcome},
+    cluster::{AttemptItem, Hello, Said, SessionItem, Update, Verdict, Welcome},
     lease::Fence,
     session::Reason,
     task::End,
@@ -39,6 +39,8 @@ use crate::{
 
 /// A worker says hello at once.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages of a worker that become one decision, at most: what other workers say waits no longer than that.
+const TOGETHER_MAX: usize = 256;
 /// Acks on their way to one worker's output stream.
 const ACKS_MAX: usize = 256;
 
@@ -287,7 +289,8 @@ fn welcomed(cluster: &Cluster, welcome: Welcome, protocol: u32, epoch: u64) -> R
     })
 }
 
-/// Reads the worker's stream until it ends; true = it said goodbye.
+/// Reads the worker's stream until it ends; true = it said goodbye. What has arrived is taken together: one decision, and
+/// one commit, for all that is said of attempts.
 async fn listen(
     cluster: &Arc<Cluster>,
     runs: &Runs,
@@ -296,44 +299,72 @@ async fn listen(
     ups: &mut Streaming<v1::Up>,
 ) -> bool {
     use v1::up::Message;
-    while let Some(Ok(up)) = ups.next().await {
+    let mut arrived = futures::StreamExt::ready_chunks(ups, TOGETHER_MAX);
+    while let Some(ups) = arrived.next().await {
         cluster.room().await;
-        match up.message {
-            Some(Message::Heartbeat(beat)) => {
-                if !heartbeat(cluster, worker, attach, beat) {
-                    return false;
+        let mut said = Vec::new();
+        let mut end = None;
+        for up in ups {
+            let Ok(up) = up else {
+                end = Some(false);
+                break;
+            };
+            match up.message {
+                Some(Message::Credit(credit)) => {
+                    said.push(Said::Credit { granted: credit.tasks, seen: credit.assigns_seen });
                 }
-            }
-            Some(Message::Credit(credit)) => {
-                cluster.tell(|core, now| core.credit(now, worker, attach, credit.tasks, credit.assigns_seen));
-            }
-            Some(Message::Started(started)) => {
-                if let Ok(task) = started.task_id.parse() {
-                    cluster.tell(|core, now| core.started(now, worker, attach, task, fence(started.fence)));
+                Some(Message::Started(started)) => {
+                    if let Ok(task) = started.task_id.parse() {
+                        said.push(Said::Started { task, fence: fence(started.fence) });
+                    }
                 }
-            }
-            Some(Message::Result(result)) => {
-                if let Err(error) = ended(cluster, worker, attach, result).await {
-                    // Not acked, so it is sent again at the next attach; the cut makes that now.
-                    tracing::error!(%worker, %error, "a result could not be taken");
-                    return false;
+                Some(Message::Result(result)) => match ended(cluster, result).await {
+                    Ok(result) => said.push(result),
+                    Err(error) => {
+                        // Not acked, so it is sent again at the next attach; the cut makes that now.
+                        tracing::error!(%worker, %error, "a result could not be taken");
+                        end = Some(false);
+                        break;
+                    }
+                },
+                Some(Message::Heartbeat(beat)) => {
+                    if !heartbeat(cluster, worker, attach, beat) {
+                        end = Some(false);
+                        break;
+                    }
                 }
+                Some(Message::Session(update)) => {
+                    // A session's end decides about its tasks: what was said of them before comes first.
+                    hear(cluster, worker, attach, &mut said);
+                    session(cluster, worker, attach, update);
+                }
+                Some(Message::CallResult(result)) => call_result(cluster, worker, result),
+                Some(Message::Stacks(update)) => {
+                    let stacks = update.stacks.into_iter().map(|stack| (stack.name, stack.dir)).collect();
+                    cluster.tell(|core, now| core.stacks(now, worker, attach, stacks));
+                    runs.registering.answered(worker, update.error);
+                }
+                Some(Message::Goodbye(goodbye)) => {
+                    tracing::info!(%worker, reason = goodbye.reason, "goodbye");
+                    end = Some(true);
+                    break;
+                }
+                Some(Message::Hello(_)) | None => {}
             }
-            Some(Message::Session(update)) => session(cluster, worker, attach, update),
-            Some(Message::CallResult(result)) => call_result(cluster, worker, result),
-            Some(Message::Stacks(update)) => {
-                let stacks = update.stacks.into_iter().map(|stack| (stack.name, stack.dir)).collect();
-                cluster.tell(|core, now| core.stacks(now, worker, attach, stacks));
-                runs.registering.answered(worker, update.error);
-            }
-            Some(Message::Goodbye(goodbye)) => {
-                tracing::info!(%worker, reason = goodbye.reason, "goodbye");
-                return true;
-            }
-            Some(Message::Hello(_)) | None => {}
+        }
+        hear(cluster, worker, attach, &mut said);
+        if let Some(goodbye) = end {
+            return goodbye;
         }
     }
     false
+}
+
+fn hear(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, said: &mut Vec<Said>) {
+    if !said.is_empty() {
+        let said = std::mem::take(said);
+        cluster.tell(|core, now| core.hear(now, worker, attach, said));
+    }
 }
 
 /// False = another attach took this one's place, or it was given up: the stream ends.
@@ -351,8 +382,8 @@ fn heartbeat(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, beat: v1::H
     current
 }
 
-/// Records a result, its output first.
-async fn ended(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, result: v1::Result) -> Result<()> {
+/// A result as the core takes it, once the output before it is on the disk.
+async fn ended(cluster: &Arc<Cluster>, result: v1::Result) -> Result<Said> {
     failpoint::pass(failpoint::name::DISPATCH_BEFORE_ACK);
     let task: TaskId = result.task_id.parse().map_err(|_| Error::invalid("task_id is malformed"))?;
     let fence = fence(result.fence);
@@ -391,9 +422,8 @@ async fn ended(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, result: v
         }
     }
     failpoint::pass(failpoint::name::OUTPUT_BEFORE_RESULT);
-    let outcome = result.outcome.unwrap_or_default().encode_to_vec();
-    cluster.tell(|core, now| core.result(now, worker, attach, task, fence, end, outcome, inline));
-    Ok(())
+    let result = result.outcome.unwrap_or_default().encode_to_vec();
+    Ok(Said::Result { task, fence, end, result, output: inline })
 }
 
 fn stream_of(output: &v1::Output) -> Result<Stream> {

@@ -4,6 +4,7 @@
 //! SQL runs inline on the calling thread, so that a simulation is deterministic.
 
 mod checkpoint;
+mod keys;
 mod lock;
 mod read;
 mod retain;
@@ -32,6 +33,7 @@ use tokio::sync::oneshot;
 
 use self::{
     checkpoint::Checkpointer,
+    keys::Keys,
     lock::Lock,
     read::Readers,
     write::Pen,
@@ -76,7 +78,7 @@ enum Steps {
 }
 
 enum Mode {
-    Threads { writer: Writer, readers: Readers, file: Place },
+    Threads { writer: Writer, readers: Readers, keys: Keys, file: Place },
     Reading { readers: Readers, file: Place },
     Inline(Mutex<Pen>),
 }
@@ -175,7 +177,8 @@ impl Sqlite {
         let checkpoints = connect(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let readers = Readers::start(|| connect(database, OpenFlags::SQLITE_OPEN_READ_ONLY))?;
         let writer = Writer::start(pen, bus.clone(), Checkpointer::start(checkpoints)?)?;
-        Ok(Self::with(Mode::Threads { writer, readers, file }, bus))
+        let keys = Keys::of(database);
+        Ok(Self::with(Mode::Threads { writer, readers, keys, file }, bus))
     }
 
     /// Looks into the store of a data directory, or into a backup, beside whoever has it open. Writes are refused.
@@ -279,7 +282,10 @@ impl Store for Sqlite {
                 writer::settle(group, outcomes, &self.inner.bus);
             }
             Mode::Reading { .. } => (batch.done)(Err(for_reading())),
-            Mode::Threads { writer, .. } => {
+            Mode::Threads { writer, keys, .. } => {
+                for change in batch.changes.iter().filter(|it| it.expected == 0 && !it.row.key.is_empty()) {
+                    keys.add(change.aggregate, &change.row.tenant, &change.row.key);
+                }
                 if let Err((Command::Commit(batch), reason)) = writer.submit(Command::Commit(batch)) {
                     metrics::counter!("cooper_store_refused_total").increment(1);
                     (batch.done)(Err(reason));
@@ -302,6 +308,12 @@ impl Store for Sqlite {
     }
 
     fn by_key(&self, aggregate: Aggregate, tenant: Option<&str>, key: &str) -> Answer<Option<Record>> {
+        if let (Mode::Threads { keys, .. }, Some(tenant)) = (&self.inner.mode, tenant)
+            && !self.is_closed()
+            && !keys.may_hold(aggregate, tenant, key)
+        {
+            return future::ready(Ok(None)).boxed();
+        }
         let (tenant, key) = (tenant.map(str::to_owned), key.to_owned());
         self.read(move |c| read::by_key(c, aggregate, tenant.as_deref(), &key))
     }

@@ -19,6 +19,28 @@ use crate::{
     worker::{self, WorkerId},
 };
 
+/// What a worker says about attempts.
+#[derive(Debug, Clone)]
+pub enum Said {
+    /// It can take this many more, having seen that many assigns of this attach.
+    Credit {
+        granted: u32,
+        seen: u64,
+    },
+    Started {
+        task: TaskId,
+        fence: Fence,
+    },
+    /// An attempt ended. `result` is the encoded cooper.v1.Outcome.
+    Result {
+        task: TaskId,
+        fence: Fence,
+        end: End,
+        result: Vec<u8>,
+        output: Vec<InlineOutput>,
+    },
+}
+
 impl Cluster {
     /// Takes a task in, and hands it out in the same change when its worker has room.
     ///
@@ -218,77 +240,86 @@ impl Cluster {
         self.send(worker, message, out);
     }
 
-    /// The worker can take `granted` attempts more, having seen `seen` of ours.
-    pub fn credit(&mut self, now: Now, worker: &str, attach: u64, granted: u32, seen: u64) -> Out {
+    /// What a worker says about its attempts, in the order it said it: one decision, so that one commit holds it.
+    pub fn hear(&mut self, now: Now, worker: &str, attach: u64, said: Vec<Said>) -> Out {
         let mut out = Out::default();
-        if !self.is_current(worker, attach) {
-            return out;
-        }
-        self.seen(now, worker);
-        let Some((id, _)) = self.workers.get_key_value(worker) else { return out };
-        let id = id.clone();
-        if let Some(attached) = self.workers.get_mut(&id).and_then(|w| w.attached.as_mut()) {
-            attached.credit.grant(granted, seen);
-        }
-        self.reindex(&id);
-        self.pump_worker(now, &id, &mut out);
-        self.finish(now, &mut out);
-        out
-    }
-
-    /// The worker started an attempt.
-    pub fn started(&mut self, now: Now, worker: &str, attach: u64, id: TaskId, fence: Fence) -> Out {
-        let mut out = Out::default();
-        if self.is_current(worker, attach)
-            && let Some(task) = self.tasks.get_mut(&id)
-            && task.body.fence == fence
-            && task.start(now).is_ok()
-        {
-            out.tasks.insert(id);
-            self.finish(now, &mut out);
-        }
-        out
-    }
-
-    /// The worker reports the end of an attempt. Recorded once; always acked, so that the worker can forget it.
-    #[allow(clippy::too_many_arguments)]
-    pub fn result(
-        &mut self,
-        now: Now,
-        worker: &str,
-        attach: u64,
-        id: TaskId,
-        fence: Fence,
-        end: End,
-        result: Vec<u8>,
-        output: Vec<InlineOutput>,
-    ) -> Out {
-        let mut out = Out { full: true, ..Out::default() };
         if !self.is_current(worker, attach) {
             return out;
         }
         self.seen(now, worker);
         let Some((worker, _)) = self.workers.get_key_value(worker) else { return out };
         let worker = worker.clone();
-        let current = self.tasks.get(&id).is_some_and(|task| {
-            task.held() && task.body.fence == fence && task.body.worker.as_deref() == Some(&*worker)
-        });
-        self.send(&worker, Message::ResultAck { task: id, fence, stale: !current }, &mut out);
-        if current {
-            let session =
-                self.tasks.get(&id).and_then(|t| t.body.session.filter(|_| t.body.kind.exclusive()));
-            self.attempt_ended(now, id, end, result, output, &mut out);
-            // Its client has just been told.
-            if let Some(id) = session
-                && let Some(session) = self.sessions.get_mut(&id)
-                && session.interpreter_restarted(false)
-            {
-                out.sessions.insert(id);
+        let mut room = false;
+        for said in said {
+            match said {
+                Said::Credit { granted, seen } => {
+                    if let Some(attached) = self.workers.get_mut(&worker).and_then(|w| w.attached.as_mut()) {
+                        attached.credit.grant(granted, seen);
+                    }
+                    room = true;
+                }
+                Said::Started { task, fence } => self.started(now, task, fence, &mut out),
+                Said::Result { task, fence, end, result, output } => {
+                    room |= self.result(now, &worker, task, fence, end, result, output, &mut out);
+                }
             }
-            self.pump_after(now, id, &worker, &mut out);
+        }
+        if room {
+            self.reindex(&worker);
+            self.pump_worker(now, &worker, &mut out);
         }
         self.finish(now, &mut out);
         out
+    }
+
+    /// The worker started an attempt.
+    fn started(&mut self, now: Now, id: TaskId, fence: Fence, out: &mut Out) {
+        if let Some(task) = self.tasks.get_mut(&id)
+            && task.body.fence == fence
+            && task.start(now).is_ok()
+        {
+            out.tasks.insert(id);
+        }
+    }
+
+    /// The worker reports the end of an attempt. Recorded once; always acked, so that the worker can forget it. True = a
+    /// place became free.
+    #[allow(clippy::too_many_arguments)]
+    fn result(
+        &mut self,
+        now: Now,
+        worker: &WorkerId,
+        id: TaskId,
+        fence: Fence,
+        end: End,
+        result: Vec<u8>,
+        output: Vec<InlineOutput>,
+        out: &mut Out,
+    ) -> bool {
+        out.full = true;
+        let current = self.tasks.get(&id).is_some_and(|task| {
+            task.held() && task.body.fence == fence && task.body.worker.as_deref() == Some(&**worker)
+        });
+        self.send(worker, Message::ResultAck { task: id, fence, stale: !current }, out);
+        if !current {
+            return false;
+        }
+        let task = self.tasks.get(&id);
+        let session = task.and_then(|task| task.body.session);
+        let exclusive = task.is_some_and(|task| task.body.kind.exclusive());
+        self.attempt_ended(now, id, end, result, output, out);
+        // Its client has just been told.
+        if let Some(id) = session.filter(|_| exclusive)
+            && let Some(session) = self.sessions.get_mut(&id)
+            && session.interpreter_restarted(false)
+        {
+            out.sessions.insert(id);
+        }
+        // Whoever waited for exactly this place goes first.
+        if let Some(session) = session {
+            self.pump_session(now, session, out);
+        }
+        true
     }
 
     /// What the end of a held attempt means to its task.
@@ -386,14 +417,6 @@ impl Cluster {
         self.pump_task(now, id, &mut out);
         self.finish(now, &mut out);
         Ok(out)
-    }
-
-    /// A place became free: whoever waited for exactly this goes first.
-    pub(super) fn pump_after(&mut self, now: Now, ended: TaskId, worker: &WorkerId, out: &mut Out) {
-        if let Some(session) = self.tasks.get(&ended).and_then(|task| task.body.session) {
-            self.pump_session(now, session, out);
-        }
-        self.pump_worker(now, worker, out);
     }
 
     /// Asks for the end of a task. A queued one ends at once; a held one when its worker says so.

@@ -17,7 +17,7 @@ use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state
 
 use self::{
     model::{Action, Model, Terms},
-    world::{World, create},
+    world::{World, create, result},
 };
 
 struct Machine;
@@ -95,7 +95,7 @@ fn a_result_under_an_old_fence_changes_nothing_and_is_acked_as_stale() {
     let world = &mut told.world;
     let old = Fence { epoch: fence.epoch, attempt: fence.attempt - 1 };
     let attach = world.hosts[0].attach.expect("attached");
-    let out = world.cluster.result(world.now, "w0", attach, task, old, End::Failed, vec![], vec![]);
+    let out = world.cluster.hear(world.now, "w0", attach, vec![result(task, old, End::Failed)]);
     assert!(out.changes.is_empty());
     assert!(matches!(
         out.effects.as_slice(),

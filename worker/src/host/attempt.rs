@@ -13,6 +13,8 @@ use cooper_proto::{
     v1::{self, TaskState, task_spec},
 };
 
+use prost::Message as _;
+
 use super::{
     Due, Host, LEFTOVERS_MAX, Source,
     outcome::{self, End, Kind, Why},
@@ -104,7 +106,8 @@ impl Host {
             }
             return;
         }
-        let spec = assign.spec.unwrap_or_default();
+        // One that cannot be read has no kind, and is refused for that.
+        let spec = v1::TaskSpec::decode(assign.spec).unwrap_or_default();
         let kind = match &spec.kind {
             Some(task_spec::Kind::Python(_)) => Kind::Python,
             Some(task_spec::Kind::Shell(_)) => Kind::Shell,

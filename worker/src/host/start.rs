@@ -16,8 +16,10 @@ use crate::config::Config;
 
 const MEMORY_PER_SESSION: u64 = 256 << 20;
 const SESSIONS_PER_CORE: u64 = 8;
-/// Attempts beyond one for each session: installs, shells, steps.
-const TASKS_MORE: u32 = 8;
+/// Attempts at once, of all kinds. What costs something has limits of its own (sessions, executions of a session, steps);
+/// this one only bounds what a worker is told before it is done with it, and is large so that a task seldom waits for a
+/// message that says there is room.
+const TASKS_MAX: u32 = 1024;
 
 /// How much this worker takes, unless it is told.
 pub fn capacity(config: &Config) -> v1::Capacity {
@@ -25,10 +27,7 @@ pub fn capacity(config: &Config) -> v1::Capacity {
     let memory = memory_bytes().unwrap_or(u64::MAX);
     let fitting = (cores * SESSIONS_PER_CORE).min(memory / MEMORY_PER_SESSION).clamp(1, 4096) as u32;
     let sessions_max = config.max_sessions.unwrap_or(fitting);
-    v1::Capacity {
-        sessions_max,
-        tasks_max: config.max_tasks.unwrap_or(sessions_max.saturating_add(TASKS_MORE)),
-    }
+    v1::Capacity { sessions_max, tasks_max: config.max_tasks.unwrap_or(TASKS_MAX) }
 }
 
 /// Memory of the machine, or of the container when that has less.

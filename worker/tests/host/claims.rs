@@ -4,6 +4,7 @@ use cooper_proto::{
     host::{self as wire, open_file::Mode, to_host, to_link},
     v1::{self, TaskState, task_spec},
 };
+use prost::Message as _;
 use rustix::process::Signal;
 
 use crate::worker::{self, Worker, eventually, is_alive, signal};
@@ -241,7 +242,7 @@ claims! {
             ..v1::TaskSpec::default()
         };
         let assign =
-            v1::Assign { task_id: "tsk_1".into(), fence: worker::fence(), spec: Some(spec), ..v1::Assign::default() };
+            v1::Assign { task_id: "tsk_1".into(), fence: worker::fence(), spec: spec.encode_to_vec().into(), ..v1::Assign::default() };
         worker.link.send(to_host::Message::Start(assign.clone()));
         worker.link.wait("tsk_1");
         worker.link.send(to_host::Message::Start(assign));

@@ -214,7 +214,7 @@ impl Worker {
         let assign = v1::Assign {
             task_id: task_id.clone(),
             fence: fence(),
-            spec: Some(spec),
+            spec: spec.encode_to_vec().into(),
             timeout_ms,
             output_limit_bytes,
         };

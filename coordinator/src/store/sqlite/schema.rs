@@ -92,6 +92,7 @@ pub(super) struct Sql {
     pub holder_of_key: String,
     pub get: String,
     pub by_key: String,
+    pub keys: String,
     pub live: String,
     pub ended_count: String,
     pub oldest: String,
@@ -133,6 +134,7 @@ impl Sql {
             by_key: format!(
                 "SELECT {COLUMNS} FROM {table} WHERE key = ?1 AND key <> '' AND (?2 IS NULL OR tenant = ?2) LIMIT 1"
             ),
+            keys: format!("SELECT tenant, key FROM {table} WHERE key <> ''"),
             live: format!("SELECT {COLUMNS} FROM {table} WHERE ended = 0 ORDER BY n"),
             ended_count: format!(
                 "SELECT (SELECT count(*) FROM {table}) - (SELECT count(*) FROM {table} WHERE ended = 0)"

@@ -10,7 +10,7 @@ use cooper_common::ids::{SessionId, TaskId};
 use cooper_core::{
     Now,
     change::{Aggregate, Change},
-    cluster::{AttemptItem, Cluster, Effect, Hello, Message, Out, SessionItem, Update, Verdict},
+    cluster::{AttemptItem, Cluster, Effect, Hello, Message, Out, Said, SessionItem, Update, Verdict},
     lease::{Fence, Timing},
     session::{self, Session},
     task::{self, Body, End, Kind, State, Submit, Task},
@@ -42,6 +42,22 @@ enum Says {
     Destroyed(SessionId, Fence),
     Started(TaskId, Fence),
     Result(TaskId),
+}
+
+impl Host {
+    /// What it says of an attempt; nothing where the result was acked meanwhile.
+    fn said(&self, says: Says) -> Option<Said> {
+        match says {
+            Says::Started(task, fence) => Some(Said::Started { task, fence }),
+            Says::Result(task) => self.results.get(&task).map(|(fence, end)| result(task, *fence, *end)),
+            Says::Ready(..) | Says::Destroyed(..) => None,
+        }
+    }
+}
+
+/// An attempt's end as its worker says it.
+pub fn result(task: TaskId, fence: Fence, end: End) -> Said {
+    Said::Result { task, fence, end, result: Vec::new(), output: Vec::new() }
 }
 
 pub struct World {
@@ -316,7 +332,8 @@ impl World {
                 if let Some(attach) = host.attach.filter(|_| !host.muted) {
                     let free = PLACES.saturating_sub(host.running.len() as u32);
                     let seen = host.seen;
-                    let out = self.cluster.credit(self.now, &name(*w), attach, free, seen);
+                    let said = vec![Said::Credit { granted: free, seen }];
+                    let out = self.cluster.hear(self.now, &name(*w), attach, said);
                     self.take(model, out);
                 }
             }
@@ -492,10 +509,17 @@ impl World {
             Says::Destroyed(session, fence) => {
                 self.cluster.session_update(self.now, &id, attach, session, fence, Update::Destroyed)
             }
-            Says::Started(task, fence) => self.cluster.started(self.now, &id, attach, task, fence),
-            Says::Result(task) => {
-                let Some((fence, end)) = host.results.get(&task).copied() else { return };
-                self.cluster.result(self.now, &id, attach, task, fence, end, vec![], vec![])
+            first @ (Says::Started(..) | Says::Result(_)) => {
+                // Sometimes several arrive together.
+                let together = host.says.len() % 3;
+                let mut said: Vec<Said> = host.said(first).into_iter().collect();
+                while said.len() < together
+                    && let Some(Says::Started(..) | Says::Result(_)) = host.says.front()
+                    && let Some(next) = host.says.pop_front()
+                {
+                    said.extend(host.said(next));
+                }
+                self.cluster.hear(self.now, &id, attach, said)
             }
         };
         self.take(model, out);

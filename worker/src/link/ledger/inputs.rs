@@ -188,10 +188,9 @@ impl Ledger {
         if self.draining {
             return None;
         }
-        let noop = matches!(
-            assign.spec.as_ref().and_then(|spec| spec.kind.as_ref()),
-            Some(task_spec::Kind::Noop(_))
-        );
+        // What cannot be read is the host's to refuse.
+        let noop = v1::TaskSpec::decode(assign.spec.clone())
+            .is_ok_and(|spec| matches!(spec.kind, Some(task_spec::Kind::Noop(_))));
         if noop {
             // Answered here and at once: what it measures is the road, not the host.
             self.counters.noops += 1;

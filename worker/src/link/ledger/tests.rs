@@ -7,6 +7,7 @@ use cooper_proto::{
     v1::{Verdict, Welcome, down, task_spec},
 };
 use proptest::prelude::*;
+use prost::Message as _;
 
 use super::*;
 
@@ -39,7 +40,7 @@ fn attached() -> Ledger {
 }
 
 fn assign(ledger: &mut Ledger, task: &str, fence: Option<v1::Fence>, kind: task_spec::Kind) {
-    let spec = Some(v1::TaskSpec { kind: Some(kind), ..v1::TaskSpec::default() });
+    let spec = v1::TaskSpec { kind: Some(kind), ..v1::TaskSpec::default() }.encode_to_vec().into();
     let assign = v1::Assign { task_id: task.into(), fence, spec, ..v1::Assign::default() };
     ledger.coordinator_says(0, down::Message::Assign(assign));
 }

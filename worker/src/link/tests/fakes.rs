@@ -173,7 +173,7 @@ impl Attach {
         }
     }
     pub async fn assign(&self, task: &str, fence: Option<v1::Fence>, kind: v1::task_spec::Kind) {
-        let spec = Some(v1::TaskSpec { kind: Some(kind), ..v1::TaskSpec::default() });
+        let spec = v1::TaskSpec { kind: Some(kind), ..v1::TaskSpec::default() }.encode_to_vec().into();
         let assign = v1::Assign { task_id: task.into(), fence, spec, ..v1::Assign::default() };
         self.tell(v1::down::Message::Assign(assign)).await;
     }
