@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use cooper_common::{limits, token::Secret};
 use cooper_proto::v1::{
-    CreateSessionRequest, DestroySessionRequest, ListWorkersRequest, NoopSpec, PythonSpec, Session,
-    SubmitTaskRequest, Task, TaskSpec, TaskState, WatchTasksRequest, WatchTasksResponse,
-    admin_client::AdminClient, execute_response::Event, sessions_client::SessionsClient, task_spec::Kind,
-    tasks_client::TasksClient,
+    CreateSessionRequest, CreateTokenRequest, DestroySessionRequest, GetInfoRequest, ListWorkersRequest,
+    NoopSpec, PythonSpec, Session, SubmitTaskRequest, Task, TaskSpec, TaskState, WatchTasksRequest,
+    WatchTasksResponse, admin_client::AdminClient, execute_response::Event, sessions_client::SessionsClient,
+    task_spec::Kind, tasks_client::TasksClient,
 };
 use tonic::{
     Request, Status, Streaming,
@@ -80,7 +80,28 @@ impl Client {
 
     /// Every task of ours that ends from now on.
     pub async fn watch(&mut self) -> Result<Streaming<WatchTasksResponse>> {
-        Ok(self.tasks.watch_tasks(WatchTasksRequest { task_ids: Vec::new() }).await?.into_inner())
+        self.watch_these(Vec::new()).await
+    }
+
+    /// The end of each of these.
+    pub async fn watch_these(&mut self, task_ids: Vec<String>) -> Result<Streaming<WatchTasksResponse>> {
+        Ok(self.tasks.watch_tasks(WatchTasksRequest { task_ids }).await?.into_inner())
+    }
+
+    /// Tasks of ours that wait for a worker.
+    pub async fn queued(&mut self) -> Result<u32> {
+        Ok(self.admin.get_info(GetInfoRequest {}).await?.into_inner().tasks_queued)
+    }
+
+    /// The secret of a token that workers come in with.
+    pub async fn join_token(&mut self) -> Result<String> {
+        let request = CreateTokenRequest {
+            scope: "worker".into(),
+            name: "bench".into(),
+            idempotency_key: key(),
+            ..CreateTokenRequest::default()
+        };
+        Ok(self.admin.create_token(request).await?.into_inner().secret)
     }
 }
 

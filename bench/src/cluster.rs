@@ -117,7 +117,10 @@ pub struct Spawned {
 }
 
 pub fn coordinator(binary: &Path, data: &Path) -> Result<Spawned> {
-    let address = free_address()?;
+    coordinator_at(binary, data, free_address()?)
+}
+
+pub fn coordinator_at(binary: &Path, data: &Path, address: SocketAddr) -> Result<Spawned> {
     let mut command = role(binary, "coordinator", data);
     command.args(["--listen", &address.to_string()]).stderr(log_file(data, "coordinator.log")?);
     Ok(Spawned { group: Group::start(&mut command)?, address })

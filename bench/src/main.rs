@@ -28,8 +28,9 @@ use crate::{
 };
 
 /// Peers included, what is built or fetched the first time not.
-const WHOLE: Duration = Duration::from_secs(300);
-const ROW: Duration = Duration::from_secs(60);
+const WHOLE: Duration = Duration::from_secs(900);
+/// A fleet of 10,000 sits still for an interval between heartbeats, which is 51 s.
+const ROW: Duration = Duration::from_secs(240);
 
 /// Measures Cooper against its budgets and beside its peers.
 #[derive(Parser)]

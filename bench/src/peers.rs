@@ -1,6 +1,7 @@
 //! The peers: each is measured once a run, by a script of ours (`peers/*.py`) in a virtual environment of its own.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -43,6 +44,8 @@ struct Celery {
     tasks: usize,
     tasks_per_s: f64,
     round_trip_ms: Vec<f64>,
+    /// By how many are on their way.
+    in_flight_ms: HashMap<String, Vec<f64>>,
 }
 
 /// What a peer came to in a row.
@@ -85,6 +88,13 @@ impl Peers {
                 let figures = match row {
                     "noop_tasks_batched" | "noop_unary" => Figures::one(measured.tasks_per_s, measured.tasks),
                     "noop_latency_100_per_s" => Figures::samples(measured.round_trip_ms.clone()),
+                    row if row.starts_with("noop_round_trip_") => {
+                        let width = row.trim_start_matches("noop_round_trip_");
+                        let samples = measured.in_flight_ms.get(width);
+                        Figures::samples(
+                            samples.with_context(|| format!("not measured with {width}"))?.clone(),
+                        )
+                    }
                     _ => bail!("Celery has nothing beside {row}"),
                 };
                 Ok(Beside { name: format!("Celery {} + Redis", measured.version), figures })

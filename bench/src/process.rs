@@ -92,6 +92,16 @@ pub fn command_line(pid: u32) -> String {
         .unwrap_or_default()
 }
 
+/// Memory of a process that is in memory now.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("{path} has no VmRSS"))? * 1024)
+}
+
 /// Memory that would be free if this process alone ended.
 pub fn private_bytes(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");

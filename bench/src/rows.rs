@@ -1,5 +1,6 @@
 //! How each row of `budgets.toml` is measured on Cooper.
 
+mod fleet;
 mod sessions;
 mod start;
 mod tasks;
@@ -11,7 +12,9 @@ use std::{
 
 use anyhow::{Result, bail};
 use cooper_common::clock;
+use tokio::sync::OnceCell;
 
+use self::fleet::{Figure, Fleet};
 use crate::{cluster::Cooper, figures::Figures};
 
 /// What a row came to, and how.
@@ -27,12 +30,20 @@ pub struct Bench {
     pub binary: PathBuf,
     /// Everything temporary is below, on the disk that is measured.
     pub dir: PathBuf,
+    thousand: OnceCell<Fleet>,
+    ten_thousand: OnceCell<Fleet>,
 }
 
 impl Bench {
     pub async fn start(binary: &Path, dir: &Path) -> Result<Self> {
         let cooper = Cooper::start(binary, dir).await?;
-        Ok(Self { cooper, binary: binary.to_owned(), dir: dir.to_owned() })
+        Ok(Self {
+            cooper,
+            binary: binary.to_owned(),
+            dir: dir.to_owned(),
+            thousand: OnceCell::new(),
+            ten_thousand: OnceCell::new(),
+        })
     }
 
     pub async fn measure(&self, name: &str) -> Result<Measured> {
@@ -42,12 +53,30 @@ impl Bench {
             "exec_round_trip" => sessions::exec_round_trip(client).await,
             "noop_tasks_batched" => tasks::batched(client).await,
             "noop_unary" => tasks::unary(client).await,
+            "noop_round_trip_1" => tasks::round_trip(client, 1).await,
+            "noop_round_trip_16" => tasks::round_trip(client, 16).await,
+            "noop_round_trip_64" => tasks::round_trip(client, 64).await,
+            "workers_1000_attach" => Ok(self.thousand().await?.measured(Figure::Attach)),
+            "workers_1000_memory" => Ok(self.thousand().await?.measured(Figure::Memory)),
+            "workers_1000_heartbeats" => Ok(self.thousand().await?.measured(Figure::Heartbeats)),
+            "workers_10000_attach" => Ok(self.ten_thousand().await?.measured(Figure::Attach)),
+            "workers_10000_memory" => Ok(self.ten_thousand().await?.measured(Figure::Memory)),
+            "workers_10000_heartbeats" => Ok(self.ten_thousand().await?.measured(Figure::Heartbeats)),
+            "workers_10000_recovery" => Ok(self.ten_thousand().await?.measured(Figure::Recovery)),
             "noop_latency_100_per_s" => tasks::latency_at_rate(client).await,
             "sessions_100_at_once" => sessions::hundred_at_once(client).await,
             "coordinator_cold_start" => start::cold(self).await,
             "idle_session_private_memory" => sessions::private_memory(client, &self.cooper).await,
             _ => bail!("nothing here measures it"),
         }
+    }
+
+    async fn thousand(&self) -> Result<&Fleet> {
+        self.thousand.get_or_try_init(|| Fleet::measure(self, 1_000)).await
+    }
+
+    async fn ten_thousand(&self) -> Result<&Fleet> {
+        self.ten_thousand.get_or_try_init(|| Fleet::measure(self, 10_000)).await
     }
 }
 

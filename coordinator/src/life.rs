@@ -22,6 +22,7 @@ use cooper_common::{
     error::{Code, Error, Result},
     limits::{link, store as limits},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpSocket},
     runtime::{Builder, Runtime},
@@ -269,7 +270,17 @@ impl Said {
     }
 }
 
+/// A descriptor each is what connections cost: what this process may have is the system's hard limit, not the soft one of
+/// whatever shell it came from, which is often 1024.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_err() {
+        tracing::warn!(open_files = limit.current, "the limit of open files could not be raised");
+    }
+}
+
 fn listen(address: SocketAddr) -> Result<TcpListener> {
+    raise_open_files();
     let attempt = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;

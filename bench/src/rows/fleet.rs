@@ -163,7 +163,12 @@ fn open_files() -> Result<()> {
 
 async fn until(attached: &mut watch::Receiver<usize>, wanted: usize) -> Result<()> {
     let reached = tokio::time::timeout(PATIENCE, attached.wait_for(|now| *now == wanted)).await.is_ok();
-    ensure!(reached, "{} workers are attached after {} s, not {wanted}", *attached.borrow(), PATIENCE.as_secs());
+    ensure!(
+        reached,
+        "{} workers are attached after {} s, not {wanted}",
+        *attached.borrow(),
+        PATIENCE.as_secs()
+    );
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! Rows about durable tasks that do nothing: volume, single submits, latency at a low rate.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use cooper_common::clock;
 use cooper_proto::v1::{SubmitTasksRequest, Task, TaskState, WatchTasksResponse};
 use futures::future::{try_join, try_join_all};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -21,6 +25,8 @@ const MESSAGE: usize = 512;
 const IN_FLIGHT: usize = 4096;
 const UNARY: usize = 20_000;
 const CALLERS: usize = 64;
+const ROUND_TRIPS: usize = 4000;
+const ROUND_TRIPS_EACH_MIN: usize = 100;
 const AT_RATE: usize = 1000;
 const EVERY: Duration = Duration::from_millis(10);
 
@@ -129,6 +135,58 @@ pub(super) async fn unary(mut client: Client) -> Result<Measured> {
     Ok(Measured {
         figures,
         how: format!("{CALLERS} callers on one connection, no keys; until WatchTasks told of each"),
+    })
+}
+
+/// `callers` that each submit a task, see its end, and go on.
+pub(super) async fn round_trip(mut client: Client, callers: usize) -> Result<Measured> {
+    let mut watch = client.watch().await?;
+    // Of each task: its end, or who waits for that. Whichever comes first makes the entry.
+    let waiting: Arc<Mutex<HashMap<String, Option<oneshot::Sender<()>>>>> = Arc::default();
+    let ends = waiting.clone();
+    let watcher = tokio::spawn(async move {
+        while let Ok(Some(message)) = watch.message().await {
+            let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+            for task in message.tasks {
+                match ends.remove(&task.id) {
+                    Some(Some(waiter)) => drop(waiter.send(())),
+                    _ => drop(ends.insert(task.id, None)),
+                }
+            }
+        }
+    });
+    let callers_run = try_join_all((0..callers).map(|_| {
+        let (mut client, waiting) = (client.clone(), waiting.clone());
+        let calls = async move {
+            let mut samples = Vec::new();
+            for _ in 0..(ROUND_TRIPS / callers).max(ROUND_TRIPS_EACH_MIN) {
+                let begin = clock::since_start();
+                let id = client.tasks.submit_task(noop()).await?.into_inner().id;
+                let (waiter, ended) = oneshot::channel();
+                let waits = {
+                    let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                    let waits = waiting.remove(&id).is_none();
+                    if waits {
+                        waiting.insert(id, Some(waiter));
+                    }
+                    waits
+                };
+                if waits {
+                    ended.await.context("the watch ended before a task")?;
+                }
+                samples.push(ms_since(begin));
+            }
+            anyhow::Ok(samples)
+        };
+        async move { tokio::spawn(calls).await? }
+    }));
+    let samples = callers_run.await;
+    watcher.abort();
+    Ok(Measured {
+        figures: Figures::samples(samples?.concat()),
+        how: format!(
+            "{callers} callers on one connection: SubmitTask, then WatchTasks tells of its end; no keys"
+        ),
     })
 }
 
