@@ -3,7 +3,7 @@
 use cooper_proto::v1::{
     ExplainTaskRequest, GetTaskRequest, NoopSpec, SubmitTaskRequest, TaskSpec, TaskState, task_spec::Kind,
 };
-use cooper_tests::{Cooper, Running, fleet::Fleet, grpc::Client, seconds, shared, wait::until_true};
+use cooper_tests::{Cluster, Cooper, Running, fleet::Fleet, grpc::Client, seconds, shared, wait::until_true};
 use serde_json::Value;
 
 /// Tasks of a session in a state, newest first.
@@ -105,6 +105,29 @@ fn a_task_that_used_up_its_attempts_is_a_dead_letter_until_it_is_requeued() {
         "{of_it:?}"
     );
     cooper.ok(["session", "destroy", &session]);
+}
+
+#[test]
+fn an_execution_that_asked_for_it_runs_again_after_the_loss_of_its_host() {
+    let cluster = Cluster::start();
+    let cooper = cluster.cooper();
+    let session = cooper.session();
+    let code = "
+import os, time
+first = not os.path.exists('begun')
+open('begun', 'a').write('x')
+print('first' if first else 'second', flush=True)
+if first: time.sleep(1000)
+";
+    let running = cooper.start(["--json", "exec", &session, "--retry", "lost", "-c", code], b"");
+    let begun = cluster.data.join("worker/sessions").join(&session).join("workspace/begun");
+    until_true("that it runs", seconds(20), || begun.exists());
+    cluster.kill("worker");
+    let done = running.finish(seconds(60)).expect(0).json();
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_eq!(done["stdout"], "second\n", "the lost attempt's output does not count");
+    assert_eq!((&done["attempts_used"], &done["attempt"]), (&1.into(), &2.into()), "{done}");
+    assert_eq!(cooper.exec(&session, "print(open('begun').read())"), "xx");
 }
 
 #[test]
