@@ -6,11 +6,14 @@ use std::{
 };
 
 use cooper_common::ids::TaskId;
-use cooper_core::cluster::Ended;
+use cooper_core::{cluster::Ended, task};
 use tokio::sync::{broadcast, watch};
 
 /// Ended tasks that a watcher of all may lag behind before it is told so (I12).
 const ENDED_BUFFERED_MAX: usize = 65_536;
+/// Result and output that a buffered one carries with it; larger ones are the store's to tell. So the buffer is bounded in
+/// bytes too.
+const ENDED_BYTES_CARRIED_MAX: usize = 1 << 10;
 
 /// How far a task is.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +31,39 @@ pub struct Progress {
 #[derive(Debug, Clone)]
 pub struct Hub {
     followed: Arc<Mutex<HashMap<TaskId, watch::Sender<Progress>>>>,
-    ended: broadcast::Sender<Arc<Ended>>,
+    ended: broadcast::Sender<Told>,
+}
+
+/// An end, as watchers of all are told.
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub ended: Arc<Ended>,
+    /// False when its result and output were too large to be carried.
+    pub whole: bool,
+}
+
+impl Told {
+    fn of(ended: Arc<Ended>) -> Self {
+        let output: usize = ended.output.iter().map(|output| output.bytes.len()).sum();
+        let bytes = output + ended.result.as_ref().map_or(0, Vec::len);
+        // Steps are few, and whoever drives their runs needs the result.
+        if bytes <= ENDED_BYTES_CARRIED_MAX || ended.body.kind == task::Kind::Step {
+            return Self { ended, whole: true };
+        }
+        Self { ended: Arc::new(without_payload(&ended)), whole: false }
+    }
+}
+
+fn without_payload(ended: &Ended) -> Ended {
+    Ended {
+        task: ended.task,
+        end: ended.end,
+        tenant: ended.tenant.clone(),
+        created_ms: ended.created_ms,
+        body: ended.body.clone(),
+        result: None,
+        output: Vec::new(),
+    }
 }
 
 impl Default for Hub {
@@ -55,7 +90,7 @@ impl Hub {
     }
 
     /// Every task that ends from now on.
-    pub fn watch_ended(&self) -> broadcast::Receiver<Arc<Ended>> {
+    pub fn watch_ended(&self) -> broadcast::Receiver<Told> {
         self.ended.subscribe()
     }
 
@@ -85,7 +120,7 @@ impl Hub {
         }
         drop(followed);
         // Nobody watching is fine.
-        let _ = self.ended.send(ended);
+        let _ = self.ended.send(Told::of(ended));
     }
 }
 

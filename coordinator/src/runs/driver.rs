@@ -28,6 +28,7 @@ use crate::{
     blobs::Blobs,
     caller::Caller,
     cluster::{Cluster, durable, now},
+    hub::Told,
     store::Durability,
 };
 
@@ -84,9 +85,9 @@ impl Driver {
                     None => return,
                 },
                 received = ended.recv() => match received {
-                    Ok(task) => {
-                        if let Some(run) = self.tasks.remove(&task.task) {
-                            self.step_ended(run, &task).await;
+                    Ok(Told { ended, .. }) => {
+                        if let Some(run) = self.tasks.remove(&ended.task) {
+                            self.step_ended(run, &ended).await;
                         }
                     }
                     Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up().await,

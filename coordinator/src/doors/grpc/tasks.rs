@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use cooper_common::error::{Code, Error};
 use cooper_proto::v1::{self, execute_response::Event, tasks_server};
-use tokio::sync::broadcast::error::RecvError;
+use prost::Message as _;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -12,6 +13,7 @@ use super::convert;
 use crate::{
     cluster::Cluster,
     doors::{BoxStream, caller, status},
+    hub::Told,
     tasks::{self, Following, Seen, Submitted},
 };
 
@@ -19,6 +21,31 @@ use crate::{
 const WATCHED_MAX: usize = 100_000;
 /// Ended tasks in one message.
 const WATCH_BATCH_MAX: usize = 1024;
+/// The same in bytes; the one that reaches it is the last. With its result it stays below what a client decodes.
+const WATCH_BATCH_BYTES: usize = 1 << 20;
+
+/// Ended tasks on their way to a watcher, as one message of bounded size.
+#[derive(Default)]
+struct Batch {
+    tasks: Vec<v1::Task>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// True when it is full.
+    fn push(&mut self, task: v1::Task) -> bool {
+        self.bytes += task.encoded_len();
+        self.tasks.push(task);
+        self.tasks.len() >= WATCH_BATCH_MAX || self.bytes >= WATCH_BATCH_BYTES
+    }
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+    fn take(&mut self) -> v1::WatchTasksResponse {
+        self.bytes = 0;
+        v1::WatchTasksResponse { tasks: std::mem::take(&mut self.tasks) }
+    }
+}
 
 pub struct Tasks {
     pub cluster: Arc<Cluster>,
@@ -147,30 +174,41 @@ impl tasks_server::Tasks for Tasks {
         let stream = async_stream::try_stream! {
             let all = ids.is_empty();
             let mut wanted = std::collections::HashSet::new();
-            let mut before = Vec::new();
+            let mut batch = Batch::default();
+            // Tells the client that the watch is on.
+            if all {
+                yield batch.take();
+            }
             for id in ids {
                 let record = tasks::get(&cluster, &caller, &id).await.map_err(status)?;
                 if record.row.ended {
-                    before.push(v1::Task { spec: None, ..convert::task(&record)? });
+                    if batch.push(v1::Task { spec: None, ..convert::task(&record)? }) {
+                        yield batch.take();
+                    }
                 } else {
                     wanted.insert(record.id);
                 }
             }
-            if !before.is_empty() {
-                yield v1::WatchTasksResponse { tasks: before };
-            } else if all {
-                // Tells the client that the watch is on.
-                yield v1::WatchTasksResponse { tasks: Vec::new() };
+            if !batch.is_empty() {
+                yield batch.take();
             }
             while all || !wanted.is_empty() {
-                let mut tasks = Vec::new();
                 let mut next = Some(ended.recv().await);
                 while let Some(received) = next.take() {
+                    let mut full = false;
                     match received {
-                        Ok(task) if task.tenant == caller.tenant
+                        Ok(Told { ended: task, whole }) if task.tenant == caller.tenant
                             && (all || wanted.remove(&task.task.to_string())) =>
                         {
-                            tasks.push(convert::ended(&task));
+                            let task = match whole {
+                                true => convert::ended(&task),
+                                false => {
+                                    let id = task.task.to_string();
+                                    let record = tasks::get(&cluster, &caller, &id).await.map_err(status)?;
+                                    v1::Task { spec: convert::ended(&task).spec, ..convert::task(&record)? }
+                                }
+                            };
+                            full = batch.push(task);
                         }
                         Ok(_) => {}
                         Err(RecvError::Lagged(missed)) => {
@@ -181,12 +219,16 @@ impl tasks_server::Tasks for Tasks {
                         }
                         Err(RecvError::Closed) => return,
                     }
-                    if tasks.len() < WATCH_BATCH_MAX {
-                        next = ended.try_recv().ok().map(Ok);
+                    if !full {
+                        next = match ended.try_recv() {
+                            Ok(told) => Some(Ok(told)),
+                            Err(TryRecvError::Lagged(missed)) => Some(Err(RecvError::Lagged(missed))),
+                            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
+                        };
                     }
                 }
-                if !tasks.is_empty() {
-                    yield v1::WatchTasksResponse { tasks };
+                if !batch.is_empty() {
+                    yield batch.take();
                 }
             }
         };
@@ -278,3 +320,6 @@ impl tasks_server::Tasks for Tasks {
         Ok(Response::new(convert::task(&record)?))
     }
 }
+
+#[cfg(test)]
+mod tests;
