@@ -311,9 +311,12 @@ impl Task {
             created_ms: row.created_ms,
             version,
             since_mono_ms: here(if requeued_ms > 0 { requeued_ms } else { row.created_ms }),
-            // The grant's time is not stored: one that did not say that it started counts from now.
-            held_mono_ms: here(if body.started_ms > 0 { body.started_ms } else { now.wall_ms }),
-            not_before_mono_ms: not_before.map(|at| unsigned(here(at))),
+            // Its worker keeps the time limit by a clock that went on; by the wall clock, which may have been set
+            // meanwhile, what is well would be cancelled (I13).
+            held_mono_ms: signed(now.mono_ms),
+            // For the same reason no retry waits longer than any may.
+            not_before_mono_ms: not_before
+                .map(|at| unsigned(here(at)).min(now.mono_ms + limits::retry::CAP_MS)),
             body,
             spec: row.spec.unwrap_or_default().into(),
             place: Place::default(),
@@ -560,5 +563,38 @@ impl Task {
                 .collect(),
             output: std::mem::take(&mut self.output),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// I13.
+    #[test]
+    fn a_wall_clock_that_went_back_before_a_restart_holds_back_no_retry() {
+        const DAY_MS: i64 = 86_400_000;
+        let submit = Submit {
+            id: TaskId::from_u128(1),
+            tenant: "t".into(),
+            key: String::new(),
+            kind: Kind::Noop,
+            session: None,
+            worker: None,
+            timeout_ms: 1_000,
+            output_limit_bytes: 0,
+            priority: 0,
+            scheduling: None,
+            spec: Vec::new().into(),
+        };
+        let then = Now { mono_ms: 5_000, wall_ms: 10 * DAY_MS };
+        let mut task = Task::new(then, submit);
+        task.assign(then, 1, "w0").expect("it is queued");
+        task.retry(then, 700).expect("it is held");
+        let row = task.take_change(then).row;
+
+        let later = Now { mono_ms: 40, wall_ms: 9 * DAY_MS };
+        let task = Task::restore(later, task.id, 1, row).expect("as it was stored");
+        assert_eq!(task.next_due(later), Some(40 + limits::retry::CAP_MS));
     }
 }

@@ -157,6 +157,24 @@ fn a_retry_waits_for_its_time_even_over_a_restart() {
     assert_eq!(told.handed_out(0).map(|(task, fence)| (task, fence.attempt)), Some((id, 2)));
 }
 
+/// I13: found by jumps of the clock in `make chaos`.
+#[test]
+fn a_wall_clock_that_was_set_before_a_restart_ends_nothing_that_runs() {
+    const DAY_MS: i64 = 86_400_000;
+    let mut told = Told::new();
+    told.step(Action::Attach(0));
+    told.step(Action::Grant(0));
+    told.noop(0, Scheduling { max_attempts: 3, ..Scheduling::default() });
+    told.step(Action::Deliver(0));
+    told.step(Action::Start(0, 0));
+    told.step(Action::Say(0));
+    told.world.now.wall_ms += DAY_MS;
+    told.step(Action::CoordinatorDies);
+    told.step(Action::Attach(0));
+    told.step(Action::Pass(1_000));
+    assert_eq!(told.world.body(Model::id(0)).passed(), None);
+}
+
 #[test]
 fn a_worker_that_is_out_of_reach_keeps_a_task_past_its_deadline_no_longer_than_its_lease() {
     let mut told = Told::new();
