@@ -6,7 +6,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{ContextV7, Timestamp, Uuid};
+
+use crate::clock;
 
 /// The text was not an id of the kind asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +41,20 @@ fn decode(text: &str) -> Option<u128> {
     })
 }
 
+fn fresh() -> Uuid {
+    thread_local! {
+        static SIMULATED: ContextV7 = const { ContextV7::new() };
+    }
+    match clock::simulated() {
+        None => Uuid::now_v7(),
+        // The context of the process is shared with other simulations, which must not be felt here.
+        Some(_) => SIMULATED.with(|context| {
+            let ms = clock::wall_ms().unsigned_abs();
+            Uuid::new_v7(Timestamp::from_unix(context, ms / 1_000, (ms % 1_000) as u32 * 1_000_000))
+        }),
+    }
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal, $kind:literal) => {
         $(#[$doc])*
@@ -49,7 +65,7 @@ macro_rules! id {
         impl $name {
             /// A fresh id: time-ordered, unguessable in its last 74 bits.
             pub fn new() -> Self {
-                Self(Uuid::now_v7().as_u128())
+                Self(fresh().as_u128())
             }
             /// For tests and simulation: the same number gives the same id.
             pub const fn from_u128(value: u128) -> Self {

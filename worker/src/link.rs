@@ -22,7 +22,6 @@ use crate::{
     config::{LinkConfig, Timing},
     frame::Buffer,
 };
-use dial::Dial;
 use health::Status;
 use host_socket::HostSocket;
 use ledger::{Ledger, Order};
@@ -38,6 +37,9 @@ mod output;
 #[cfg(test)]
 mod tests;
 mod transfer;
+
+pub use dial::{Connect, Dial, Wire};
+pub use host_socket::Host;
 
 /// Hidden first argument of a process that is a link.
 pub const ARGV: &str = "worker-link";
@@ -106,8 +108,16 @@ pub fn main() -> ExitCode {
 /// The link on an open socket to its host, to its end.
 pub async fn run(host: OwnedFd, config: LinkConfig) -> Result<End, Error> {
     let dial = Dial::new(&config)?;
-    let broken = |e: io::Error| Error::internal(format!("the socket to the host: {e}"));
     let host = HostSocket::new(host).map_err(broken)?;
+    run_over(host, dial, config).await
+}
+
+fn broken(e: io::Error) -> Error {
+    Error::internal(format!("the socket to the host: {e}"))
+}
+
+/// Like [`run`], over any host and any way to reach the coordinator.
+pub async fn run_over(host: impl Host, dial: Dial, config: LinkConfig) -> Result<End, Error> {
     let mut buffer = Buffer::default();
 
     // The host speaks first of what it has; without that there is nothing to say to a coordinator.
@@ -141,8 +151,8 @@ pub async fn run(host: OwnedFd, config: LinkConfig) -> Result<End, Error> {
 }
 
 /// The link between attaches.
-struct Link {
-    host: HostSocket,
+struct Link<H> {
+    host: H,
     buffer: Buffer,
     ledger: Ledger,
     dial: Dial,
@@ -155,7 +165,7 @@ struct Link {
     status: tokio::sync::watch::Sender<Status>,
 }
 
-impl Link {
+impl<H: Host> Link<H> {
     /// Gives what came from the host to the ledger.
     fn take_packet(
         &mut self,

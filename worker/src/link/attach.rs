@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::{info, warn};
 
 use super::{
-    End, Link,
+    End, Host, Link,
     attached::Attached,
     dial::{Bulk, Failure},
     ledger::Order,
@@ -50,7 +50,7 @@ impl From<Failure> for Left {
     }
 }
 
-impl Link {
+impl<H: Host> Link<H> {
     /// Runs until the host ends or wants the link to end.
     pub async fn run(mut self) -> End {
         let mut failures = Failures::new(self.timing);

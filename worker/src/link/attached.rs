@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tracing::{info, warn};
 
 use super::{
-    End, Link,
+    End, Host, Link,
     attach::Left,
     calls::Calls,
     dial::{Bulk, Failure},
@@ -52,7 +52,7 @@ impl Attached {
     }
 }
 
-impl Link {
+impl<H: Host> Link<H> {
     pub async fn attached(&mut self, at: &mut Attached) -> Result<Left, End> {
         let mut alarm = pin!(sleep_until(Instant::now()));
         loop {

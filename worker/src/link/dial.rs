@@ -1,16 +1,19 @@
 //! How the coordinator is reached: address, connection settings, the token, and what its refusals mean.
 
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use cooper_common::{
     error::{Code, Error, Kind, Result},
     limits::link::MESSAGE_BYTES_MAX,
 };
 use cooper_proto::v1::worker_link_client::WorkerLinkClient;
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, ClientTlsConfig, Endpoint},
+    transport::{Channel, ClientTlsConfig, Endpoint, Uri},
 };
 use tonic_types::StatusExt;
 
@@ -23,10 +26,19 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 pub type Client = WorkerLinkClient<Channel>;
 
+/// A connection that is not the kernel's.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// Makes connections in the kernel's place.
+pub type Connect = Arc<dyn Fn(Uri) -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;
+
 /// Everything that is needed to speak to the coordinator.
 #[derive(Clone)]
 pub struct Dial {
     endpoint: Endpoint,
+    /// None = the kernel's TCP.
+    connect: Option<Connect>,
     authorization: MetadataValue<Ascii>,
 }
 
@@ -53,17 +65,29 @@ impl Dial {
         let authorization = format!("Bearer {}", config.join_token)
             .parse::<MetadataValue<Ascii>>()
             .map_err(|_| invalid("the join token has characters that no token has".to_owned()))?;
-        Ok(Self { endpoint, authorization })
+        Ok(Self { endpoint, connect: None, authorization })
+    }
+
+    /// The same, through other connections than the kernel's.
+    pub fn over(self, connect: Connect) -> Self {
+        Self { connect: Some(connect), ..self }
     }
 
     /// The connection for control.
     pub async fn control(&self) -> Result<Client, Failure> {
-        Ok(client(self.endpoint.connect().await.map_err(|e| Failure::passing(chain(&e)))?))
+        let channel = match &self.connect {
+            None => self.endpoint.connect().await,
+            Some(connect) => self.endpoint.connect_with_connector(connector(connect)).await,
+        };
+        Ok(client(channel.map_err(|e| Failure::passing(chain(&e)))?))
     }
 
     /// The connection for output and file bodies: made when it is first used.
     pub fn bulk(&self) -> Client {
-        client(self.endpoint.connect_lazy())
+        client(match &self.connect {
+            None => self.endpoint.connect_lazy(),
+            Some(connect) => self.endpoint.connect_with_connector_lazy(connector(connect)),
+        })
     }
 
     pub fn request<T>(&self, message: T) -> Request<T> {
@@ -71,6 +95,26 @@ impl Dial {
         request.metadata_mut().insert("authorization", self.authorization.clone());
         request
     }
+}
+
+type Connecting = BoxFuture<'static, io::Result<TokioIo<Box<dyn Wire>>>>;
+
+fn connector(
+    connect: &Connect,
+) -> impl tower::Service<
+    Uri,
+    Response = TokioIo<Box<dyn Wire>>,
+    Error = io::Error,
+    Future = Connecting,
+> + Clone
++ Send
++ Sync
++ 'static {
+    let connect = Arc::clone(connect);
+    tower::service_fn(move |uri| -> Connecting {
+        let connecting = connect(uri);
+        Box::pin(async move { Ok(TokioIo::new(connecting.await?)) })
+    })
 }
 
 fn client(channel: Channel) -> Client {

@@ -1,4 +1,4 @@
-//! The link's end of the socket to its host: `ToLink` in, `ToHost` out, never blocking.
+//! The link's end of what connects it with its host: `ToLink` in, `ToHost` out, never blocking.
 
 use std::{
     io,
@@ -11,6 +11,22 @@ use tokio::{io::Interest, net::UnixDatagram};
 
 use crate::frame::{self, Buffer};
 
+/// A host as its link reaches it. Messages arrive in order, whole, and with their descriptors.
+pub trait Host {
+    /// The next message and its descriptors; `None`: the host is gone. Messages this link does not know are skipped.
+    /// Cancelling loses nothing. `buffer` is room for one packet.
+    fn recv(
+        &self,
+        buffer: &mut Buffer,
+    ) -> impl Future<Output = io::Result<Option<(to_link::Message, Vec<OwnedFd>)>>> + Send;
+
+    /// Sends a message; gives it back when there is no room just now.
+    fn try_send(&self, message: to_host::Message) -> io::Result<Result<(), to_host::Message>>;
+
+    /// Room to send, probably.
+    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send;
+}
+
 /// tokio has no type for SOCK_SEQPACKET. Its datagram socket serves: readiness is the same, and nothing is read or
 /// written by it, only by `frame`.
 pub struct HostSocket(UnixDatagram);
@@ -20,10 +36,10 @@ impl HostSocket {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self(UnixDatagram::from_std(socket.into())?))
     }
+}
 
-    /// The next message and its descriptors; `None`: the host is gone. Messages this link does not know are skipped.
-    /// Cancelling loses nothing.
-    pub async fn recv(&self, buffer: &mut Buffer) -> io::Result<Option<(to_link::Message, Vec<OwnedFd>)>> {
+impl Host for HostSocket {
+    async fn recv(&self, buffer: &mut Buffer) -> io::Result<Option<(to_link::Message, Vec<OwnedFd>)>> {
         loop {
             let packet = self.0.async_io(Interest::READABLE, || {
                 let Some((body, fds)) = frame::recv(self.0.as_fd(), buffer)? else { return Ok(None) };
@@ -39,8 +55,7 @@ impl HostSocket {
         }
     }
 
-    /// Sends a message; gives it back when the socket has no room just now.
-    pub fn try_send(&self, message: to_host::Message) -> io::Result<Result<(), to_host::Message>> {
+    fn try_send(&self, message: to_host::Message) -> io::Result<Result<(), to_host::Message>> {
         let message = ToHost { message: Some(message) };
         match self.0.try_io(Interest::WRITABLE, || frame::send(self.0.as_fd(), &message, &[])) {
             Ok(()) => Ok(Ok(())),
@@ -49,8 +64,7 @@ impl HostSocket {
         }
     }
 
-    /// Room to send, probably.
-    pub async fn writable(&self) -> io::Result<()> {
+    async fn writable(&self) -> io::Result<()> {
         self.0.writable().await
     }
 }
