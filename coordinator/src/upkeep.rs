@@ -186,6 +186,9 @@ impl Upkeep {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    if clock::simulated().is_some() {
+        return work();
+    }
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::internal(error.to_string())))
 }
 

@@ -80,7 +80,8 @@ impl Client {
         self.watch_to_the_end().await;
         for (task, job) in std::mem::take(&mut self.acked) {
             if let Some(job) = job {
-                self.follow(&task, Some(job), [0, 0]).await;
+                let reader = Reader::new(job, self.rng.random_bool(0.05));
+                self.follow(&task, reader).await;
             }
         }
         self.witness.say(format!("{} is done", self.name));
@@ -196,7 +197,8 @@ impl Client {
             _ => self.rng.random_range(3_000..12_000),
         };
         let exit = i32::from(self.rng.random_bool(0.1));
-        Job { number: self.witness.new_job_number(), ms, bytes, exit }
+        let again = self.rng.random_bool(0.15);
+        Job { number: self.witness.new_job_number(), ms, bytes, exit, again }
     }
 
     fn spec(&mut self, session: &str, job: &Job) -> v1::TaskSpec {
@@ -229,7 +231,7 @@ impl Client {
             let kind = Some(task_spec::Kind::Noop(v1::NoopSpec {}));
             let spec = Some(v1::TaskSpec { kind, ..v1::TaskSpec::default() });
             let idempotency_key = if keyed { self.key() } else { String::new() };
-            tasks.push(v1::SubmitTaskRequest { idempotency_key, spec });
+            tasks.push(v1::SubmitTaskRequest { idempotency_key, spec, ..v1::SubmitTaskRequest::default() });
         }
         let batch = v1::SubmitTasksRequest { tasks: tasks.clone() };
         let call = |this: &Self| {
@@ -284,7 +286,16 @@ impl Client {
         let session = self.session().await?;
         let job = self.job();
         let spec = Some(self.spec(&session, &job));
-        Some((v1::SubmitTaskRequest { idempotency_key: self.key(), spec }, job))
+        let retry = job.again.then(|| v1::RetryPolicy { when: v1::RetryWhen::Lost.into(), max_attempts: 5 });
+        let priority = self.rng.random_range(-1..=1);
+        let request = v1::SubmitTaskRequest {
+            idempotency_key: self.key(),
+            spec,
+            retry,
+            priority,
+            ..v1::SubmitTaskRequest::default()
+        };
+        Some((request, job))
     }
 
     async fn submit_code(&mut self) {
@@ -347,23 +358,21 @@ impl Client {
         };
         // Unknown whether it was taken in: the key finds out.
         match task {
-            Some(task) => self.follow(&task, Some(job), reader.offsets).await,
+            Some(task) => self.follow(&task, reader).await,
             None => {
                 self.submit(&request, job).await;
             }
         }
     }
 
-    /// Follows a task to its end, from given offsets.
-    async fn follow(&mut self, task: &str, job: Option<Job>, offsets: [u64; 2]) {
-        let Some(job) = job else { return };
-        let mut reader = Reader::new(job, self.rng.random_bool(0.05));
-        reader.offsets = offsets;
+    /// Follows a task to its end, from where its reader is.
+    async fn follow(&mut self, task: &str, mut reader: Reader) {
         loop {
             let follow = v1::FollowRequest {
                 task_id: task.to_owned(),
                 stdout_offset: reader.offsets[0],
                 stderr_offset: reader.offsets[1],
+                attempts_used: reader.attempts_used,
             };
             let (mut client, request) = (self.tasks(), self.request(follow));
             match timeout(PATIENCE, client.follow(request)).await {
@@ -414,12 +423,14 @@ struct Reader {
     /// Messages it takes its time over.
     slow: u32,
     task: Option<String>,
+    /// Whose output `offsets` count.
+    attempts_used: u32,
     offsets: [u64; 2],
 }
 
 impl Reader {
     fn new(job: Job, slow: bool) -> Self {
-        Self { job, slow: if slow { SLOW_MESSAGES } else { 0 }, task: None, offsets: [0, 0] }
+        Self { job, slow: if slow { SLOW_MESSAGES } else { 0 }, task: None, attempts_used: 0, offsets: [0, 0] }
     }
 
     /// To the end of the task, or `Err` at a cut.
@@ -445,6 +456,13 @@ impl Reader {
             }
             match event {
                 Event::Accepted(task) => self.task = Some(task.id),
+                Event::Restarted(restarted) => {
+                    // One that never started may have another attempt, and has said nothing yet.
+                    if !self.job.again && self.offsets != [0, 0] {
+                        witness.violated(format!("I1: {} was restarted", restarted.task_id));
+                    }
+                    (self.attempts_used, self.offsets) = (restarted.attempts_used, [0, 0]);
+                }
                 Event::Output(output) => self.take(&witness, &output),
                 Event::Ended(task) => {
                     self.ended(&witness, &task);

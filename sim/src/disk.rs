@@ -173,6 +173,12 @@ impl Store for Mounted {
     fn retain(&self, keep: Keep) -> Answer<Removed> {
         self.disk.retain(keep)
     }
+    fn remove_ended(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>> {
+        self.disk.remove_ended(aggregate, ids)
+    }
+    fn known(&self, aggregate: Aggregate, ids: Vec<String>) -> Answer<Vec<String>> {
+        self.disk.known(aggregate, ids)
+    }
     fn probe(&self) -> Answer<()> {
         self.disk.probe()
     }

@@ -270,7 +270,7 @@ impl Host {
             _ => (String::new(), false),
         };
         let known = self.sessions.contains_key(&spec.session_id);
-        let job = code.parse().unwrap_or(Job { number: 0, ms: 0, bytes: [0, 0], exit: 1 });
+        let job = code.parse().unwrap_or(Job { number: 0, ms: 0, bytes: [0, 0], exit: 1, again: false });
         let attempt = Attempt {
             assign,
             job,
@@ -315,11 +315,11 @@ impl Host {
             if timeout > 0 && ms > timeout {
                 attempt.state = TaskState::TimedOut;
             }
-            started.push(key.clone());
+            started.push((key.clone(), attempt.job.again));
         }
-        for key in started {
+        for (key, again) in started {
             let start = Start { worker: self.name.clone(), fence: (key.1, key.2) };
-            self.witness.started(&key.0, start);
+            self.witness.started(&key.0, start, again);
             let fence = Some(v1::Fence { epoch: key.1, attempt: key.2 });
             self.tell(to_link::Message::Started(v1::Started { task_id: key.0, fence }), Vec::new());
         }

@@ -10,12 +10,14 @@ pub struct Job {
     /// Bytes of stdout and stderr.
     pub bytes: [u64; 2],
     pub exit: i32,
+    /// May be run again when it was lost.
+    pub again: bool,
 }
 
 impl Job {
     pub fn code(&self) -> String {
-        let Self { number, ms, bytes: [out, err], exit } = self;
-        format!("{number} {ms} {out} {err} {exit}")
+        let Self { number, ms, bytes: [out, err], exit, again } = self;
+        format!("{number} {ms} {out} {err} {exit} {}", u8::from(*again))
     }
 
     /// A byte of what it prints.
@@ -31,7 +33,7 @@ impl FromStr for Job {
     type Err = ();
     fn from_str(code: &str) -> Result<Self, ()> {
         let numbers: Vec<u64> = code.split(' ').map_while(|word| word.parse().ok()).collect();
-        let [number, ms, out, err, exit] = numbers[..] else { return Err(()) };
-        Ok(Self { number, ms, bytes: [out, err], exit: exit as i32 })
+        let [number, ms, out, err, exit, again] = numbers[..] else { return Err(()) };
+        Ok(Self { number, ms, bytes: [out, err], exit: exit as i32, again: again == 1 })
     }
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, io, os::fd::OwnedFd, rc::Rc, time::Duration};
 use cooper_common::clock;
 use cooper_proto::host::{to_host, to_link};
 use cooper_worker::{
-    config::LinkConfig,
+    config::{LinkConfig, Timing},
     frame::Buffer,
     link::{self, Dial},
 };
@@ -86,6 +86,7 @@ impl Machine {
             coordinator_addr: format!("{}:{}", net::COORDINATOR, net::PORT),
             join_token: self.token.clone(),
             labels: Default::default(),
+            timing: Timing { keepalive_ms: 5_000, reconnect_cap_ms: 2_000, ..Timing::default() },
             log_level: "info".to_owned(),
             health_listen: None,
         };

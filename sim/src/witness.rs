@@ -114,14 +114,19 @@ impl Witness {
         }
     }
 
-    pub fn started(&self, task: &str, start: Start) {
+    /// A host started a task, which may be started again only if it was submitted so.
+    pub fn started(&self, task: &str, start: Start, again: bool) {
         self.say(format!("{} starts {task} under {:?}", start.worker, start.fence));
-        let times = self.look(|seen| {
+        let (times, newer) = self.look(|seen| {
             let starts = seen.starts.entry(task.to_owned()).or_default();
+            let newer = starts.iter().all(|before| before.fence < start.fence);
             starts.push(start);
-            starts.len()
+            (starts.len(), newer)
         });
-        if times > 1 {
+        if !newer {
+            self.violated(format!("I1: {task} was started under a fence that is not newer than the last"));
+        }
+        if times > 1 && !again {
             self.violated(format!("I1: {task} was started {times} times"));
         }
     }

@@ -9,12 +9,13 @@ use std::{
 
 use cooper_common::{clock, token::Secret};
 use cooper_coordinator::{
-    Coordinator,
+    Config, Coordinator,
     blobs::Blobs,
     cluster::Cluster,
     output::OutputLog,
     store::Store,
     tokens::{ADMIN_FILE, WORKER_FILE},
+    upkeep::Keep,
 };
 use cooper_core::lease::Timing;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -45,6 +46,7 @@ pub const TIMING: Timing = Timing {
     lease_ms: 6_000,
     lost_ms: 12_000,
     reattach_grace_ms: 10_000,
+    tick_ms: 1_000,
 };
 
 /// What came of a seed.
@@ -89,7 +91,16 @@ impl Control {
         let store: Arc<dyn Store> = self.disk.mount();
         let (output, blobs) = (OutputLog::open(data)?, Arc::new(Blobs::open(data)?));
         let bus = self.disk.bus.clone();
-        let coordinator = Coordinator::load(store, bus, data, output, blobs, TIMING).await?;
+        let config = Config {
+            listen: ([0, 0, 0, 0], net::PORT).into(),
+            data: data.to_owned(),
+            log_level: String::new(),
+            timing: TIMING,
+            keepalive: Duration::from_secs(5),
+            // How full the disk of this machine is must not matter.
+            keep: Keep { free_bytes: 0, ..Keep::default() },
+        };
+        let coordinator = Coordinator::load(store, bus, output, blobs, config).await?;
         *self.cluster.borrow_mut() = Arc::downgrade(&coordinator.cluster);
         let incoming = net::incoming().await?;
         self.witness.say("coordinator is up");
