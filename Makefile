@@ -8,13 +8,16 @@ DENY_VERSION := 0.20.2
 TOOLS := target/tools
 # Arguments for `cooper up`, e.g. make up ARGS="--listen 0.0.0.0:50051"
 ARGS ?=
+# Simulated clusters of `make sim`, and the first seed.
+SEEDS ?= 1000
+FROM ?= 1
 
 # What `make chaos` does: kills by schedule, tasks at least, and the seed of a run to have again.
 KILLS ?= 100
 TASKS ?= 1000
 SEED ?=
 
-.PHONY: help up build test lint fmt bench chaos
+.PHONY: help up build test lint fmt bench chaos sim
 
 help: ## Explain the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,9 @@ lint: $(TOOLS)/bin/cargo-deny ## Formatting, clippy without warnings, licences a
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+
+sim: ## Simulate whole clusters with faults, one for each seed (make sim SEEDS=5000 FROM=1); a failed seed shows what happened
+	$(CARGO) run --release --locked -p cooper-sim -- --seeds $(SEEDS) --from $(FROM)
 
 bench: ## Measure against budgets and peers; prints a table, writes target/bench/latest.json
 	$(CARGO) run --release --locked -p cooper-bench

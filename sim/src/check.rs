@@ -191,25 +191,30 @@ fn ends(row: &Record, body: &Body, events: &[Event], witness: &Witness) {
 
 /// Work is lost only with its host, or when its worker could not be heard for too long.
 fn lost(task: &str, body: &Body, events: &[Event], witness: &Witness) {
-    let at = |kind: &str| {
-        let event = events.iter().rev().find(|event| event.subject == *task && event.kind == kind);
-        event.map_or(0, |event| simulated_ms(event.at_ms))
+    let last = |kind: &str| events.iter().rev().find(|event| event.subject == *task && event.kind == kind);
+    let (Some(assigned), Some(lost)) = (last("task.assigned"), last("task.lost")) else {
+        return witness.violated(format!("events: {task} was lost without being assigned"));
     };
-    let (assigned, lost) = (at("task.assigned"), at("task.lost"));
     let worker = body.worker.clone().unwrap_or_default();
     let why = body.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default();
+    let lost_ms = simulated_ms(lost.at_ms);
+    // Deaths that the coordinator had learned of before it gave the task to this worker do not count.
+    let known = events
+        .iter()
+        .filter(|event| event.seq < assigned.seq && event.subject == worker && event.kind == "worker.restarted");
+    let known = known.count();
     let allowed = witness.look(|seen| {
-        let died = seen.deaths.iter().any(|(name, at)| *name == worker && (assigned..=lost).contains(at));
-        let since = lost.saturating_sub(TIMING.lost_ms + TROUBLE_MARGIN_MS);
+        let deaths = seen.deaths.iter().filter(|(name, at)| *name == worker && *at <= lost_ms).count();
+        let since = lost_ms.saturating_sub(TIMING.lost_ms + TROUBLE_MARGIN_MS);
         let troubled = seen.troubles.iter().any(|trouble| {
             (trouble.machine == worker || trouble.machine == crate::net::COORDINATOR)
-                && trouble.from_ms <= lost
+                && trouble.from_ms <= lost_ms
                 && trouble.to_ms >= since
         });
-        died || (troubled && why.contains("silent"))
+        if why.contains("silent") { troubled } else { deaths > known }
     });
     if !allowed {
-        witness.violated(format!("{task} is lost ({why}), and {worker} had lived since {assigned} ms"));
+        witness.violated(format!("{task} is lost ({why}), and {worker} lived all the time"));
     }
 }
 

@@ -402,8 +402,18 @@ impl Client {
                 let mut stream = stream.into_inner();
                 // A watch that says nothing for long is opened again: the other end may be gone without a word.
                 while !open.is_empty()
-                    && let Ok(Some(Ok(ended))) = timeout(PATIENCE * 3, stream.next()).await
+                    && let Ok(Some(ended)) = timeout(PATIENCE * 3, stream.next()).await
                 {
+                    let ended = match ended {
+                        Ok(ended) => ended,
+                        Err(status) => {
+                            if let Some(reason) = self.refusal(&status) {
+                                let why = status.message();
+                                return self.witness.violated(format!("I2: a watch was refused: {reason}: {why}"));
+                            }
+                            break;
+                        }
+                    };
                     for task in ended.tasks {
                         self.witness.told(&task.id, task.state);
                         if !open.remove(&task.id) {
