@@ -89,16 +89,21 @@ fn sequence(events: &[Event], witness: &Witness) {
 fn histories(events: &[Event], rows: &[Record], witness: &Witness) {
     let mut states: BTreeMap<&str, &str> = BTreeMap::new();
     for event in events {
-        let Some(to) = event.kind.strip_prefix("task.").filter(|to| !OF_NO_STATE.contains(to)) else { continue };
+        let Some(to) = event.kind.strip_prefix("task.").filter(|to| !OF_NO_STATE.contains(to)) else {
+            continue;
+        };
         let from = states.insert(&event.subject, to);
         let allowed = match (from, to) {
             (None, "queued") | (Some("queued"), "assigned") | (Some("assigned"), "running") => true,
             (Some("assigned" | "running"), "queued") => true,
-            (Some("queued" | "assigned" | "running"), end) => !["queued", "assigned", "running"].contains(&end),
+            (Some("queued" | "assigned" | "running"), end) => {
+                !["queued", "assigned", "running"].contains(&end)
+            }
             _ => false,
         };
         if !allowed {
-            witness.violated(format!("I3: event {}: {} went from {from:?} to {to}", event.seq, event.subject));
+            witness
+                .violated(format!("I3: event {}: {} went from {from:?} to {to}", event.seq, event.subject));
         }
     }
     for row in rows {
@@ -199,9 +204,9 @@ fn lost(task: &str, body: &Body, events: &[Event], witness: &Witness) {
     let why = body.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default();
     let lost_ms = simulated_ms(lost.at_ms);
     // Deaths that the coordinator had learned of before it gave the task to this worker do not count.
-    let known = events
-        .iter()
-        .filter(|event| event.seq < assigned.seq && event.subject == worker && event.kind == "worker.restarted");
+    let known = events.iter().filter(|event| {
+        event.seq < assigned.seq && event.subject == worker && event.kind == "worker.restarted"
+    });
     let known = known.count();
     let allowed = witness.look(|seen| {
         let deaths = seen.deaths.iter().filter(|(name, at)| *name == worker && *at <= lost_ms).count();

@@ -106,7 +106,11 @@ impl Client {
         let reason = status.get_details_error_info().map(|info| info.reason)?;
         let again = ["unavailable", "overloaded", "no_capacity", "store_unavailable"];
         if reason == "internal" {
-            self.witness.violated(format!("{} was told of an internal error: {}", self.name, status.message()));
+            self.witness.violated(format!(
+                "{} was told of an internal error: {}",
+                self.name,
+                status.message()
+            ));
         }
         (!again.contains(&reason.as_str())).then_some(reason)
     }
@@ -173,7 +177,8 @@ impl Client {
     async fn end_a_session(&mut self) {
         let Some(session) = self.session().await else { return };
         self.sessions.retain(|known| *known != session);
-        let request = v1::DestroySessionRequest { session_id: session, ..v1::DestroySessionRequest::default() };
+        let request =
+            v1::DestroySessionRequest { session_id: session, ..v1::DestroySessionRequest::default() };
         let _ = self
             .insist(|this| {
                 let request = this.request(request.clone());
@@ -409,7 +414,9 @@ impl Client {
                         Err(status) => {
                             if let Some(reason) = self.refusal(&status) {
                                 let why = status.message();
-                                return self.witness.violated(format!("I2: a watch was refused: {reason}: {why}"));
+                                return self
+                                    .witness
+                                    .violated(format!("I2: a watch was refused: {reason}: {why}"));
                             }
                             break;
                         }
@@ -440,7 +447,13 @@ struct Reader {
 
 impl Reader {
     fn new(job: Job, slow: bool) -> Self {
-        Self { job, slow: if slow { SLOW_MESSAGES } else { 0 }, task: None, attempts_used: 0, offsets: [0, 0] }
+        Self {
+            job,
+            slow: if slow { SLOW_MESSAGES } else { 0 },
+            task: None,
+            attempts_used: 0,
+            offsets: [0, 0],
+        }
     }
 
     /// To the end of the task, or `Err` at a cut.
@@ -487,9 +500,11 @@ impl Reader {
         let task = self.task.clone().unwrap_or_default();
         let at = self.offsets[stream];
         if output.offset != at {
-            witness.violated(format!("I4: {task} stream {stream}: {} came where {at} was due", output.offset));
+            witness
+                .violated(format!("I4: {task} stream {stream}: {} came where {at} was due", output.offset));
         }
-        let wrong = output.data.iter().zip(output.offset..).find(|(byte, at)| **byte != self.job.byte(stream, *at));
+        let wrong =
+            output.data.iter().zip(output.offset..).find(|(byte, at)| **byte != self.job.byte(stream, *at));
         if let Some((_, at)) = wrong {
             witness.violated(format!("I4: {task} stream {stream}: the byte at {at} is wrong"));
         }

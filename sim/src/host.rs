@@ -202,7 +202,9 @@ impl Host {
     // Sessions.
 
     fn tell_session(&mut self, id: &str) {
-        let Some(session) = self.sessions.get(id).filter(|session| session.ready_at.is_none()) else { return };
+        let Some(session) = self.sessions.get(id).filter(|session| session.ready_at.is_none()) else {
+            return;
+        };
         let update = v1::SessionUpdate {
             session_id: id.to_owned(),
             fence: Some(session.fence),
@@ -302,7 +304,10 @@ impl Host {
         for (key, attempt) in &mut self.attempts {
             let session = attempt.session().to_owned();
             let ready = self.sessions.get(&session).is_some_and(|session| session.ready_at.is_none());
-            if attempt.from.is_some() || attempt.ended || !ready || (attempt.python && busy.contains(&session))
+            if attempt.from.is_some()
+                || attempt.ended
+                || !ready
+                || (attempt.python && busy.contains(&session))
             {
                 continue;
             }
@@ -323,7 +328,8 @@ impl Host {
             let fence = Some(v1::Fence { epoch: key.1, attempt: key.2 });
             self.tell(to_link::Message::Started(v1::Started { task_id: key.0, fence }), Vec::new());
         }
-        let running = self.attempts.values().filter(|attempt| attempt.from.is_some() && !attempt.ended).count();
+        let running =
+            self.attempts.values().filter(|attempt| attempt.from.is_some() && !attempt.ended).count();
         if running > TASKS_MAX as usize {
             self.witness.violated(format!("I12: {} runs {running} attempts at once", self.name));
         }
@@ -366,7 +372,9 @@ impl Host {
             .collect();
         ready.iter().for_each(|id| self.tell_session(id));
         for key in self.attempts.keys().cloned().collect::<Vec<_>>() {
-            let Some(attempt) = self.attempts.get_mut(&key).filter(|attempt| !attempt.ended) else { continue };
+            let Some(attempt) = self.attempts.get_mut(&key).filter(|attempt| !attempt.ended) else {
+                continue;
+            };
             let Some(from) = attempt.from else { continue };
             attempt.print(from, now, self.cheat).expect("memory files do not fail");
             if attempt.to <= now {
@@ -392,7 +400,8 @@ impl Host {
     }
 
     fn tell_grown(&mut self, key: &Key) {
-        let Some(attempt) = self.attempts.get_mut(key).filter(|attempt| !attempt.ended && self.greeted) else {
+        let Some(attempt) = self.attempts.get_mut(key).filter(|attempt| !attempt.ended && self.greeted)
+        else {
             return;
         };
         let mut messages = Vec::new();

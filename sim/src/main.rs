@@ -5,8 +5,8 @@
 //! `cooper-sim --seeds 200` runs many, each in a process of its own; `cooper-sim --seed 7` runs one and, when something was
 //! wrong, shows what happened.
 
-mod check;
 mod cheat;
+mod check;
 mod client;
 mod disk;
 mod entropy;
@@ -115,8 +115,10 @@ fn show(report: &Report, whole: bool) {
         return;
     }
     let Some(first) = report.violations.first() else { return };
-    let ids: Vec<&str> =
-        first.split([' ', ':', ',']).filter(|word| ["tsk_", "ses_"].iter().any(|id| word.starts_with(id))).collect();
+    let ids: Vec<&str> = first
+        .split([' ', ':', ','])
+        .filter(|word| ["tsk_", "ses_"].iter().any(|id| word.starts_with(id)))
+        .collect();
     let from = report.trace.len().saturating_sub(LINES_SHOWN);
     for (number, line) in report.trace.iter().enumerate() {
         let named = ids.iter().any(|id| line.contains(id));

@@ -23,8 +23,8 @@ use tokio::sync::Notify;
 use turmoil::Sim;
 
 use crate::{
-    check,
     cheat::Cheat,
+    check,
     client::Client,
     disk::Disk,
     fault::{self, Fault, Planned},
@@ -214,7 +214,10 @@ impl World<'_> {
             let name = format!("client-{number}");
             let (seed, pieces) = (rng.random(), rng.random_range(12..30));
             let (hosted, token, witness) = (name.clone(), client_token.clone(), witness.clone());
-            sim.client(name, async move { Client::new(hosted, seed, token.expose(), witness)?.run(pieces).await });
+            sim.client(
+                name,
+                async move { Client::new(hosted, seed, token.expose(), witness)?.run(pieces).await },
+            );
         }
         let mut plan = fault::plan(&mut rng, machines.len(), clients, FAULTS_FROM_MS, FAULTS_TO_MS);
         plan.reverse();
@@ -291,12 +294,13 @@ impl World<'_> {
             // One fault at a time for each machine: what mends one would mend the other.
             let machines = planned.fault.machines();
             let kills_a_link = matches!(planned.fault, Fault::KillLink(_));
-            let busy = !kills_a_link && self.broken.iter().any(|other| {
-                let others = other.fault.machines();
-                machines.iter().any(|machine| *machine != COORDINATOR && others.contains(machine))
-                    || (machines == [COORDINATOR] && others == [COORDINATOR])
-                    || matches!(other.fault, Fault::Vanish(ref name) if name == COORDINATOR)
-            });
+            let busy = !kills_a_link
+                && self.broken.iter().any(|other| {
+                    let others = other.fault.machines();
+                    machines.iter().any(|machine| *machine != COORDINATOR && others.contains(machine))
+                        || (machines == [COORDINATOR] && others == [COORDINATOR])
+                        || matches!(other.fault, Fault::Vanish(ref name) if name == COORDINATOR)
+                });
             let vanishes = matches!(&planned.fault, Fault::Vanish(name) if name == COORDINATOR);
             if busy || (vanishes && !self.broken.is_empty()) {
                 continue;

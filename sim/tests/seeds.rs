@@ -8,7 +8,10 @@ const SEEDS: u64 = 200;
 const SEEDS_OF_A_CHEAT: u64 = 40;
 
 fn sim(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cooper-sim")).args(args).output().expect("the program of this crate runs")
+    Command::new(env!("CARGO_BIN_EXE_cooper-sim"))
+        .args(args)
+        .output()
+        .expect("the program of this crate runs")
 }
 
 fn text(output: &Output) -> String {
@@ -23,13 +26,17 @@ fn a_cluster_keeps_its_promises_whatever_breaks() {
         Err(_) => sim(&["--seeds", &SEEDS.to_string()]),
     };
     print!("{}", text(&ran));
-    assert!(ran.status.success(), "again: COOPER_SIM_SEED=<seed> cargo test -p cooper-sim -- promises --nocapture");
+    assert!(
+        ran.status.success(),
+        "again: COOPER_SIM_SEED=<seed> cargo test -p cooper-sim -- promises --nocapture"
+    );
 }
 
 #[test]
 fn a_seed_gives_the_same_run_again() {
     for seed in ["3", "1000003"] {
-        let (first, second) = (text(&sim(&["--seed", seed, "--trace"])), text(&sim(&["--seed", seed, "--trace"])));
+        let (first, second) =
+            (text(&sim(&["--seed", seed, "--trace"])), text(&sim(&["--seed", seed, "--trace"])));
         let different = first.lines().zip(second.lines()).find(|(first, second)| first != second);
         assert_eq!(different, None, "seed {seed}");
         assert!(first.lines().count() > 100, "{first}");
@@ -39,7 +46,8 @@ fn a_seed_gives_the_same_run_again() {
 /// Whoever says that nothing is wrong must be able to say otherwise.
 #[test]
 fn planted_faults_are_found() {
-    for cheat in ["ack-before-commit", "lose-events", "run-again", "forget-results", "flip-byte", "drop-byte"] {
+    for cheat in ["ack-before-commit", "lose-events", "run-again", "forget-results", "flip-byte", "drop-byte"]
+    {
         let found = (1..=SEEDS_OF_A_CHEAT).find(|seed| {
             let ran = sim(&["--seed", &seed.to_string(), "--cheat", cheat]);
             let said = text(&ran);

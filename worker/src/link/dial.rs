@@ -101,12 +101,8 @@ type Connecting = BoxFuture<'static, io::Result<TokioIo<Box<dyn Wire>>>>;
 
 fn connector(
     connect: &Connect,
-) -> impl tower::Service<
-    Uri,
-    Response = TokioIo<Box<dyn Wire>>,
-    Error = io::Error,
-    Future = Connecting,
-> + Clone
+) -> impl tower::Service<Uri, Response = TokioIo<Box<dyn Wire>>, Error = io::Error, Future = Connecting>
++ Clone
 + Send
 + Sync
 + 'static {
