@@ -16,6 +16,7 @@ use cooper_proto::{
     host::{Ended, Grew, HostHello, to_host, to_link},
     v1::{self, TaskState, task_spec},
 };
+use prost::Message as _;
 use rand::Rng;
 
 use crate::{
@@ -59,6 +60,7 @@ struct Spool {
 
 struct Attempt {
     assign: v1::Assign,
+    session: String,
     job: Job,
     python: bool,
     from: Option<u64>,
@@ -265,7 +267,7 @@ impl Host {
             // Assigned again: it is said again how it stands.
             return self.tell_ended(&key);
         }
-        let spec = assign.spec.clone().unwrap_or_default();
+        let spec = v1::TaskSpec::decode(&*assign.spec).unwrap_or_default();
         let (code, python) = match &spec.kind {
             Some(task_spec::Kind::Python(python)) => (python.code.clone(), true),
             Some(task_spec::Kind::Shell(shell)) => (shell.argv.join(" "), false),
@@ -275,6 +277,7 @@ impl Host {
         let job = code.parse().unwrap_or(Job { number: 0, ms: 0, bytes: [0, 0], exit: 1, again: false });
         let attempt = Attempt {
             assign,
+            session: spec.session_id,
             job,
             python,
             from: None,
@@ -441,7 +444,7 @@ impl Host {
 
 impl Attempt {
     fn session(&self) -> &str {
-        self.assign.spec.as_ref().map_or("", |spec| &spec.session_id)
+        &self.session
     }
 
     /// Prints as much as it would have printed by `now`.
