@@ -2,13 +2,22 @@
 //! of them in this process. One scenario a size gives all its rows: attach, sit still, lose the coordinator by `kill -9`
 //! with a task in the hands of many, come back, finish.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use cooper_common::{backoff::full_jitter, clock, limits::link, token::Secret};
 use cooper_proto::v1::{
-    AttemptItem, Capacity, Credit, Fence, Heartbeat, Hello, Result as Ended, SubmitTasksRequest, TaskState,
-    Up, Verdict, down, up, worker_link_client::WorkerLinkClient,
+    AttemptItem, Capacity, Credit, Down, Fence, Heartbeat, Hello, Result as Ended, SubmitTasksRequest,
+    TaskState, Up, Verdict, down, up, worker_link_client::WorkerLinkClient,
 };
 use rustix::process::Resource;
 use tokio::{
@@ -17,7 +26,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request,
+    Request, Streaming,
     metadata::{Ascii, MetadataValue},
     transport::Endpoint,
 };
@@ -99,6 +108,7 @@ impl Fleet {
             url,
             bearer: format!("Bearer {join}").parse()?,
             attached: count,
+            heartbeat_ms: AtomicU64::new(0),
             finish: told,
         });
 
@@ -111,8 +121,8 @@ impl Fleet {
             / 1024.0
             / workers as f64;
 
-        // What the coordinator asks of so many (DESIGN §5).
-        let heartbeat = Duration::from_millis(link::HEARTBEAT_MIN_MS.max(workers as u64 * 5 + 1_000));
+        // What the coordinator asks of so many.
+        let heartbeat = Duration::from_millis(all.heartbeat_ms.load(Ordering::Relaxed));
         let cpu = process::cpu_ms(coordinator.group.pid());
         sleep(heartbeat).await;
         let cpu = process::cpu_ms(coordinator.group.pid()) - cpu;
@@ -217,6 +227,8 @@ struct Shared {
     url: String,
     bearer: MetadataValue<Ascii>,
     attached: watch::Sender<usize>,
+    /// The longest any of them was asked for: the last one's.
+    heartbeat_ms: AtomicU64,
     /// True: end what is held.
     finish: watch::Receiver<bool>,
 }
@@ -281,15 +293,29 @@ async fn attach(shared: &Shared, number: usize, held: &mut BTreeMap<String, Opti
         }
     }
     shared.attached.send_modify(|count| *count += 1);
+    shared.heartbeat_ms.fetch_max(welcome.heartbeat_ms, Ordering::Relaxed);
+    let every = Duration::from_millis(welcome.heartbeat_ms);
+    // However it ends, it was welcomed.
+    let _ = work(shared, every, &say, downs, held).await;
+    Ok(true)
+}
+
+/// Takes assigns and beats until the stream ends; ends what it holds when it is told to.
+async fn work(
+    shared: &Shared,
+    every: Duration,
+    say: &mpsc::Sender<Up>,
+    mut downs: Streaming<Down>,
+    held: &mut BTreeMap<String, Option<Fence>>,
+) -> Result<()> {
     // Room for one, and none again after that.
     let room = Credit { tasks: u32::from(held.is_empty()), assigns_seen: 0 };
     say.send(up(up::Message::Credit(room))).await?;
-    let every = Duration::from_millis(welcome.heartbeat_ms);
     let mut beats = interval_at(Instant::now() + every, every);
     let mut finish = shared.finish.clone();
     let mut told = *finish.borrow();
     if told {
-        end_all(&say, held).await?;
+        end_all(say, held).await?;
     }
     loop {
         tokio::select! {
@@ -301,13 +327,13 @@ async fn attach(shared: &Shared, number: usize, held: &mut BTreeMap<String, Opti
                     held.remove(&ack.task_id);
                 }
                 Some(_) => {}
-                None => return Ok(true),
+                None => return Ok(()),
             },
             _ = beats.tick() => say.send(up(up::Message::Heartbeat(Heartbeat::default()))).await?,
             changed = finish.changed(), if !told => {
                 changed?;
                 told = true;
-                end_all(&say, held).await?;
+                end_all(say, held).await?;
             }
         }
     }
