@@ -85,7 +85,7 @@ impl Client {
 
     /// The end of each of these.
     pub async fn watch_these(&mut self, task_ids: Vec<String>) -> Result<Streaming<WatchTasksResponse>> {
-        Ok(self.tasks.watch_tasks(WatchTasksRequest { task_ids }).await?.into_inner())
+        Ok(self.tasks.watch_tasks(WatchTasksRequest { task_ids, from_seq: 0 }).await?.into_inner())
     }
 
     /// Tasks of ours that wait for a worker.

@@ -88,8 +88,15 @@ pub enum Command {
     Runs(Runs),
     /// List the stacks that workers serve
     Stacks,
-    /// List workers
+    /// List workers: what they are, hold and can take
     Workers,
+    /// Empty a worker: nothing new goes there, what runs goes on until the deadline
+    Drain(Drain),
+    /// Let a drained worker take work again
+    Undrain {
+        /// Id of the worker
+        worker: String,
+    },
     /// List, show, follow, cancel and requeue tasks; why one waits
     #[command(subcommand)]
     Tasks(Tasks),
@@ -410,6 +417,18 @@ pub enum Tasks {
     Why { task: String },
     /// Put a dead letter back into the queue, with all its attempts before it
     Requeue { task: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// Id of the worker
+    pub worker: String,
+    /// Executions that still run after this are cancelled, e.g. 30s, 10m; 0s is at once, and gives up a silent worker
+    #[arg(long, value_name = "DURATION", value_parser = units::deadline_ms, default_value = "10m")]
+    pub deadline: u64,
+    /// Wait until nothing runs there any more
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

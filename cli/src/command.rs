@@ -2,6 +2,7 @@
 
 mod admin;
 mod config;
+mod drain;
 mod events;
 mod exec;
 mod files;
@@ -48,6 +49,8 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Runs(args) => runs::run(context, args).await,
             Command::Stacks => admin::stacks(context).await,
             Command::Workers => admin::workers(context).await,
+            Command::Drain(args) => drain::drain(context, args).await,
+            Command::Undrain { worker } => drain::undrain(context, worker).await,
             Command::Tasks(args) => tasks::run(context, args).await,
             Command::Token(args) => admin::token(context, args).await,
             Command::Events(args) => events::run(context, args).await,

@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use cooper_common::{
+    backoff, clock,
     config::{Config, Origin},
     error::Code,
     limits,
@@ -130,6 +131,46 @@ impl Cluster {
             None => None,
         };
         Ok(Client { channel: InterceptedService::new(channel, Bearer(bearer)) })
+    }
+}
+
+/// How long a coordinator may be away before a command gives up.
+pub const PATIENCE_MS: u64 = 60_000;
+
+/// Takes up again what a cut ended, with growing waits, until nothing was heard for [`PATIENCE_MS`].
+#[derive(Debug)]
+pub struct Patience {
+    attempt: u32,
+    last_contact: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { attempt: 0, last_contact: clock::mono_ms() }
+    }
+}
+
+impl Patience {
+    /// Something was heard.
+    pub fn contact(&mut self) {
+        *self = Self::default();
+    }
+
+    /// # Errors
+    /// `cut` when patience is over.
+    pub async fn reconnect(&mut self, cluster: &Cluster, cut: Failure) -> Result<Client> {
+        loop {
+            if clock::mono_ms() - self.last_contact > PATIENCE_MS {
+                return Err(cut);
+            }
+            let (base, cap) = (limits::link::RECONNECT_BASE_MS, limits::link::RECONNECT_CAP_MS);
+            let pause = backoff::full_jitter(base, cap, self.attempt, rand::random());
+            self.attempt = self.attempt.saturating_add(1);
+            tokio::time::sleep(pause.max(Duration::from_millis(20))).await;
+            if let Ok(client) = cluster.connect().await {
+                return Ok(client);
+            }
+        }
     }
 }
 

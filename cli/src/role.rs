@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::ExitCode, t
 use cooper_common::{
     config::{Config, Role},
     error::Code,
-    limits::link,
+    limits::{link, stop},
     telemetry,
 };
 use cooper_coordinator::{Timing, upkeep::Keep};
@@ -95,7 +95,12 @@ pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
     if args.supervisor.is_none() {
         preflight::not_beside_up(&config.data())?;
     }
-    cooper_worker::host::run(worker_config(&config)?)?;
+    let mut worker = worker_config(&config)?;
+    if args.supervisor.is_some() {
+        // `up` ends within seconds, so that Ctrl-C means what it says.
+        worker.drain_ms = stop::UP_DRAIN_MS;
+    }
+    cooper_worker::host::run(worker)?;
     Ok(0)
 }
 
@@ -117,6 +122,8 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         max_sessions: config.integer("max_sessions").and_then(|number| u32::try_from(number).ok()),
         python: config.text("python").map(PathBuf::from),
         stacks,
+        drain_ms: time("drain_ms", link::DRAIN_MS),
+        detach_max_ms: time("detach_max_ms", link::DETACH_MAX_MS),
         compose: config.text("compose").as_deref() != Some("off"),
         labels,
         timing,

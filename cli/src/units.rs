@@ -23,6 +23,11 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
     Ok(value as u64)
 }
 
+/// A duration, or none at all: `0`, `0s`.
+pub fn deadline_ms(text: &str) -> Result<u64, String> {
+    if matches!(text, "0" | "0s" | "0ms") { Ok(0) } else { duration_ms(text) }
+}
+
 /// `4096`, `64K`, `512M`, `2G`: bytes, powers of 1024.
 pub fn size_bytes(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is not a size: write e.g. 4096, 64K, 512M or 2G");

@@ -85,6 +85,7 @@ codes! {
     ProtocolVersion = "protocol_version", Conflict, "upgrade the older side";
     WorkerIdTaken = "worker_id_taken", Conflict, "give each worker its own WORKER_ID and data directory";
     WorkerLost = "worker_lost", Unavailable, "the worker's host ended while this ran; run it again if that is safe";
+    WorkerDraining = "worker_draining", Unavailable, "use a session on another worker, or wait for `cooper undrain WORKER`";
     TimedOut = "timed_out", Timeout, "give it more time (--timeout) or make it faster";
     Cancelled = "cancelled", Conflict, "";
     AttemptsExhausted = "attempts_exhausted", Conflict, "see why the attempts ended (`cooper tasks show TASK`), then `cooper tasks requeue TASK`";

@@ -31,9 +31,30 @@ pub mod link {
     pub const OUTBOUND_MESSAGES_MAX: usize = 16_384;
     /// TCP accept backlog: 10,000 workers may come back at once.
     pub const ACCEPT_BACKLOG: u32 = 16_384;
-    /// Protocol versions this build speaks.
+    /// Versions of the link protocol this build speaks; what each brought is in docs/protocol.md.
     pub const PROTOCOL_MIN: u32 = 1;
-    pub const PROTOCOL_MAX: u32 = 1;
+    pub const PROTOCOL_MAX: u32 = 2;
+    /// Versions of the host protocol this build speaks.
+    pub const HOST_PROTOCOL_MIN: u32 = 1;
+    pub const HOST_PROTOCOL_MAX: u32 = 2;
+    /// The brake: fewer workers than this are given up whatever their share. Two that fail together are a rack or a bad
+    /// day; from three on the coordinator's own network is the better guess.
+    pub const BRAKE_WORKERS_MIN: usize = 3;
+    /// The brake: no more than one worker in this many is given up within one `LOST_MS`.
+    pub const BRAKE_SHARE: usize = 3;
+    /// The brake lets go of a worker after this many times `LOST_MS`: whatever the reason, it is not a blip any more.
+    pub const BRAKE_PATIENCE: u64 = 5;
+    /// A drain without a deadline of its own ends executions after this.
+    pub const DRAIN_MS: u64 = 600_000;
+    pub const DRAIN_MS_MAX: u64 = 7 * 86_400_000;
+    /// At a drain's deadline: what the worker does not end within this (interrupt, then kill) is given up.
+    pub const DRAIN_CONFIRM_MS: u64 = 10_000;
+    /// A worker cut off for this long beyond its lease ends by itself what may be started elsewhere (steps). Code of users
+    /// goes on: nobody else may start it.
+    pub const DETACH_MAX_MS: u64 = 900_000;
+    /// Encoded spec of a task or session: with its envelope it has to fit into a message, or the stream that carries it
+    /// would break at each attach anew.
+    pub const SPEC_BYTES_MAX: usize = 8_323_072;
 }
 
 /// What a request may hold.
@@ -173,4 +194,6 @@ pub mod stop {
     /// For answers of a coordinator whose store refused, before it loads what is recorded.
     pub const BROKEN_MS: u64 = 200;
     pub const HOST_MS: u64 = 3_000;
+    /// The drain of the worker of `cooper up`: results that are there are delivered, what runs is not waited for.
+    pub const UP_DRAIN_MS: u64 = 500;
 }

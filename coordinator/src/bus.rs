@@ -49,6 +49,8 @@ pub struct Feed {
     tenant: Option<String>,
     /// Number of the first event not looked at yet; 0 = those that are still to come, whatever their number.
     next_seq: u64,
+    /// Number of the last event wanted; `None` = there is no last one.
+    last_seq: Option<u64>,
     /// The store may have events from `next_seq` on that the bus will not bring.
     behind: bool,
     ready: VecDeque<Event>,
@@ -58,14 +60,23 @@ impl Feed {
     /// `from_seq` 0 = only new events.
     pub fn from(store: Arc<dyn Store>, bus: &Bus, from_seq: u64, tenant: Option<String>) -> Self {
         let live = bus.sender.subscribe();
-        Self { store, live, tenant, next_seq: from_seq, behind: true, ready: VecDeque::new() }
+        Self { store, live, tenant, next_seq: from_seq, last_seq: None, behind: true, ready: VecDeque::new() }
     }
 
-    /// The next event; `None` when the store has gone. Dropping the future loses nothing.
+    /// Ends once everything was given that is recorded now.
+    pub async fn until_end(mut self) -> Result<Self> {
+        self.last_seq = Some(self.store.last_seq().await?);
+        Ok(self)
+    }
+
+    /// The next event; `None` at the end that was wanted, or when the store has gone. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
+            }
+            if self.last_seq.is_some_and(|last| self.next_seq > last) {
+                return Ok(None);
             }
             if self.behind {
                 self.catch_up().await?;
@@ -88,7 +99,8 @@ impl Feed {
             self.next_seq = self.store.last_seq().await? + 1;
         }
         let page = self.store.events(self.tenant.as_deref(), self.next_seq, PAGE).await?;
-        self.ready.extend(page.events);
+        let last = self.last_seq.unwrap_or(u64::MAX);
+        self.ready.extend(page.events.into_iter().filter(|event| event.seq <= last));
         self.next_seq = page.next_seq;
         self.behind = !page.at_end;
         Ok(())
@@ -103,7 +115,7 @@ impl Feed {
         }
         let wanted = events
             .iter()
-            .filter(|event| event.seq >= self.next_seq)
+            .filter(|event| event.seq >= self.next_seq && self.last_seq.is_none_or(|last| event.seq <= last))
             .filter(|event| self.tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant));
         self.ready.extend(wanted.cloned());
         self.next_seq = self.next_seq.max(last.seq + 1);
@@ -155,6 +167,23 @@ mod tests {
         let mut feed = Feed::from(Arc::clone(&store), &bus, 1, None);
         assert_eq!(take(&mut feed, 1800).await, (1..=1800).collect::<Vec<_>>());
         writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_feed_until_the_end_ends_there_also_where_the_end_is_another_tenants() {
+        let bus = Bus::default();
+        let store: Arc<dyn Store> = Arc::new(Sqlite::memory(bus.clone()).unwrap());
+        let until = async |tenant: &str, from| {
+            Feed::from(Arc::clone(&store), &bus, from, Some(tenant.to_owned())).until_end().await.unwrap()
+        };
+        assert_eq!(until("a", 1).await.next().await.unwrap(), None, "nothing is recorded");
+        store.commit_wait(vec![change("a", 0, 1000), change("b", 1, 2)], Durability::Full).await.unwrap();
+        let mut feed = until("a", 1).await;
+        // Comes too late for it.
+        store.commit_wait(vec![change("a", 2, 1)], Durability::Full).await.unwrap();
+        assert_eq!(take(&mut feed, 1000).await, (1..=1000).collect::<Vec<_>>());
+        assert_eq!(feed.next().await.unwrap(), None);
+        assert_eq!(until("a", 0).await.next().await.unwrap(), None, "only new ones, and none is new");
     }
 
     #[tokio::test]

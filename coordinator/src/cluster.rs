@@ -206,6 +206,15 @@ impl Cluster {
                 }
                 Effect::Close { worker, attach } => self.fleet.closed(&worker, attach),
                 Effect::CapacityChanged => self.capacity.notify_waiters(),
+                Effect::EvictionsBraked { silent, of } => {
+                    metrics::counter!("cooper_evictions_braked_total").increment(1);
+                    tracing::error!(
+                        silent,
+                        of,
+                        "nothing is heard of many workers at once; none is given up until the silence is clearly longer. \
+                         Look at the network, or give one up with `cooper drain WORKER --deadline 0s`"
+                    );
+                }
             }
         }
     }

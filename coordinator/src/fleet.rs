@@ -291,6 +291,9 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
                 limits: spec.limits,
             })
         }
+        Message::Drain { draining, deadline_in_ms } => {
+            v1::down::Message::Drain(v1::Drain { draining, deadline_in_ms })
+        }
         Message::SessionEnd { session, fence: f } => v1::down::Message::SessionDestroy(v1::SessionEnd {
             session_id: session.to_string(),
             fence: fence(f),

@@ -136,7 +136,7 @@ async fn routes(cluster: &Arc<Cluster>, runs: &Arc<Runs>, tokens: &Arc<Tokens>, 
     let sessions = SessionsServer::new(grpc::Sessions { cluster: cluster.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
-    let tasks = TasksServer::new(grpc::Tasks { cluster: cluster.clone() })
+    let tasks = TasksServer::new(grpc::Tasks { cluster: cluster.clone(), bus: bus.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
     let runs_service = RunsServer::new(grpc::Runs { runs: runs.clone(), cluster: cluster.clone() })

@@ -2,10 +2,11 @@
 //! is made here, synchronously; the coordinator records what comes out and only then lets it take effect (I2).
 //!
 //! `sessions` creates and ends sessions, `tasks` moves tasks, `attach` reconciles a worker's inventory with ours,
-//! `silence` judges workers that say nothing, `timers` does what is due (deadlines, retries), `explain` says what a task
-//! waits for.
+//! `silence` judges workers that say nothing, `drain` empties workers, `timers` does what is due (deadlines, retries),
+//! `explain` says what a task waits for.
 
 mod attach;
+mod drain;
 mod explain;
 mod pools;
 mod sessions;
@@ -14,7 +15,7 @@ mod tasks;
 mod timers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -41,11 +42,36 @@ use crate::{
 /// A message for a worker, without its encoding.
 #[derive(Debug, Clone)]
 pub enum Message {
-    Assign { task: TaskId, fence: Fence, spec: Arc<[u8]>, timeout_ms: u64, output_limit_bytes: u64 },
-    Cancel { task: TaskId, fence: Fence },
-    ResultAck { task: TaskId, fence: Fence, stale: bool },
-    SessionGrant { session: SessionId, fence: Fence, spec: Arc<[u8]> },
-    SessionEnd { session: SessionId, fence: Fence },
+    Assign {
+        task: TaskId,
+        fence: Fence,
+        spec: Arc<[u8]>,
+        timeout_ms: u64,
+        output_limit_bytes: u64,
+    },
+    Cancel {
+        task: TaskId,
+        fence: Fence,
+    },
+    ResultAck {
+        task: TaskId,
+        fence: Fence,
+        stale: bool,
+    },
+    SessionGrant {
+        session: SessionId,
+        fence: Fence,
+        spec: Arc<[u8]>,
+    },
+    SessionEnd {
+        session: SessionId,
+        fence: Fence,
+    },
+    /// An operator empties the worker, or does so no longer. From protocol 2 on.
+    Drain {
+        draining: bool,
+        deadline_in_ms: u64,
+    },
 }
 
 /// What to do once the changes are durable.
@@ -75,6 +101,11 @@ pub enum Effect {
     },
     /// Room for a session may have appeared.
     CapacityChanged,
+    /// So many workers are silent at once that none is given up.
+    EvictionsBraked {
+        silent: usize,
+        of: usize,
+    },
 }
 
 /// A task at its end, complete: what a follower gets without asking the store.
@@ -119,6 +150,8 @@ pub struct Cluster {
     /// Nothing is lost before this (reattach grace).
     grace_until_mono_ms: u64,
     last_tick_mono_ms: u64,
+    /// When workers were given up lately.
+    evictions: VecDeque<u64>,
     attaches: u64,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
@@ -144,6 +177,7 @@ impl Cluster {
             timing,
             grace_until_mono_ms: now.mono_ms + timing.reattach_grace_ms,
             last_tick_mono_ms: now.mono_ms,
+            evictions: VecDeque::new(),
             attaches: 0,
             workers: BTreeMap::new(),
             sessions: BTreeMap::new(),

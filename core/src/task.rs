@@ -56,6 +56,15 @@ pub enum End {
     DeadLetter,
 }
 
+impl End {
+    pub const ALL: [End; 6] =
+        [End::Succeeded, End::Failed, End::TimedOut, End::Cancelled, End::Lost, End::DeadLetter];
+    /// The end with this name: a task's state, and what its event is called after `task.`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|end| State::Ended(*end).as_str() == name)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {

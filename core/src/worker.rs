@@ -13,6 +13,7 @@ use crate::{
     change::{Aggregate, Change, NewEvent, Row, Version},
     credit::Credit,
     queue::Queue,
+    session::Reason,
 };
 
 /// Chosen by whoever runs the worker, or random and kept on its disk.
@@ -24,6 +25,7 @@ pub enum State {
     /// Known from the store, not back since the coordinator started.
     Joining,
     Ready,
+    /// Being emptied: by an operator ([`Body::drain`]), or because it stops.
     Draining,
     /// Silent: no new work.
     Suspect,
@@ -44,6 +46,20 @@ impl State {
             State::Gone => "gone",
         }
     }
+}
+
+/// An operator wants the worker empty. Durable: it outlives restarts of the coordinator and of the worker (I13).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub since_ms: i64,
+    /// When executions that are left are ended. Wall clock, because it has to mean something to another process.
+    pub deadline_ms: i64,
+    /// Since when nothing runs there any more; 0 = not yet. From then on nothing is started there.
+    #[serde(default)]
+    pub drained_ms: i64,
+    /// Name of the token that asked.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// What the worker said of itself at its last attach; the row's body.
@@ -70,6 +86,32 @@ pub struct Body {
     pub boot_id: String,
     #[serde(default)]
     pub python_version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+    /// Why it could not attach when it tried last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Reason>,
+}
+
+impl Body {
+    /// Of a worker that nothing is known of.
+    pub fn unknown() -> Self {
+        Self {
+            state: State::Joining,
+            incarnation: 0,
+            version: String::new(),
+            capabilities: BTreeSet::new(),
+            labels: BTreeMap::new(),
+            sessions_max: 0,
+            tasks_max: 0,
+            stacks: Vec::new(),
+            hostname: String::new(),
+            boot_id: String::new(),
+            python_version: String::new(),
+            drain: None,
+            refused: None,
+        }
+    }
 }
 
 /// The control stream that may write for this worker.
@@ -77,6 +119,8 @@ pub struct Body {
 pub struct Attached {
     /// Strictly increasing over all attaches of all workers; only the newest of a worker is listened to.
     pub epoch: u64,
+    /// Version of the link protocol: what it was not made for is not sent.
+    pub protocol: u32,
     pub credit: Credit,
 }
 
@@ -97,7 +141,17 @@ pub struct Worker {
     pub pinned: Queue,
     /// Its sessions with tasks that wait.
     pub waiting: BTreeSet<SessionId>,
-    events: Vec<&'static str>,
+    /// It said that it stops and takes nothing more; until it attaches again.
+    pub stopping: bool,
+    /// The drain's deadline on our own clock.
+    pub(crate) drain_due_mono_ms: u64,
+    /// When the deadline was carried out.
+    pub(crate) drain_cut_mono_ms: Option<u64>,
+    /// Nothing ran and nothing waited at the last look.
+    pub(crate) drain_idle: bool,
+    /// The brake keeps it from being given up, and that was said.
+    pub(crate) spared: bool,
+    events: Vec<(&'static str, String)>,
 }
 
 impl Worker {
@@ -115,6 +169,11 @@ impl Worker {
             running: BTreeSet::new(),
             pinned: Queue::default(),
             waiting: BTreeSet::new(),
+            stopping: false,
+            drain_due_mono_ms: 0,
+            drain_cut_mono_ms: None,
+            drain_idle: false,
+            spared: false,
             events: Vec::new(),
         }
     }
@@ -129,6 +188,10 @@ impl Worker {
         if worker.body.state != State::Gone {
             worker.body.state = State::Joining;
         }
+        if let Some(drain) = &worker.body.drain {
+            let left_ms = u64::try_from(drain.deadline_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
+            worker.drain_due_mono_ms = now.mono_ms + left_ms;
+        }
         Ok(worker)
     }
 
@@ -136,7 +199,7 @@ impl Worker {
         let changed = self.body.state != next;
         if changed {
             self.body.state = next;
-            self.events.push(match next {
+            self.note(match next {
                 State::Joining => "worker.joining",
                 State::Ready => "worker.ready",
                 State::Draining => "worker.draining",
@@ -150,10 +213,25 @@ impl Worker {
 
     /// Its host was started anew: what the one before it ran is over.
     pub fn restarted(&mut self) {
-        self.events.push("worker.restarted");
+        self.note("worker.restarted");
     }
 
-    /// Takes new sessions and attempts.
+    /// Records a fact with the next change.
+    pub(crate) fn note(&mut self, kind: &'static str) {
+        self.note_with(kind, String::new());
+    }
+
+    /// `more`: JSON members, each with its leading comma.
+    pub(crate) fn note_with(&mut self, kind: &'static str, more: String) {
+        self.events.push((kind, format!(r#"{{"incarnation":{}{more}}}"#, self.body.incarnation)));
+    }
+
+    /// What it is as long as it is heard.
+    pub fn heard(&self) -> State {
+        if self.stopping || self.body.drain.is_some() { State::Draining } else { State::Ready }
+    }
+
+    /// Takes new sessions, and tasks that any worker can do.
     pub fn accepts(&self) -> bool {
         self.attached.is_some() && self.body.state == State::Ready
     }
@@ -163,12 +241,35 @@ impl Worker {
         labels.iter().all(|(name, value)| self.body.labels.get(name) == Some(value))
     }
 
-    /// Attempts it can take now.
+    /// Goes on with what is bound to it: executions in its sessions, steps on its stacks. While it is drained it does
+    /// so until nothing runs there, or until the deadline.
+    pub fn goes_on(&self) -> bool {
+        self.attached.is_some()
+            && match self.body.state {
+                State::Ready => true,
+                State::Draining => !self.closed(),
+                State::Joining | State::Suspect | State::Lost | State::Gone => false,
+            }
+    }
+
+    /// Nothing more is started there, not even in its sessions: it stops, or its drain is over.
+    pub fn closed(&self) -> bool {
+        let over = self.drain_cut_mono_ms.is_some();
+        self.stopping || self.body.drain.as_ref().is_some_and(|drain| over || drain.drained_ms != 0)
+    }
+
+    /// Attempts it can take now, of tasks that any worker can do.
     pub fn available(&self) -> u32 {
-        match self.attached {
-            Some(attached) if self.accepts() => attached.credit.available(),
-            _ => 0,
-        }
+        if self.accepts() { self.credit() } else { 0 }
+    }
+
+    /// Attempts it can take now, of tasks that are bound to it.
+    pub fn available_bound(&self) -> u32 {
+        if self.goes_on() { self.credit() } else { 0 }
+    }
+
+    fn credit(&self) -> u32 {
+        self.attached.map_or(0, |attached| attached.credit.available())
     }
 
     /// Sessions it can take now.
@@ -199,10 +300,7 @@ impl Worker {
             events: self
                 .events
                 .drain(..)
-                .map(|kind| NewEvent {
-                    kind: kind.to_owned(),
-                    body: format!(r#"{{"incarnation":{}}}"#, self.body.incarnation),
-                })
+                .map(|(kind, body)| NewEvent { kind: kind.to_owned(), body })
                 .collect(),
             output: Vec::new(),
         }

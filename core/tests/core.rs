@@ -2,5 +2,7 @@
 
 #[path = "core/cluster.rs"]
 mod cluster;
+#[path = "core/fleet.rs"]
+mod fleet;
 #[path = "core/run.rs"]
 mod run;

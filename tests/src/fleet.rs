@@ -1,12 +1,14 @@
 //! A coordinator and workers as processes of their own, as on several machines.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 
 use crate::{
     cooper::Cooper,
-    http,
+    grpc, http,
     processes::{self, Process},
-    program::Running,
+    program::{Finished, Running},
     scratch::Scratch,
     seconds,
     wait::{until, until_true},
@@ -72,10 +74,15 @@ impl Fleet {
 
     /// Starts a worker with two rooms that joins by token file. Its health listener is on the port returned.
     pub fn start_worker(&mut self, id: &str) -> u16 {
-        self.start_labelled_worker(id, "")
+        self.start_worker_in(id, &[])
     }
 
     pub fn start_labelled_worker(&mut self, id: &str, labels: &str) -> u16 {
+        self.start_worker_in(id, &[("COOPER_LABELS", labels)])
+    }
+
+    /// With more in its environment.
+    pub fn start_worker_in(&mut self, id: &str, environment: &[(&str, &str)]) -> u16 {
         let port = http::free_port();
         let token = self.scratch.join("coordinator/worker.token");
         let cooper = Cooper::at(&self.scratch.join(id))
@@ -83,11 +90,41 @@ impl Fleet {
             .env("COOPER_JOIN_TOKEN_FILE", &token.to_string_lossy())
             .env("WORKER_ID", id)
             .env("MAX_SESSIONS", "2")
-            .env("COOPER_LABELS", labels)
             .env("GRPC_PORT", &port.to_string())
             .env("COOPER_COMPOSE", "off");
+        let cooper = environment.iter().fold(cooper, |cooper, (name, value)| cooper.env(name, value));
         self.workers.push(cooper.dir(self.scratch.path()).start(["worker"], b""));
         port
+    }
+
+    /// SIGTERM for the coordinator; it ends in order and in time.
+    pub fn end_coordinator(&mut self) {
+        let coordinator = self.coordinator.take().expect("it runs");
+        coordinator.signal(Signal::TERM);
+        coordinator.finish(seconds(5)).expect(0);
+    }
+
+    /// SIGTERM for a worker, which drains; what it said.
+    pub fn end_worker(&mut self, index: usize, within: Duration) -> Finished {
+        let worker = self.workers.remove(index);
+        worker.signal(Signal::TERM);
+        worker.finish(within).expect(0)
+    }
+
+    /// The link of the worker with this id.
+    pub fn link(&self, id: &str) -> Process {
+        let data = self.scratch.join(id);
+        until(&format!("the link of {id}"), seconds(20), || {
+            let mut all = processes::of(&data);
+            all.retain(|process| process.args.get(1).is_some_and(|arg| arg == "worker-link"));
+            all.into_iter().next()
+        })
+    }
+
+    /// A client with the coordinator's admin token.
+    pub async fn client(&self) -> grpc::Client {
+        let token = std::fs::read_to_string(self.scratch.join("coordinator/admin.token")).expect("a token");
+        grpc::Client::connect(&self.url(), Some(token.trim())).await
     }
 
     pub fn worker(&mut self, index: usize) -> &mut Running {

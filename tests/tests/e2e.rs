@@ -4,6 +4,7 @@
 mod e2e {
     mod config;
     mod contract;
+    mod drain;
     mod durable;
     mod executions;
     mod files;
@@ -12,10 +13,13 @@ mod e2e {
     mod json;
     mod policy;
     mod repair;
+    mod resume;
     mod rollback;
+    mod rolling;
     mod scheduling;
     mod sessions;
     mod store;
     mod tenants;
     mod up;
+    mod versions;
 }

@@ -37,6 +37,12 @@ pub struct Config {
     pub compose: bool,
     pub labels: BTreeMap<String, String>,
     pub timing: Timing,
+    /// SIGTERM: how long what runs may go on before it is ended. The second signal does not wait.
+    pub drain_ms: u64,
+    /// Cut off for this long beyond its lease, the worker ends steps that run: they may be started elsewhere.
+    pub detach_max_ms: u64,
+    /// Newest version of the host protocol to speak; for tests of older ones.
+    pub host_protocol_max: u32,
     /// A tracing filter.
     pub log_level: String,
     /// Where the link serves health and metrics, e.g. `127.0.0.1:50052`. None = nowhere.
@@ -90,6 +96,9 @@ impl Config {
             compose: true,
             labels: BTreeMap::new(),
             timing: Timing::default(),
+            drain_ms: link::DRAIN_MS,
+            detach_max_ms: link::DETACH_MAX_MS,
+            host_protocol_max: link::HOST_PROTOCOL_MAX,
             log_level: "info".to_owned(),
             health_listen: None,
             link_uid: NOBODY,
@@ -98,7 +107,7 @@ impl Config {
 }
 
 /// What the link is told, as JSON in the memfd that is its descriptor 4. Never on a command line: those are readable
-/// by everyone on the machine.
+/// by everyone on the machine. A link may be newer than the host that tells it this: fields are only added, with defaults.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct LinkConfig {
     pub coordinator_addr: String,

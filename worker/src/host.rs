@@ -9,6 +9,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -50,6 +51,7 @@ mod link;
 mod listing;
 mod outcome;
 mod python;
+mod reach;
 mod reaper;
 mod session;
 mod spawn;
@@ -66,8 +68,6 @@ mod trees;
 pub const INSTALL_ARGV: &str = "worker-install";
 /// Hidden first argument of a process that performs one step.
 pub const STEP_ARGV: &str = "worker-step";
-/// Version of the host protocol.
-const PROTOCOL: u32 = 1;
 /// Events taken in one round.
 const EVENTS_MAX: usize = 256;
 /// Messages of the link served in one round.
@@ -92,6 +92,8 @@ pub fn run(config: Config) -> Result<()> {
 struct Host {
     config: Config,
     exe: OwnedFd,
+    /// Where that was: an upgrade puts the next link's program there.
+    exe_path: PathBuf,
     dir: Dir,
     epoll: OwnedFd,
     signals: OwnedFd,
@@ -120,6 +122,9 @@ struct Host {
     timers: Timers<Due>,
     next_id: u64,
     stopping: Option<stop::Phase>,
+    /// While draining: until when.
+    drain_until_ms: u64,
+    reach: reach::Reach,
 }
 
 /// Whether Docker Compose works here.
@@ -146,6 +151,8 @@ enum Due {
     Helper(Pid),
     Strays,
     Stop(stop::Phase),
+    /// No coordinator was reached for too long.
+    Unreached,
 }
 
 /// Where an event comes from.
@@ -189,7 +196,8 @@ impl Host {
     fn new(config: Config, exe: OwnedFd) -> Result<Self> {
         let internal = |e: io::Error| Error::internal(format!("the host cannot start: {e}"));
         let signals =
-            sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(internal)?;
+            sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR2])
+                .map_err(internal)?;
         let dir = Dir::open(&config.dir, config.base_workspace.as_deref(), config.worker_id.as_deref())?;
         let stacks = Stacks::open(&dir.path, &config.stacks)?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -218,6 +226,9 @@ impl Host {
             timers: Timers::default(),
             next_id: 0,
             stopping: None,
+            drain_until_ms: 0,
+            reach: reach::Reach::default(),
+            exe_path: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             config,
             exe,
             dir,
@@ -285,8 +296,10 @@ impl Host {
             Source::Link => self.on_link(),
             Source::Signals => {
                 while let Some(signal) = sys::next_signal(&self.signals) {
-                    if signal != libc::SIGCHLD {
-                        self.stop(signal);
+                    match signal {
+                        libc::SIGCHLD => {}
+                        libc::SIGUSR2 => self.replace_link(),
+                        _ => self.stop(signal),
                     }
                 }
                 self.reap();
@@ -309,6 +322,7 @@ impl Host {
             Due::Helper(_) => {}
             Due::Strays => self.kill_strays(),
             Due::Stop(phase) => self.on_stop_due(phase),
+            Due::Unreached => self.on_unreached(),
         }
     }
 
@@ -350,6 +364,7 @@ impl Host {
             M::CloseFile(call) => self.close_file(&call),
             M::StackAdd(add) => self.add_stack(&add),
             M::Drained(_) => self.on_drained(),
+            M::Reach(reach) => self.on_reach(&reach),
         }
     }
 

@@ -14,7 +14,13 @@ use std::{
     process::ExitCode,
 };
 
-use cooper_common::{clock, error::Error, failpoint, telemetry};
+use cooper_common::{
+    clock,
+    error::Error,
+    failpoint,
+    limits::link::{HOST_PROTOCOL_MAX, HOST_PROTOCOL_MIN},
+    telemetry,
+};
 use cooper_proto::host::{LinkHello, to_host, to_link};
 use tracing::error;
 
@@ -47,8 +53,6 @@ pub const ARGV: &str = "worker-link";
 pub const HOST_FD: RawFd = 3;
 /// memfd with [`LinkConfig`] as JSON.
 pub const CONFIG_FD: RawFd = 4;
-/// Versions of the host protocol this link speaks.
-const HOST_PROTOCOL: (u32, u32) = (1, 1);
 /// Threads that read and write files of sessions, at most.
 const BLOCKING_THREADS_MAX: usize = 32;
 
@@ -121,8 +125,8 @@ pub async fn run_over(host: impl Host, dial: Dial, config: LinkConfig) -> Result
     let mut buffer = Buffer::default();
 
     // The host speaks first of what it has; without that there is nothing to say to a coordinator.
-    let (version_min, version_max) = HOST_PROTOCOL;
-    let hello = to_host::Message::Hello(LinkHello { version_min, version_max });
+    let versions = LinkHello { version_min: HOST_PROTOCOL_MIN, version_max: HOST_PROTOCOL_MAX };
+    let hello = to_host::Message::Hello(versions);
     host.writable().await.map_err(broken)?;
     if host.try_send(hello).map_err(broken)?.is_err() {
         return Err(Error::internal("the socket to the host is full from the start"));
@@ -135,6 +139,9 @@ pub async fn run_over(host: impl Host, dial: Dial, config: LinkConfig) -> Result
         }
     };
 
+    if !(HOST_PROTOCOL_MIN..=HOST_PROTOCOL_MAX).contains(&hello.version) {
+        return Ok(End::Broken(format!("the host chose version {} of its protocol", hello.version)));
+    }
     let status = health::serve(config.health_listen.as_deref(), &hello.worker_id).await;
     let link = Link {
         host,
@@ -145,6 +152,7 @@ pub async fn run_over(host: impl Host, dial: Dial, config: LinkConfig) -> Result
         timing: config.timing,
         coordinator_epoch: 0,
         attaches: 0,
+        stopping: None,
         status,
     };
     Ok(link.run().await)
@@ -162,10 +170,47 @@ struct Link<H> {
     coordinator_epoch: u64,
     /// Times it was welcomed.
     attaches: u64,
+    stopping: Option<Stopping>,
     status: tokio::sync::watch::Sender<Status>,
 }
 
+/// The host wants to end.
+#[derive(Debug)]
+struct Stopping {
+    reason: String,
+    /// Until then what runs may end.
+    deadline: u64,
+    /// A host of version 1 waits for no more than the results that are there.
+    awaits_running: bool,
+}
+
+/// For a host of version 1: how long results that are ready may wait for their acks.
+const DRAIN_ACKS_MS: u64 = 1_000;
+
 impl<H: Host> Link<H> {
+    /// The host wants to end: no more work from now on.
+    fn stop(&mut self, drain: cooper_proto::host::Drain) {
+        let awaits_running = drain.deadline_in_ms > 0;
+        let wait_ms = if awaits_running { drain.deadline_in_ms } else { DRAIN_ACKS_MS };
+        let running = self.ledger.running();
+        tracing::info!(running, wait_ms, "draining: {}", drain.reason);
+        let deadline = clock::mono_ms() + wait_ms;
+        self.stopping = Some(Stopping { reason: drain.reason, deadline, awaits_running });
+        self.ledger.stop(wait_ms);
+    }
+
+    /// All that was to be waited for is over, or the time for it. Without a coordinator (not `attached`) nothing can be
+    /// delivered, but what runs may end and a coordinator come back.
+    fn may_end(&self, now: u64, attached: bool) -> bool {
+        let Some(stopping) = &self.stopping else { return false };
+        let idle = !stopping.awaits_running || self.ledger.running() == 0;
+        let delivered = match attached {
+            true => self.ledger.settled(),
+            false => !stopping.awaits_running || self.ledger.unacked() == 0,
+        };
+        now >= stopping.deadline || (idle && delivered)
+    }
+
     /// Gives what came from the host to the ledger.
     fn take_packet(
         &mut self,
@@ -212,6 +257,7 @@ impl<H: Host> Link<H> {
             sessions: self.ledger.sessions(),
             running: self.ledger.running(),
             results_unacked: self.ledger.unacked(),
+            draining: self.ledger.draining(),
             counters: self.ledger.counters,
         };
         self.status.send_if_modified(|shown| {

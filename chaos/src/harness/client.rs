@@ -201,7 +201,10 @@ impl Client {
         }
         while !ids.is_empty() {
             let mut client = self.tasks();
-            let watching = timeout(CALL, client.watch_tasks(WatchTasksRequest { task_ids: ids.clone() }));
+            let watching = timeout(
+                CALL,
+                client.watch_tasks(WatchTasksRequest { task_ids: ids.clone(), ..Default::default() }),
+            );
             if let Ok(Ok(stream)) = watching.await {
                 let mut stream = stream.into_inner();
                 while !ids.is_empty()

@@ -53,18 +53,45 @@ fn worker_table(context: &Context, workers: &[Worker]) -> Result<()> {
     let rows = workers
         .iter()
         .map(|worker| {
+            let mut labels: Vec<_> =
+                worker.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            labels.sort();
             vec![
                 worker.id.clone(),
-                worker.state.clone(),
+                state(worker),
                 format!("{}/{}", worker.sessions, worker.sessions_max),
                 worker.running.to_string(),
                 worker.capabilities.join(","),
+                labels.join(","),
                 worker.hostname.clone(),
+                worker.version.clone(),
+                worker.incarnation.to_string(),
                 units::ago(worker.last_seen_at_ms),
             ]
         })
         .collect();
-    context.out.table(&["worker", "state", "sessions", "running", "can", "host", "seen"], rows)
+    let titles =
+        ["worker", "state", "sessions", "running", "can", "labels", "host", "version", "start", "seen"];
+    context.out.table(&titles, rows)?;
+    for worker in workers {
+        if let Some(refused) = &worker.refused {
+            context.out.note(&format!("{} was refused: {}: {}", worker.id, refused.code, refused.message));
+        }
+    }
+    Ok(())
+}
+
+/// The state, and how far a drain is.
+fn state(worker: &Worker) -> String {
+    let drain = match (worker.draining_since_ms, worker.drained_at_ms) {
+        (0, _) => return worker.state.clone(),
+        (_, 0) => {
+            let left_ms = worker.drain_deadline_at_ms - cooper_common::clock::wall_ms();
+            format!("{} left", units::human_ms(u64::try_from(left_ms).unwrap_or(0)))
+        }
+        (_, at) => format!("drained {}", units::ago(at)),
+    };
+    format!("{} ({drain})", worker.state)
 }
 
 pub async fn status(context: &Context) -> Result<u8> {

@@ -15,12 +15,9 @@ use tonic::Streaming;
 
 use crate::{
     args::Schedule,
-    connect::{Client, Cluster, idempotency_key},
+    connect::{Client, Cluster, PATIENCE_MS, idempotency_key},
     failure::{Failure, Result, is_cut},
 };
-
-/// How long a coordinator may be away before a command gives up.
-const PATIENCE_MS: u64 = 60_000;
 
 /// Takes output as it comes, each byte once, in order per stream.
 pub trait Sink {

@@ -1,22 +1,20 @@
 //! Follows a run: a line per step that ended, on a terminal a live line for the one that goes on.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use cooper_common::{backoff, clock, limits};
-use cooper_proto::v1::{Run, RunState, Step, StepState, WatchRunRequest, watch_run_response::Event};
+use cooper_proto::v1::{
+    LogPosition, Run, RunState, Step, StepLog, StepState, Stream, WatchRunRequest, watch_run_response::Event,
+};
 
 use super::follow::Interrupts;
 use crate::{
-    connect::{Client, Cluster},
+    connect::{Client, Cluster, Patience},
     context::Context,
     failure::{Failure, Report, Result, is_cut},
     output::{clean, json},
     progress::Progress,
     units,
 };
-
-/// How long a coordinator may be away before a command gives up.
-const PATIENCE_MS: u64 = 60_000;
 
 /// Where a run is, to a shell.
 pub fn exit_status(state: RunState) -> u8 {
@@ -50,8 +48,13 @@ fn is_over(state: RunState) -> bool {
 
 /// Follows a run until it is terminal or waits for approval; shows it; the status it means.
 pub async fn to_the_end(context: &Context, cluster: &Cluster, client: Client, run_id: &str) -> Result<u8> {
-    let mut view =
-        View { context, progress: Progress::new(&context.out), shown: BTreeSet::new(), doing: String::new() };
+    let mut view = View {
+        context,
+        progress: Progress::new(&context.out),
+        shown: BTreeSet::new(),
+        doing: String::new(),
+        position: None,
+    };
     let mut interrupts = Interrupts::new()?;
     let run = tokio::select! {
         run = follow(cluster, client, run_id, &mut view) => run?,
@@ -69,27 +72,15 @@ pub async fn to_the_end(context: &Context, cluster: &Cluster, client: Client, ru
 }
 
 async fn follow(cluster: &Cluster, mut client: Client, run_id: &str, view: &mut View<'_>) -> Result<Run> {
-    let mut attempt = 0;
-    let mut last_contact = clock::mono_ms();
+    let mut patience = Patience::default();
     loop {
-        let cut = match watch(&client, run_id, view, &mut last_contact).await {
+        let cut = match watch(&client, run_id, view, &mut patience).await {
             Ok(run) => return Ok(run),
             Err(status) if is_cut(&status) => Failure::from(status),
             Err(status) => return Err(status.into()),
         };
-        loop {
-            if clock::mono_ms() - last_contact > PATIENCE_MS {
-                return Err(cut.hint(format!("the run goes on; see it with `cooper runs watch {run_id}`")));
-            }
-            let (base, cap) = (limits::link::RECONNECT_BASE_MS, limits::link::RECONNECT_CAP_MS);
-            let pause = backoff::full_jitter(base, cap, attempt, rand::random());
-            attempt += 1;
-            tokio::time::sleep(pause.max(Duration::from_millis(20))).await;
-            if let Ok(again) = cluster.connect().await {
-                client = again;
-                break;
-            }
-        }
+        let cut = cut.hint(format!("the run goes on; see it with `cooper runs watch {run_id}`"));
+        client = patience.reconnect(cluster, cut).await?;
     }
 }
 
@@ -97,12 +88,12 @@ async fn watch(
     client: &Client,
     run_id: &str,
     view: &mut View<'_>,
-    contact: &mut u64,
+    patience: &mut Patience,
 ) -> Result<Run, tonic::Status> {
-    let request = WatchRunRequest { run_id: run_id.to_owned() };
+    let request = WatchRunRequest { run_id: run_id.to_owned(), resume: view.position.clone() };
     let mut events = client.runs().watch_run(request).await?.into_inner();
     while let Some(message) = events.message().await? {
-        *contact = clock::mono_ms();
+        patience.contact();
         match message.event {
             Some(Event::Run(run)) => {
                 view.update(&run);
@@ -110,7 +101,10 @@ async fn watch(
                     return Ok(run);
                 }
             }
-            Some(Event::Log(log)) => view.progress.show_log(&log.step, &log.data),
+            Some(Event::Log(log)) => {
+                view.read(&log);
+                view.progress.show_log(&log.step, &log.data);
+            }
             None => {}
         }
     }
@@ -123,9 +117,30 @@ struct View<'a> {
     /// Steps whose end was shown; by task, as a second attempt has the same names.
     shown: BTreeSet<(String, String)>,
     doing: String,
+    /// Where the logs are.
+    position: Option<LogPosition>,
 }
 
 impl View<'_> {
+    fn read(&mut self, log: &StepLog) {
+        let fresh = || LogPosition {
+            task_id: log.task_id.clone(),
+            attempts_used: log.attempts_used,
+            ..LogPosition::default()
+        };
+        let same = self.position.take().filter(|position| {
+            (&position.task_id, position.attempts_used) == (&log.task_id, log.attempts_used)
+        });
+        let mut position = same.unwrap_or_else(fresh);
+        let end = log.offset + log.data.len() as u64;
+        if log.stream() == Stream::Stderr {
+            position.stderr_offset = end;
+        } else {
+            position.stdout_offset = end;
+        }
+        self.position = Some(position);
+    }
+
     fn update(&mut self, run: &Run) {
         if self.context.out.json {
             return;

@@ -222,6 +222,12 @@ pub fn worker(worker: &v1::Worker) -> Value {
         "stacks": worker.stacks,
         "labels": worker.labels,
         "last_seen_at_ms": worker.last_seen_at_ms,
+        "protocol": worker.protocol,
+        "draining_since_ms": worker.draining_since_ms,
+        "drain_deadline_at_ms": worker.drain_deadline_at_ms,
+        "drained_at_ms": worker.drained_at_ms,
+        "drained_by": worker.drained_by,
+        "refused": worker.refused.as_ref().map(error),
     })
 }
 
@@ -269,6 +275,7 @@ pub fn info(info: &v1::Info) -> Value {
         "tasks_running": info.tasks_running,
         "tenant": info.tenant,
         "scope": info.scope,
+        "last_event_seq": info.last_event_seq,
     })
 }
 

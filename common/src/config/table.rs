@@ -312,6 +312,18 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Longest wait of a worker before it dials again, in milliseconds.",
         ..time("reconnect_cap_ms", &["COOPER_RECONNECT_CAP_MS"])
     },
+    Setting {
+        roles: WORKER,
+        default: Default::Number(link::DRAIN_MS),
+        doc: "Milliseconds that executions may go on after SIGTERM or Ctrl-C; the second signal ends them at once.",
+        ..time("drain_ms", &["COOPER_DRAIN_MS"])
+    },
+    Setting {
+        roles: WORKERS,
+        default: Default::Number(link::DETACH_MAX_MS),
+        doc: "Milliseconds beyond its lease after which a worker without a coordinator ends steps that run.",
+        ..time("detach_max_ms", &["COOPER_DETACH_MAX_MS"])
+    },
     // What stays of what has ended, and the space left for what goes on.
     Setting {
         key: "keep_tasks",

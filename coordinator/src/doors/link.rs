@@ -43,6 +43,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const TOGETHER_MAX: usize = 256;
 /// Acks on their way to one worker's output stream.
 const ACKS_MAX: usize = 256;
+const WORKER_ID_BYTES_MAX: usize = 128;
 
 pub struct Door {
     pub cluster: Arc<Cluster>,
@@ -169,22 +170,13 @@ async fn attach(
 ) -> Result<(WorkerId, u64, mpsc::Receiver<v1::Down>)> {
     let protocol = limits::PROTOCOL_MAX.min(hello.protocol_max);
     if protocol < limits::PROTOCOL_MIN || protocol < hello.protocol_min {
-        return Err(Error::new(
-            Code::ProtocolVersion,
-            format!(
-                "the worker speaks link protocol {} to {}, this coordinator {} to {}",
-                hello.protocol_min,
-                hello.protocol_max,
-                limits::PROTOCOL_MIN,
-                limits::PROTOCOL_MAX
-            ),
-        ));
+        return Err(refused(cluster, caller, &hello));
     }
     let worker: WorkerId = hello.worker_id.as_str().into();
-    if worker.is_empty() || worker.len() > 128 {
+    if worker.is_empty() || worker.len() > WORKER_ID_BYTES_MAX {
         return Err(Error::invalid("worker_id has 1 to 128 bytes"));
     }
-    let hello = understood(worker.clone(), caller, hello)?;
+    let hello = understood(worker.clone(), caller, protocol, hello)?;
     let (downs, stream) = mpsc::channel(limits::OUTBOUND_MESSAGES_MAX);
     // Decided under the lock, sent when durable: Welcome opens the stream, the effects of this attach come behind it.
     let welcome: Arc<OnceLock<(u64, v1::Welcome)>> = Arc::default();
@@ -212,7 +204,44 @@ async fn attach(
     Ok((worker, attach, stream))
 }
 
-fn understood(worker: WorkerId, caller: &Caller, hello: v1::Hello) -> Result<Hello> {
+/// No version in common: the worker is told what to do, and so is whoever asks where it is.
+fn refused(cluster: &Arc<Cluster>, caller: &Caller, hello: &v1::Hello) -> Error {
+    let (ours, theirs) =
+        ((limits::PROTOCOL_MIN, limits::PROTOCOL_MAX), (hello.protocol_min, hello.protocol_max));
+    let error = Error::new(
+        Code::ProtocolVersion,
+        format!(
+            "worker {:?} ({}) speaks link protocol {} to {}, this coordinator ({VERSION}) {} to {}",
+            hello.worker_id, hello.version, theirs.0, theirs.1, ours.0, ours.1
+        ),
+    );
+    let error = error.with_hint(if theirs.0 > ours.1 {
+        "upgrade the coordinator; workers are upgraded after it"
+    } else {
+        "upgrade the worker"
+    });
+    tracing::warn!(%error, hint = error.hint(), "a worker is not let in");
+    metrics::counter!("cooper_workers_refused_total").increment(1);
+    if (1..=WORKER_ID_BYTES_MAX).contains(&hello.worker_id.len()) {
+        let reason = Reason {
+            code: error.code.as_str().to_owned(),
+            message: format!("{}; {}", error.message, error.hint()),
+        };
+        cluster.tell(|core, now| {
+            core.refused(
+                now,
+                &hello.worker_id,
+                caller.tenant.clone(),
+                &hello.version,
+                &hello.hostname,
+                reason,
+            )
+        });
+    }
+    error
+}
+
+fn understood(worker: WorkerId, caller: &Caller, protocol: u32, hello: v1::Hello) -> Result<Hello> {
     let capacity = hello.capacity.unwrap_or_default();
     let mut sessions = Vec::new();
     for item in hello.sessions {
@@ -232,6 +261,7 @@ fn understood(worker: WorkerId, caller: &Caller, hello: v1::Hello) -> Result<Hel
     Ok(Hello {
         worker,
         tenant: caller.tenant.clone(),
+        protocol,
         body: Body {
             state: State::Ready,
             incarnation: hello.incarnation,
@@ -244,6 +274,8 @@ fn understood(worker: WorkerId, caller: &Caller, hello: v1::Hello) -> Result<Hel
             hostname: hello.hostname,
             boot_id: hello.boot_id,
             python_version: hello.python_version,
+            drain: None,
+            refused: None,
         },
         sessions,
         attempts,
@@ -287,6 +319,16 @@ fn welcomed(cluster: &Cluster, welcome: Welcome, protocol: u32, epoch: u64) -> R
             .collect(),
         coordinator_version: VERSION.to_owned(),
     })
+}
+
+fn stopping(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, draining: v1::Draining) {
+    tracing::info!(%worker, remaining = draining.remaining, deadline_in_ms = draining.deadline_in_ms, "the worker stops");
+    let taken = draining
+        .attempts
+        .into_iter()
+        .filter_map(|item| Some((item.task_id.parse().ok()?, fence(item.fence))))
+        .collect();
+    cluster.tell(|core, now| core.stopping(now, worker, attach, &taken));
 }
 
 /// Reads the worker's stream until it ends; true = it said goodbye. What has arrived is taken together: one decision, and
@@ -337,6 +379,11 @@ async fn listen(
                     // A session's end decides about its tasks: what was said of them before comes first.
                     hear(cluster, worker, attach, &mut said);
                     session(cluster, worker, attach, update);
+                }
+                Some(Message::Draining(draining)) => {
+                    // What is missing in its list was not taken, unless it has ended: that comes first.
+                    hear(cluster, worker, attach, &mut said);
+                    stopping(cluster, worker, attach, draining);
                 }
                 Some(Message::CallResult(result)) => call_result(cluster, worker, result),
                 Some(Message::Stacks(update)) => {

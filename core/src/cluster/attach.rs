@@ -24,7 +24,9 @@ pub struct Hello {
     pub worker: WorkerId,
     /// The join token's.
     pub tenant: std::sync::Arc<str>,
-    /// `state` is ours to decide and ignored.
+    /// Version of the link protocol both sides speak.
+    pub protocol: u32,
+    /// `state`, `drain` and `refused` are ours to decide and ignored.
     pub body: Body,
     pub sessions: Vec<SessionItem>,
     pub attempts: Vec<AttemptItem>,
@@ -90,19 +92,24 @@ impl Cluster {
         });
         let same_host = known.body.incarnation == hello.body.incarnation;
         let before = known.body.clone();
-        known.body = Body { state: known.body.state, ..hello.body.clone() };
-        known.attached = Some(Attached { epoch: attach, credit: Credit::default() });
+        let drain = known.body.drain.take();
+        known.body = Body { state: known.body.state, drain, refused: None, ..hello.body.clone() };
+        let protocol = hello.protocol;
+        known.attached = Some(Attached { epoch: attach, protocol, credit: Credit::default() });
+        (known.stopping, known.spared) = (false, false);
         known.tenant = hello.tenant.clone();
         known.last_seen_mono_ms = now.mono_ms;
         known.last_seen_ms = now.wall_ms;
-        if known.version > 0 && !same_host {
+        // 0: all that is known of it is that it was refused.
+        if known.version > 0 && before.incarnation > 0 && !same_host {
             known.restarted();
         }
-        let moved = known.to(worker::State::Ready);
+        let moved = known.to(known.heard());
         if moved || known.version == 0 || known.body != before {
             out.workers.insert(id.clone());
         }
         self.reindex(&id);
+        self.tell_drain(now, &id, &mut out);
         let sessions = self.reconcile_sessions(now, &id, &hello.sessions, &mut out);
         let attempts = self.reconcile_attempts(now, &id, &hello.attempts, same_host, &mut out);
         out.effects.push(Effect::CapacityChanged);
@@ -115,6 +122,40 @@ impl Cluster {
             sessions,
         };
         Ok((welcome, out))
+    }
+
+    /// A worker was not let in. That is kept with it, so that `cooper workers` and the events say why it is missing; one
+    /// that is attached under the same id is not touched.
+    pub fn refused(
+        &mut self,
+        now: Now,
+        worker: &str,
+        tenant: std::sync::Arc<str>,
+        version: &str,
+        hostname: &str,
+        reason: session::Reason,
+    ) -> Out {
+        let mut out = Out { full: true, ..Out::default() };
+        let id: WorkerId = worker.into();
+        let known = self.workers.entry(id.clone()).or_insert_with(|| {
+            let mut known = Worker::new(now, id.clone(), Body::unknown());
+            known.tenant = tenant;
+            known
+        });
+        if known.attached.is_some() {
+            return out;
+        }
+        (known.last_seen_mono_ms, known.last_seen_ms) = (now.mono_ms, now.wall_ms);
+        if known.body.refused.as_ref() != Some(&reason) {
+            let code = serde_json::Value::from(reason.code.as_str());
+            let message = serde_json::Value::from(reason.message.as_str());
+            (known.body.version, known.body.hostname) = (version.to_owned(), hostname.to_owned());
+            known.body.refused = Some(reason);
+            known.note_with("worker.refused", format!(r#","code":{code},"message":{message}"#));
+            out.workers.insert(id);
+        }
+        self.finish(now, &mut out);
+        out
     }
 
     fn check_identity(&self, now: Now, hello: &Hello) -> Result<()> {
@@ -277,8 +318,9 @@ impl Cluster {
         let id = id.clone();
         if let Some(worker) = self.workers.get_mut(&id)
             && matches!(worker.body.state, worker::State::Suspect | worker::State::Lost)
-            && worker.to(worker::State::Ready)
+            && worker.to(worker.heard())
         {
+            worker.spared = false;
             out.workers.insert(id.clone());
             self.reindex(&id);
             self.pump_worker(now, &id, &mut out);

@@ -138,7 +138,7 @@ impl Cluster {
         let pinned = task.body.worker.as_deref().filter(|_| task.body.kind == Kind::Step);
         match pinned {
             Some(id) => match self.workers.get(id) {
-                Some(worker) => self.waits_for(worker).behind(Some(&worker.pinned), task.place),
+                Some(worker) => self.waits_for(worker, true).behind(Some(&worker.pinned), task.place),
                 None => {
                     Why::new(Cause::WorkerAway, format!("worker {id}, which has the stack, is not known"))
                 }
@@ -163,7 +163,7 @@ impl Cluster {
         };
         let why = match session.body.state {
             // What is wrong with its worker explains more than what it waits for there.
-            _ if !worker.accepts() => self.waits_for(worker),
+            _ if !worker.goes_on() => self.waits_for(worker, true),
             session::State::Initializing => {
                 Why::new(Cause::SessionInitializing, format!("session {id} is being made on {}", worker.id))
             }
@@ -179,7 +179,7 @@ impl Cluster {
                     let text = format!("the interpreter of {id} is busy with {} since {for_}", busy.id);
                     Why { blocking: Some(busy.id), ..Why::new(Cause::InterpreterBusy, text) }
                 }
-                None => self.waits_for(worker),
+                None => self.waits_for(worker, true),
             },
         };
         why.at(&worker.id).behind(Some(&session.queue), task.place)
@@ -189,14 +189,14 @@ impl Cluster {
         session.interpreter.and_then(|id| self.tasks.get(&id))
     }
 
-    /// What is in the way of one worker taking more.
-    fn waits_for(&self, worker: &Worker) -> Why {
+    /// What is in the way of one worker taking more, of tasks that are bound to it or of others.
+    fn waits_for(&self, worker: &Worker, bound: bool) -> Why {
         let id = &worker.id;
         let why = match (worker.body.state, worker.attached) {
             (worker::State::Suspect, _) => {
                 Why::new(Cause::WorkerSuspect, format!("worker {id} is suspect: it has been silent"))
             }
-            (worker::State::Draining, _) => {
+            (worker::State::Draining, _) if !(bound && worker.goes_on()) => {
                 Why::new(Cause::WorkerDraining, format!("worker {id} is draining and takes no new work"))
             }
             (state, None) => {
@@ -228,7 +228,7 @@ impl Cluster {
                     format!("no attached worker has the labels {labels}"),
                 );
             }
-            [one] => return self.waits_for(one),
+            [one] => return self.waits_for(one, false),
             _ => {}
         }
         let accepting: Vec<_> = able.iter().filter(|worker| worker.accepts()).collect();

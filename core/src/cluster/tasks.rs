@@ -74,6 +74,12 @@ impl Cluster {
 
     fn submit_into(&mut self, now: Now, submit: Submit, out: &mut Out) -> Result<()> {
         self.check_room()?;
+        if submit.spec.len() > limits::link::SPEC_BYTES_MAX {
+            return Err(Error::new(
+                Code::TooLarge,
+                format!("the task has {} bytes, no message to a worker holds that", submit.spec.len()),
+            ));
+        }
         if let Some(id) = submit.session {
             self.check_session(id)?;
         } else if let Some(id) = &submit.worker {
@@ -116,7 +122,17 @@ impl Cluster {
                 format!("{} executions of session {id} wait or run", limits::exec::QUEUED_PER_SESSION_MAX),
             ));
         }
-        self.check_worker(&session.body.worker)
+        self.check_worker(&session.body.worker)?;
+        match self.workers.get(session.body.worker.as_str()).filter(|worker| worker.closed()) {
+            Some(worker) => Err(Error::new(
+                Code::WorkerDraining,
+                format!(
+                    "worker {}, which holds session {id}, is being drained and starts nothing",
+                    worker.id
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     fn check_worker(&self, id: &str) -> Result<()> {
@@ -176,7 +192,7 @@ impl Cluster {
 
     fn pump_pinned(&mut self, now: Now, worker: &WorkerId, out: &mut Out) {
         while let Some(w) = self.workers.get_mut(worker)
-            && w.available() > 0
+            && w.available_bound() > 0
             && let Some(task) = w.pinned.pop()
         {
             self.assign(now, task, worker, out);
@@ -195,7 +211,7 @@ impl Cluster {
                 }
                 return;
             }
-            if w.available() == 0 {
+            if w.available_bound() == 0 {
                 return;
             }
             let Some((place, task)) = self.startable(session) else { return };
@@ -333,6 +349,10 @@ impl Cluster {
         out: &mut Out,
     ) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
+        if end != End::Cancelled {
+            // It ended by itself before a drain's deadline could end it.
+            task.body.reason = None;
+        }
         let mut state = end;
         if let Some(passed) = task.body.passed() {
             // What it did in spite of the deadline, it did.
@@ -496,7 +516,11 @@ impl Cluster {
     pub(super) fn give_up(&mut self, now: Now, id: TaskId, never_started: bool, why: &str, out: &mut Out) {
         let Some(task) = self.tasks.get(&id) else { return };
         if task.body.cancel_requested {
-            self.end_by_us(now, id, End::Cancelled, Code::Cancelled, "cancelled", out);
+            // A drain's deadline says why; a client knows why.
+            let why = task.body.reason.clone();
+            let code = why.as_ref().and_then(|why| Code::parse(&why.code)).unwrap_or(Code::Cancelled);
+            let message = why.map_or_else(|| "cancelled".to_owned(), |why| why.message);
+            self.end_by_us(now, id, End::Cancelled, code, &message, out);
         } else if let Some(passed) = task.body.passed() {
             let overdue = task.overdue(passed);
             self.end_by_us(now, id, End::TimedOut, Code::TimedOut, &overdue, out);

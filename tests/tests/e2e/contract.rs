@@ -195,7 +195,7 @@ async fn a_batch_of_noops_is_durable_and_every_one_ends_once() {
         ids.extend(answer.task_ids);
     }
     assert_eq!(ids.len(), 1_024);
-    let request = WatchTasksRequest { task_ids: ids.clone() };
+    let request = WatchTasksRequest { task_ids: ids.clone(), from_seq: 0 };
     let mut feed = client.tasks().watch_tasks(request).await.expect("a feed").into_inner();
     let mut ended = Vec::new();
     let all = async {

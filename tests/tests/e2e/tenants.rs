@@ -133,7 +133,10 @@ fn a_watch_tells_nothing_of_another_tenants_task() {
         let client = Client::connect(&cluster.url, Some(&token)).await;
         let mut answers = Vec::new();
         for id in [task.clone(), absent(&task)] {
-            let asked = client.tasks().watch_tasks(WatchTasksRequest { task_ids: vec![id.clone()] }).await;
+            let asked = client
+                .tasks()
+                .watch_tasks(WatchTasksRequest { task_ids: vec![id.clone()], from_seq: 0 })
+                .await;
             let answer = match asked {
                 Err(status) => format!("{:?}", refusal(&status)),
                 Ok(feed) => {

@@ -93,8 +93,7 @@ impl Attempt {
 
 impl Host {
     pub(super) fn start_attempt(&mut self, assign: v1::Assign) {
-        if self.stopping.is_some() {
-            // It was on its way when the link was told to drain; it never starts, and the next inventory shows that.
+        if self.stopping >= Some(super::stop::Phase::Ending) {
             return;
         }
         let fence = assign.fence.unwrap_or_default();

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// A step may have to put things back first.
-const STEP_GRACE_MS: u64 = 10_000;
+pub const STEP_GRACE_MS: u64 = 10_000;
 
 impl Host {
     pub(super) fn cancel(&mut self, cancel: &v1::Cancel) {

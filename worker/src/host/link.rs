@@ -30,6 +30,12 @@ pub struct Link {
     socket: Option<OwnedFd>,
     /// It said hello.
     pub hello: bool,
+    /// Version of the host protocol spoken with it, or with the one before while it said nothing.
+    pub version: u32,
+    /// The program that an upgrade put there gave no working link: take this host's own.
+    distrusts_upgrade: bool,
+    /// It was greeted at some time.
+    worked: bool,
     /// Its hello was answered: it knows the inventory, and from then on every change.
     pub greeted: bool,
     outbox: VecDeque<(ToLink, Vec<OwnedFd>)>,
@@ -48,14 +54,24 @@ pub enum Heard {
 
 impl Link {
     /// Starts the process. Returns its socket for the event loop.
-    pub fn start(&mut self, exe: &OwnedFd, config: &Config, dir: &Path, now_ms: u64) -> io::Result<()> {
+    pub fn start(
+        &mut self,
+        own: &OwnedFd,
+        upgrade: &Path,
+        config: &Config,
+        dir: &Path,
+        now_ms: u64,
+    ) -> io::Result<()> {
+        // Only the link may be newer than this host: the protocol between the two is made for it.
+        let upgraded = if self.distrusts_upgrade { None } else { File::open(upgrade).ok() };
+        let program = upgraded.map_or_else(|| own.try_clone(), |file| Ok(file.into()))?;
         let (ours, theirs) = frame::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         let told = frame::sealed_memfd("cooper-link", &serde_json::to_vec(&LinkConfig::of(config))?)?;
         let null = || OpenOptions::new().read(true).write(true).open("/dev/null").map(File::into);
         let stderr = || std::io::stderr().as_fd().try_clone_to_owned();
         let launch = Launch {
-            program: Program::Open(exe.try_clone()?),
+            program: Program::Open(program),
             argv: vec!["cooper".to_owned(), crate::link::ARGV.to_owned()],
             env: inherited(dir),
             cwd: "/".into(),
@@ -69,6 +85,8 @@ impl Link {
                 *self = Self {
                     child: Some(pid),
                     socket: Some(ours),
+                    version: self.version,
+                    distrusts_upgrade: self.distrusts_upgrade,
                     failures: self.failures,
                     started_ms: now_ms,
                     ..Self::default()
@@ -99,6 +117,7 @@ impl Link {
         // One that worked for a while is not held against the next.
         self.failures = if now_ms.saturating_sub(self.started_ms) > 10_000 { 0 } else { self.failures + 1 };
         self.child = None;
+        self.distrusts_upgrade = !self.worked;
         self.hang_up();
         timing.reconnect(self.failures, rand::random()).as_millis() as u64
     }
@@ -115,6 +134,12 @@ impl Link {
         self.socket = None;
         (self.hello, self.greeted) = (false, false);
         self.outbox.clear();
+    }
+
+    /// Its hello is answered: from now on it is told everything.
+    pub fn greet(&mut self, hello: to_link::Message) {
+        (self.greeted, self.worked) = (true, true);
+        self.tell(hello, Vec::new());
     }
 
     /// The next message it sent.

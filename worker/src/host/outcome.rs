@@ -15,6 +15,8 @@ pub enum Why {
     Cancelled,
     /// Its session is being destroyed, or the worker stops.
     SessionEnded,
+    /// No coordinator was reached for so long that it may have been started elsewhere.
+    Unreached,
 }
 
 /// What ran. Decides what an exit code means.
@@ -102,6 +104,10 @@ fn ended(mut outcome: v1::Outcome, well: bool, why: Option<Why>, timeout_ms: u64
             Some(Error::new(Code::TimedOut, format!("it ran longer than its limit of {timeout_ms} ms"))),
         ),
         Some(Why::Cancelled) => (TaskState::Cancelled, Some(Error::new(Code::Cancelled, "it was cancelled"))),
+        Some(Why::Unreached) => (
+            TaskState::Lost,
+            Some(Error::new(Code::WorkerLost, "its worker was cut off for too long and ended it")),
+        ),
         Some(Why::SessionEnded) => {
             (TaskState::Cancelled, Some(Error::new(Code::SessionEnded, "its session ended while it ran")))
         }

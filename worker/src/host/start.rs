@@ -1,6 +1,6 @@
 //! What a host knows before anything runs: capacity, the sessions on disk, the link and its greeting.
 
-use cooper_common::clock;
+use cooper_common::{clock, limits::link::HOST_PROTOCOL_MIN};
 use cooper_proto::{
     host::{self as wire, to_link},
     v1,
@@ -8,9 +8,10 @@ use cooper_proto::{
 use rustix::process::{Resource, Rlimit, Signal};
 
 use super::{
-    Compose, Due, Host, PROTOCOL, Source,
+    Compose, Due, Host, Source,
     home::{Home, Record},
     session::{self, Session},
+    stop::Phase,
 };
 use crate::config::Config;
 
@@ -52,11 +53,11 @@ pub fn raise_open_files() {
 
 impl Host {
     pub(super) fn start_link(&mut self) {
-        if self.stopping.is_some() || self.link.pid().is_some() {
+        if self.stopping >= Some(Phase::Ending) || self.link.pid().is_some() {
             return;
         }
         let now = clock::mono_ms();
-        let started = self.link.start(&self.exe, &self.config, &self.dir.path, now);
+        let started = self.link.start(&self.exe, &self.exe_path, &self.config, &self.dir.path, now);
         self.link_watched_for_room = false;
         let watched = started.and_then(|()| match self.link.socket() {
             Some(socket) => self.watch(socket, Source::Link),
@@ -72,6 +73,12 @@ impl Host {
         }
     }
 
+    /// SIGUSR2: the next link is started from what is at the place of this host's program now, as after an upgrade.
+    pub(super) fn replace_link(&mut self) {
+        tracing::info!("replacing the link");
+        self.link.end(Signal::TERM);
+    }
+
     pub(super) fn on_link_death(&mut self) {
         let now = clock::mono_ms();
         let wait = self.link.died(&self.config.timing, now);
@@ -80,23 +87,25 @@ impl Host {
         for attempt in self.attempts.values_mut() {
             attempt.unname();
         }
-        if self.stopping.is_none() {
+        self.out_of_reach();
+        if self.stopping < Some(Phase::Ending) {
             tracing::warn!(again_in_ms = wait, "the link ended; starting another");
             self.timers.add(now + wait, Due::StartLink);
         }
     }
 
     pub(super) fn on_link_hello(&mut self, hello: &wire::LinkHello) {
-        if !(hello.version_min..=hello.version_max).contains(&PROTOCOL) {
+        let version = self.config.host_protocol_max.min(hello.version_max);
+        if version < HOST_PROTOCOL_MIN.max(hello.version_min) {
             tracing::error!(
                 min = hello.version_min,
                 max = hello.version_max,
-                host = PROTOCOL,
-                "the link does not speak this host's protocol"
+                host = self.config.host_protocol_max,
+                "the link does not speak this host's protocol; the next one is started from the host's own program"
             );
             return self.link.end(Signal::KILL);
         }
-        self.link.hello = true;
+        (self.link.hello, self.link.version) = (true, version);
         self.greet_waiting_link();
     }
 
@@ -105,8 +114,8 @@ impl Host {
         if !self.link.hello || self.link.greeted || self.compose == Compose::Unknown {
             return;
         }
-        self.link.greeted = true;
-        self.link.tell(to_link::Message::Hello(self.inventory()), Vec::new());
+        let hello = to_link::Message::Hello(self.inventory());
+        self.link.greet(hello);
         for attempt in self.attempts.values_mut() {
             attempt.unname();
         }
@@ -130,7 +139,7 @@ impl Host {
             capabilities.push("compose".to_owned());
         }
         wire::HostHello {
-            version: PROTOCOL,
+            version: self.link.version,
             incarnation: self.dir.incarnation,
             worker_id: self.dir.worker_id.clone(),
             python_version: self.python.as_ref().map(|p| p.version_text()).unwrap_or_default(),

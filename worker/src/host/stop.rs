@@ -1,4 +1,5 @@
-//! The end of a host: the link says goodbye, then everything beneath is ended, within `limits::stop::HOST_MS`.
+//! The end of a host. First it drains: no new work, what runs may end within `drain_ms`, the link delivers the results
+//! and says goodbye. Then everything beneath is ended. A second signal does not wait.
 
 use cooper_common::{clock, limits::stop};
 use cooper_proto::host::{self as wire, to_link};
@@ -10,12 +11,15 @@ use super::{
     tree::{self, Which},
 };
 
-const DRAIN_MS: u64 = 1_000;
+/// For the link to say goodbye, after what runs had its time.
+const GOODBYE_MS: u64 = 600;
 const STEPS_MS: u64 = 700;
+/// From the end of the drain to nothing left.
+const ENDING_MS: u64 = stop::HOST_MS - stop::UP_DRAIN_MS - GOODBYE_MS - 200;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// The link was told; what runs, runs.
+    /// The link was told; what runs may end.
     Draining,
     /// Sessions are being killed, steps were asked to end.
     Ending,
@@ -30,14 +34,21 @@ impl Host {
     pub(super) fn stop(&mut self, signal: i32) {
         match self.stopping {
             None => {
-                tracing::info!(signal, "stopping");
+                let running = self.attempts.values().filter(|attempt| !attempt.has_ended()).count();
+                let drain_ms = self.config.drain_ms;
+                tracing::info!(
+                    signal,
+                    running,
+                    drain_ms,
+                    "stopping; a second signal does not wait for what runs"
+                );
                 self.stopping = Some(Phase::Draining);
-                let now = clock::mono_ms();
-                self.timers.add(now + stop::HOST_MS - 300, Due::Stop(Phase::Over));
+                self.drain_until_ms = clock::mono_ms() + drain_ms;
+                self.timers.add(self.drain_until_ms + GOODBYE_MS, Due::Stop(Phase::Ending));
                 if self.link.greeted {
-                    self.timers.add(now + DRAIN_MS, Due::Stop(Phase::Ending));
                     self.tell_drain();
-                } else {
+                } else if self.attempts.is_empty() {
+                    // Nobody to tell, and nothing to tell of.
                     self.enter(Phase::Ending);
                 }
             }
@@ -47,7 +58,10 @@ impl Host {
     }
 
     pub(super) fn tell_drain(&mut self) {
-        let drain = wire::Drain { reason: "the worker stops".to_owned() };
+        // 0 would mean that what runs is not waited for, which is all that version 1 knows.
+        let left_ms = self.drain_until_ms.saturating_sub(clock::mono_ms()).max(1);
+        let deadline_in_ms = if self.link.version >= 2 { left_ms } else { 0 };
+        let drain = wire::Drain { reason: "the worker stops".to_owned(), deadline_in_ms };
         self.link.tell(to_link::Message::Drain(drain), Vec::new());
     }
 
@@ -71,6 +85,7 @@ impl Host {
         match phase {
             Phase::Draining => {}
             Phase::Ending => {
+                self.timers.add(clock::mono_ms() + ENDING_MS, Due::Stop(Phase::Over));
                 self.link.end(Signal::TERM);
                 for (id, is_step, main) in trees {
                     match main {

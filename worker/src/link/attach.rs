@@ -179,17 +179,23 @@ impl<H: Host> Link<H> {
     async fn serving_host<T>(&mut self, work: impl Future<Output = T>) -> Result<T, End> {
         let mut work = pin!(work);
         loop {
+            let now = clock::mono_ms();
+            if self.may_end(now, false) {
+                return Err(self.drained().await);
+            }
             self.flush_host()?;
             let backlog = self.ledger.host_backlog() > 0;
+            let patience = self.stopping.as_ref().map(|stopping| stopping.deadline.saturating_sub(now));
             tokio::select! {
                 done = &mut work => return Ok(done),
                 packet = self.host.recv(&mut self.buffer) => {
                     // Files opened for calls of an attach that is over were closed when it ended; of all orders only
-                    // the drain is left. Without a coordinator there is nobody to say goodbye to.
-                    if let Some(Order::Drain(_)) = self.take_packet(packet)? {
-                        return Err(self.drained().await);
+                    // the drain is left.
+                    if let Some(Order::Drain(drain)) = self.take_packet(packet)? {
+                        self.stop(drain);
                     }
                 }
+                () = sleep(Duration::from_millis(patience.unwrap_or(0))), if patience.is_some() => {}
                 room = self.host.writable(), if backlog => room.map_err(|e| End::Broken(e.to_string()))?,
             }
         }

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tonic::Streaming;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     End, Host, Link,
@@ -28,8 +28,6 @@ use crate::config::Timing;
 
 /// Messages taken at once before the ledger is asked what to say: one Credit then stands for all of them.
 const BATCH: usize = 256;
-/// On drain: how long results that are ready may wait for their acks.
-const DRAIN_ACKS_MS: u64 = 1_000;
 /// On drain: how long the coordinator may take to see Goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -38,13 +36,11 @@ pub struct Attached {
     down: Streaming<v1::Down>,
     output: Output,
     calls: Calls,
-    /// Set once the host wants to end: when to stop waiting for acks.
-    drain: Option<(u64, String)>,
 }
 
 impl Attached {
     pub fn new(up: mpsc::Sender<v1::Up>, down: Streaming<v1::Down>, bulk: Bulk, timing: Timing) -> Self {
-        Self { up, down, output: Output::new(bulk.clone(), timing), calls: Calls::new(bulk), drain: None }
+        Self { up, down, output: Output::new(bulk.clone(), timing), calls: Calls::new(bulk) }
     }
     /// What the host has to be told now that nobody waits for the calls any more.
     pub fn abandon(self) -> Vec<to_host::Message> {
@@ -66,12 +62,13 @@ impl<H: Host> Link<H> {
             }
             self.flush_output(now, &mut at.output);
             self.show_status(true);
-            if let Some(left) = self.finish_drain(now, at).await {
-                return left;
+            if self.may_end(now, true) {
+                return Err(self.say_goodbye(at).await);
             }
 
             let retry_at = at.output.retry_at().filter(|_| self.ledger.wants_output());
-            let wake_at = [self.ledger.next_deadline(), retry_at, at.drain.as_ref().map(|drain| drain.0)];
+            let wake_at =
+                [self.ledger.next_deadline(), retry_at, self.stopping.as_ref().map(|it| it.deadline)];
             let wake_in = wake_at.into_iter().flatten().min().map_or(1_000, |due| due.saturating_sub(now));
             alarm.as_mut().reset(Instant::now() + Duration::from_millis(wake_in));
             // Whoever sends faster than what comes of it can be sent on has to wait: nothing piles up here.
@@ -143,11 +140,7 @@ impl<H: Host> Link<H> {
             Order::Call(call) => at.calls.begin(call, &mut self.ledger),
             Order::Opened(opened, fds) => at.calls.opened(opened, fds),
             Order::Closed(closed) => at.calls.closed(closed),
-            Order::Drain(reason) => {
-                info!("draining: {reason}");
-                self.ledger.drain();
-                at.drain = Some((clock::mono_ms() + DRAIN_ACKS_MS, reason));
-            }
+            Order::Drain(drain) => self.stop(drain),
             // Decided where it is met.
             Order::Reattach(_) => {}
         }
@@ -203,13 +196,10 @@ impl<H: Host> Link<H> {
         }
     }
 
-    /// Says Goodbye once all that is ready is acked, or the time for that is over.
-    async fn finish_drain(&mut self, now: u64, at: &mut Attached) -> Option<Result<Left, End>> {
-        let (deadline, reason) = at.drain.as_ref()?;
-        if now < *deadline && !self.ledger.settled() {
-            return None;
-        }
-        let goodbye = v1::Goodbye { reason: reason.clone() };
+    /// The end of the last attach.
+    async fn say_goodbye(&mut self, at: &mut Attached) -> End {
+        let reason = self.stopping.as_ref().map(|stopping| stopping.reason.clone()).unwrap_or_default();
+        let goodbye = v1::Goodbye { reason };
         let goodbye = v1::Up { message: Some(up::Message::Goodbye(goodbye)) };
         let said = timeout(GOODBYE_TIMEOUT, async {
             at.up.send(goodbye).await.ok()?;
@@ -220,7 +210,7 @@ impl<H: Host> Link<H> {
         if !matches!(said.await, Ok(Some(()))) {
             warn!("the coordinator did not answer the goodbye");
         }
-        Some(Err(self.drained().await))
+        self.drained().await
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Status {
     pub sessions: usize,
     pub running: usize,
     pub results_unacked: usize,
+    /// It stops, or an operator empties it.
+    pub draining: bool,
     pub counters: Counters,
 }
 
@@ -60,6 +62,7 @@ async fn health(State(shown): State<Shown>) -> Json<Value> {
         "coordinator_epoch": status.coordinator_epoch,
         "sessions": status.sessions,
         "running": status.running,
+        "draining": status.draining,
     }))
 }
 
@@ -78,6 +81,7 @@ fn exposition(status: &Status) -> String {
         ("sessions", "gauge", "Sessions on this worker", status.sessions as u64),
         ("attempts_running", "gauge", "Attempts that have not ended", status.running as u64),
         ("results_unacked", "gauge", "Results that wait for their ack", status.results_unacked as u64),
+        ("draining", "gauge", "1 while it stops or an operator empties it", u64::from(status.draining)),
         ("assigns_total", "counter", "Assignments received", assigns),
         ("noops_total", "counter", "No-op tasks answered", noops),
         ("results_acked_total", "counter", "Results acked", results_acked),

@@ -66,7 +66,7 @@ pub enum Order {
     Reattach(&'static str),
     Opened(cooper_proto::host::FileOpened, Vec<std::os::fd::OwnedFd>),
     Closed(cooper_proto::host::FileClosed),
-    Drain(String),
+    Drain(cooper_proto::host::Drain),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +84,8 @@ struct Terms {
     lease_until: u64,
     assigns_seen: u64,
     credit_told: Option<(u32, u64)>,
+    /// Version of the link protocol of this attach.
+    protocol: u32,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,10 @@ pub struct Ledger {
     in_flight: u64,
     said_hello: bool,
     terms: Option<Terms>,
-    draining: bool,
+    /// The host wants to end: no more work is taken. When that was to be over.
+    stopping: Option<u64>,
+    /// An operator empties this worker.
+    drained: bool,
     timers: BTreeSet<(u64, Timer)>,
     /// Attempts with something to stream, each at most once.
     line: VecDeque<Key>,
@@ -140,7 +145,8 @@ impl Ledger {
             in_flight: 0,
             said_hello: false,
             terms: None,
-            draining: false,
+            stopping: None,
+            drained: false,
             timers: BTreeSet::new(),
             line: VecDeque::new(),
             results: VecDeque::new(),
@@ -183,7 +189,11 @@ impl Ledger {
     pub fn inventory(&mut self) -> (Vec<v1::SessionItem>, Vec<v1::AttemptItem>) {
         self.said_hello = true;
         let sessions = self.sessions.values().map(|session| session.item.clone()).collect();
-        let attempts = self.attempts.iter().map(|(key, attempt)| v1::AttemptItem {
+        (sessions, self.attempt_items())
+    }
+
+    fn attempt_items(&self) -> Vec<v1::AttemptItem> {
+        let items = self.attempts.iter().map(|(key, attempt)| v1::AttemptItem {
             task_id: key.task.to_string(),
             fence: key.fence.into(),
             running: attempt.running() && !attempt.end_announced,
@@ -191,12 +201,26 @@ impl Ledger {
             stderr_bytes: attempt.stderr.len,
             result_pending: !attempt.running() || attempt.end_announced,
         });
-        (sessions, attempts.collect())
+        items.collect()
     }
 
-    /// Stops taking work; what runs keeps running.
-    pub fn drain(&mut self) {
-        self.draining = true;
+    /// Stops taking work, and says so; what runs keeps running.
+    pub fn stop(&mut self, deadline_in_ms: u64) {
+        self.stopping = Some(deadline_in_ms);
+        self.say_stopping();
+    }
+    fn say_stopping(&mut self) {
+        if let (Some(deadline_in_ms), Some(_)) =
+            (self.stopping, self.terms.filter(|terms| terms.protocol >= 2))
+        {
+            let (remaining, attempts) = (self.attempts.len() as u32, self.attempt_items());
+            let draining = v1::Draining { remaining, deadline_in_ms, attempts };
+            self.updates.push_back(up::Message::Draining(draining));
+        }
+    }
+    /// It stops, or an operator empties it.
+    pub fn draining(&self) -> bool {
+        self.stopping.is_some() || self.drained
     }
     /// Nothing is left to say: every result is acked and every message handed out.
     pub fn settled(&self) -> bool {
@@ -283,7 +307,7 @@ impl Ledger {
     /// "I can take this many attempts more", and how many assignments that counts.
     fn credit(&self) -> (u32, u64) {
         let seen = self.terms.as_ref().map_or(0, |terms| terms.assigns_seen);
-        if self.draining || self.unacked() >= RESULTS_UNACKED_MAX {
+        if self.stopping.is_some() || self.unacked() >= RESULTS_UNACKED_MAX {
             return (0, seen);
         }
         let tasks_max = self.host.capacity.as_ref().map_or(0, |capacity| capacity.tasks_max);

@@ -11,10 +11,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::End;
 use fakes::{Coordinator, Host, fence, link, link_with, soon, spool};
 
+mod drain;
 mod fakes;
 mod files;
 mod output;
 
+/// A host of the version before: it never waits for what runs, and is not told whether a coordinator is reached.
 fn hello() -> HostHello {
     HostHello {
         version: 1,
@@ -208,7 +210,7 @@ async fn asked_to_attach_again_it_does() {
 }
 
 #[tokio::test]
-async fn drained_it_says_goodbye_after_the_last_result_and_ends() {
+async fn drained_by_a_host_of_version_1_it_says_goodbye_after_the_last_result_and_ends() {
     let mut coordinator = Coordinator::start().await;
     let (mut host, link) = link(&coordinator.addr, hello()).await;
     let mut attach = coordinator.attach().await;
@@ -216,8 +218,9 @@ async fn drained_it_says_goodbye_after_the_last_result_and_ends() {
     attach.assign("t", fence(1, 1), python()).await;
     started_task(&mut host).await;
     end_task(&host, "t", b"").await;
-    let drain = host::Drain { reason: "SIGTERM".into() };
+    let drain = host::Drain { reason: "SIGTERM".into(), deadline_in_ms: 0 };
     host.say(to_link::Message::Drain(drain), &[]).await;
+    assert!(matches!(attach.next().await, up::Message::Draining(_)));
     let result = attach.result().await;
     attach.ack(&result).await;
     let goodbye = attach.next().await;

@@ -322,6 +322,93 @@ claims! {
         assert!(worker.processes().is_empty());
     }
 
+    fn told_to_stop_the_host_waits_for_what_runs_and_for_its_result_to_be_delivered() {
+        let mut worker = Worker::start_in(&[("TEST_DRAIN_MS", "60000")]);
+        let session = worker.create_session(v1::Limits::default());
+        let running = worker.start_python(&session, "print('on', flush=True)\nimport time; time.sleep(1)\n'done'", 0);
+        worker.link.wait_for_output(&running);
+        signal(worker.host.id() as i32, Signal::TERM);
+        let drain = loop {
+            if let Some(to_link::Message::Drain(drain)) = worker.link.step() {
+                break drain;
+            }
+        };
+        assert!((50_000..=60_000).contains(&drain.deadline_in_ms), "{drain:?}");
+        // A link that dies meanwhile costs nothing: the next is told of the drain, and of what runs.
+        signal(worker.link.pid, Signal::KILL);
+        worker.next_link();
+        assert!(worker.hello.attempts.iter().any(|item| item.task_id == running));
+        assert_eq!(worker.link.wait(&running).value(), "'done'");
+        assert!(worker.host.try_wait().unwrap().is_none(), "it is not delivered yet");
+        worker.link.send(to_host::Message::Drained(wire::Drained {}));
+        assert!(eventually("the host ends", || worker.host.try_wait().unwrap()).success());
+        assert!(worker.processes().is_empty());
+    }
+
+    fn a_second_signal_does_not_wait_for_what_runs() {
+        let mut worker = Worker::start_in(&[("TEST_DRAIN_MS", "60000")]);
+        let session = worker.create_session(v1::Limits::default());
+        let running = worker.start_python(&session, "print('on', flush=True)\nimport time; time.sleep(60)", 0);
+        worker.link.wait_for_output(&running);
+        signal(worker.host.id() as i32, Signal::INT);
+        while !matches!(worker.link.step(), Some(to_link::Message::Drain(_))) {}
+        assert!(worker.terminate().success());
+        assert!(worker.processes().is_empty());
+    }
+
+    fn host_and_link_speak_the_newest_version_that_both_know() {
+        let mut worker = Worker::start();
+        assert_eq!(worker.hello.version, 2);
+        // A link of before an upgrade, on a host of after it.
+        signal(worker.link.pid, Signal::KILL);
+        worker.next_silent_link();
+        assert_eq!(worker.link.greet_in(wire::LinkHello { version_min: 1, version_max: 1 }).version, 1);
+        // One that is too new is sent away; the next may be another.
+        signal(worker.link.pid, Signal::KILL);
+        worker.next_silent_link();
+        worker.link.send(to_host::Message::Hello(wire::LinkHello { version_min: 3, version_max: 9 }));
+        worker.next_link();
+        assert_eq!(worker.hello.version, 2);
+
+        let mut old = Worker::start_in(&[("TEST_HOST_PROTOCOL", "1")]);
+        assert_eq!(old.hello.version, 1);
+        let session = old.create_session(v1::Limits::default());
+        assert_eq!(old.python(&session, "6 * 7").value(), "42");
+        signal(old.host.id() as i32, Signal::TERM);
+        while !matches!(old.link.step(), Some(to_link::Message::Drain(wire::Drain { deadline_in_ms: 0, .. }))) {}
+        old.link.send(to_host::Message::Drained(wire::Drained {}));
+        assert!(old.terminate().success());
+    }
+
+    fn cut_off_for_too_long_a_worker_ends_steps_and_nothing_else() {
+        let mut worker = Worker::start_in(&[("TEST_DETACH_MAX_MS", "300")]);
+        let session = worker.create_session(v1::Limits::default());
+        let sleeps = v1::StepSpec { run_id: "run".into(), step: "sleep".into(), input_json: vec![] };
+        let step = worker.start_task("", task_spec::Kind::Step(sleeps), 0);
+        worker.link.wait_for_output(&step);
+        let code = worker.start_python(&session, "import time; time.sleep(2)\n'went on'", 0);
+        let reach = |attached| to_host::Message::Reach(wire::Reach { attached, lease_ms: 100 });
+        worker.link.send(reach(true));
+        worker.link.send(reach(false));
+        // Reached again in time, nothing happens.
+        worker.link.send(reach(true));
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        worker.link.send(reach(false));
+        let ended = worker.link.wait(&step);
+        assert_eq!((ended.state, ended.error()), (TaskState::Lost, "worker_lost"));
+        assert_eq!(worker.link.wait(&code).value(), "'went on'");
+    }
+
+    fn told_to_replace_its_link_the_host_does_and_nothing_else_ends() {
+        let (mut worker, session) = Worker::with_session();
+        let running = worker.start_python(&session, "import time; time.sleep(1)\n'done'", 0);
+        let before = worker.link.pid;
+        signal(worker.host.id() as i32, Signal::USR2);
+        worker.next_link();
+        assert!(worker.link.pid != before && worker.hello.attempts.len() == 1);
+        assert_eq!(worker.link.wait(&running).value(), "'done'");
+    }
+
     fn killing_the_host_ends_everything_and_the_next_goes_on_with_the_sessions() {
         let (mut worker, session) = Worker::with_session();
         worker.python(&session, "x = 1\nopen('kept', 'w').write('y')\nimport subprocess\n\

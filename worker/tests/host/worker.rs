@@ -20,6 +20,7 @@ use std::{
 use cooper_common::{
     clock,
     ids::{SessionId, TaskId},
+    limits::link::{HOST_PROTOCOL_MAX, HOST_PROTOCOL_MIN},
     token::Secret,
 };
 use cooper_proto::{
@@ -42,6 +43,11 @@ pub fn host(arguments: &[String]) -> ExitCode {
     let mut config = Config::new(dir, address, Secret::from_text("cpr_test"));
     config.log_level = std::env::var("TEST_LOG").unwrap_or("error".to_owned());
     config.max_sessions = Some(8);
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    config.drain_ms = number("TEST_DRAIN_MS").unwrap_or(500);
+    config.detach_max_ms = number("TEST_DETACH_MAX_MS").unwrap_or(config.detach_max_ms);
+    config.host_protocol_max =
+        number("TEST_HOST_PROTOCOL").map_or(config.host_protocol_max, |version| version as u32);
     match cooper_worker::host::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -165,8 +171,13 @@ impl Worker {
 
     /// Takes the next link of the same host over.
     pub fn next_link(&mut self) {
-        self.link = Link::accept(&self.listener);
+        self.next_silent_link();
         self.hello = self.link.greet();
+    }
+
+    /// The same; it has not said hello.
+    pub fn next_silent_link(&mut self) {
+        self.link = Link::accept(&self.listener);
     }
 
     pub fn create_session(&mut self, limits: v1::Limits) -> String {
@@ -283,7 +294,13 @@ impl Link {
     }
 
     fn greet(&mut self) -> wire::HostHello {
-        self.send(to_host::Message::Hello(wire::LinkHello { version_min: 1, version_max: 1 }));
+        let (version_min, version_max) = (HOST_PROTOCOL_MIN, HOST_PROTOCOL_MAX);
+        self.greet_in(wire::LinkHello { version_min, version_max })
+    }
+
+    /// As a link does that speaks these versions.
+    pub fn greet_in(&mut self, versions: wire::LinkHello) -> wire::HostHello {
+        self.send(to_host::Message::Hello(versions));
         match self.receive(PATIENCE_MS) {
             Some((to_link::Message::Hello(hello), _)) => hello,
             other => panic!("expected a hello, got {other:?}"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cooper_common::{VERSION, token::Scope};
+use cooper_common::{VERSION, limits, token::Scope};
 use cooper_core::worker::Worker;
 use cooper_proto::v1::{self, admin_server};
 use tokio_stream::StreamExt;
@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     bus::Feed,
-    cluster::Cluster,
-    doors::{BoxStream, caller, status},
+    cluster::{Cluster, Recorded, durable},
+    doors::{BoxStream, caller, grpc::convert, status},
     tokens::Tokens,
 };
 
@@ -23,6 +23,7 @@ pub struct Admin {
 
 fn worker(worker: &Worker, stacks: bool) -> v1::Worker {
     let body = &worker.body;
+    let drain = body.drain.as_ref();
     v1::Worker {
         id: worker.id.to_string(),
         state: body.state.as_str().to_owned(),
@@ -36,6 +37,26 @@ fn worker(worker: &Worker, stacks: bool) -> v1::Worker {
         stacks: if stacks { body.stacks.iter().map(|(name, _)| name.clone()).collect() } else { Vec::new() },
         labels: body.labels.clone().into_iter().collect(),
         hostname: body.hostname.clone(),
+        draining_since_ms: drain.map_or(0, |drain| drain.since_ms),
+        drain_deadline_at_ms: drain.map_or(0, |drain| drain.deadline_ms),
+        drained_at_ms: drain.map_or(0, |drain| drain.drained_ms),
+        drained_by: drain.map(|drain| drain.by.clone()).unwrap_or_default(),
+        refused: body.refused.as_ref().map(convert::reason),
+        protocol: worker.attached.map_or(0, |attached| attached.protocol),
+    }
+}
+
+impl Admin {
+    /// The worker as an answer shows it, once `recorded`.
+    async fn changed(
+        &self,
+        id: &str,
+        tenant: &str,
+        recorded: Recorded,
+    ) -> Result<Response<v1::Worker>, Status> {
+        durable(recorded).await.map_err(status)?;
+        let shown = self.cluster.look(|core| core.worker(id).map(|w| worker(w, *w.tenant == *tenant)));
+        Ok(Response::new(shown.unwrap_or_default()))
     }
 }
 
@@ -45,6 +66,7 @@ impl admin_server::Admin for Admin {
 
     async fn get_info(&self, request: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
         let caller = caller(&request)?;
+        let last_event_seq = self.cluster.store.last_seq().await.map_err(|error| status(error.into()))?;
         let (epoch, counts) = self.cluster.look(|core| (core.epoch(), core.counts_of(&caller.tenant)));
         Ok(Response::new(v1::Info {
             version: VERSION.to_owned(),
@@ -55,6 +77,7 @@ impl admin_server::Admin for Admin {
             tasks_running: counts.tasks_held as u32,
             tenant: caller.tenant.to_string(),
             scope: caller.scope.as_str().to_owned(),
+            last_event_seq,
         }))
     }
 
@@ -100,15 +123,47 @@ impl admin_server::Admin for Admin {
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
 
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::Worker>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[Scope::Operator]).map_err(status)?;
+        let request = request.into_inner();
+        let deadline_ms = request.deadline_ms.unwrap_or(limits::link::DRAIN_MS);
+        crate::check::at_most("deadline_ms", deadline_ms, limits::link::DRAIN_MS_MAX).map_err(status)?;
+        let drained = self
+            .cluster
+            .decide(|core, now| Ok(((), core.drain(now, &request.worker_id, deadline_ms, &caller.name)?)));
+        let ((), recorded) = drained.map_err(status)?;
+        self.changed(&request.worker_id, &caller.tenant, recorded).await
+    }
+
+    async fn undrain_worker(
+        &self,
+        request: Request<v1::UndrainWorkerRequest>,
+    ) -> Result<Response<v1::Worker>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[Scope::Operator]).map_err(status)?;
+        let id = &request.get_ref().worker_id;
+        let undrained = self.cluster.decide(|core, now| Ok(((), core.undrain(now, id)?)));
+        let ((), recorded) = undrained.map_err(status)?;
+        self.changed(id, &caller.tenant, recorded).await
+    }
+
     async fn watch_events(
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let from = request.get_ref().from_seq;
+        let request = request.get_ref();
         let tenant = Some(caller.tenant.to_string());
-        let feed = Feed::from(self.cluster.store.clone(), &self.bus, from, tenant).into_stream();
+        let mut feed = Feed::from(self.cluster.store.clone(), &self.bus, request.from_seq, tenant);
+        if request.until_end {
+            feed = feed.until_end().await.map_err(|error| status(error.into()))?;
+        }
+        let feed = feed.into_stream();
         let events = feed.map(|event| {
             event.map_err(|error| status(error.into())).map(|event| v1::Event {
                 seq: event.seq,

@@ -18,7 +18,7 @@ fn error(code: &str, message: &str) -> v1::Error {
     v1::Error { code: code.to_owned(), message: message.to_owned(), hint: hint.to_owned() }
 }
 
-fn reason(reason: &session::Reason) -> v1::Error {
+pub fn reason(reason: &session::Reason) -> v1::Error {
     error(&reason.code, &reason.message)
 }
 

@@ -1,6 +1,9 @@
 //! `cooper.v1.Runs`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use cooper_common::{error::Error, limits, token::Scope};
 use cooper_core::run::StepState;
@@ -67,12 +70,12 @@ impl runs_server::Runs for Runs {
         request: Request<v1::WatchRunRequest>,
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         let caller = client(&request)?;
-        let id = request.into_inner().run_id;
+        let v1::WatchRunRequest { run_id: id, resume } = request.into_inner();
         // Before the first look, so that no change falls in between.
         let changes = self.runs.changes();
         let first = self.runs.get(&caller, &id).await.map_err(status)?;
         let watch = Watch { runs: self.runs.clone(), cluster: self.cluster.clone(), caller, id };
-        Ok(Response::new(watch.stream(first, changes)))
+        Ok(Response::new(watch.stream(first, Logs::resumed(resume), changes)))
     }
 
     async fn decide_run(&self, request: Request<v1::DecideRunRequest>) -> Result<Response<v1::Run>, Status> {
@@ -135,15 +138,87 @@ impl runs_server::Runs for Runs {
 
 /// What a watch waits for.
 enum Next {
-    Log(Option<(String, cooper_common::error::Result<Option<Seen>>)>),
+    Log(cooper_common::error::Result<Option<Seen>>),
     Changed(Result<cooper_common::ids::RunId, RecvError>),
 }
 
 /// How much of a step's log was sent, and of which of its attempts.
 #[derive(Default)]
 struct Read {
-    offset: u64,
+    /// Of stdout and stderr.
+    offsets: [u64; 2],
     attempts_used: u32,
+}
+
+fn goes_on(state: StepState) -> bool {
+    matches!(state, StepState::Pending | StepState::Running)
+}
+
+/// What was sent of the logs of a run, by task.
+#[derive(Default)]
+struct Logs {
+    /// The first step whose log is wanted; found with the first look at the run.
+    first: Option<usize>,
+    read: HashMap<String, Read>,
+    complete: HashSet<String>,
+}
+
+impl Logs {
+    /// As a watch that was cut left off.
+    fn resumed(position: Option<v1::LogPosition>) -> Self {
+        let mut logs = Self::default();
+        if let Some(position) = position {
+            let offsets = [position.stdout_offset, position.stderr_offset];
+            logs.read.insert(position.task_id, Read { offsets, attempts_used: position.attempts_used });
+        }
+        logs
+    }
+
+    /// Steps whose logs are wanted, as name, task and whether it goes on; in order.
+    fn wanted(&mut self, loaded: &Loaded) -> Vec<(String, String, bool)> {
+        let steps = &loaded.run.steps;
+        let first = *self.first.get_or_insert_with(|| {
+            let resumed = steps
+                .iter()
+                .position(|step| step.task.is_some_and(|task| self.read.contains_key(&task.to_string())));
+            let going_on = || steps.iter().position(|step| goes_on(step.state));
+            resumed.or_else(going_on).unwrap_or(steps.len())
+        });
+        let steps = steps.iter().skip(first).filter(|step| step.state != StepState::Pending);
+        steps
+            .filter_map(|step| Some((step, step.task?.to_string())))
+            .filter(|(_, task)| !self.complete.contains(task))
+            .map(|(step, task)| (step.kind.as_str().to_owned(), task, goes_on(step.state)))
+            .collect()
+    }
+
+    /// Notes what is sent of a task's log, and shapes it.
+    fn note(&mut self, step: &str, task: &str, seen: Seen) -> Option<v1::WatchRunResponse> {
+        let read = self.read.entry(task.to_owned()).or_default();
+        match seen {
+            Seen::Output { stream, offset, data } => {
+                let at = usize::from(stream == Stream::Stderr);
+                read.offsets[at] = offset + data.len() as u64;
+                let log = v1::StepLog {
+                    step: step.to_owned(),
+                    task_id: task.to_owned(),
+                    offset,
+                    data: data.to_vec(),
+                    stream: i32::from(stream.number()),
+                    attempts_used: read.attempts_used,
+                };
+                Some(v1::WatchRunResponse { event: Some(Event::Log(log)) })
+            }
+            Seen::Restarted { attempts_used } => {
+                *read = Read { offsets: [0, 0], attempts_used };
+                None
+            }
+            Seen::Ended(_) => {
+                self.complete.insert(task.to_owned());
+                None
+            }
+        }
+    }
 }
 
 /// One run watched to its end.
@@ -158,23 +233,37 @@ impl Watch {
     fn stream(
         self,
         first: Loaded,
+        mut logs: Logs,
         mut changes: tokio::sync::broadcast::Receiver<cooper_common::ids::RunId>,
     ) -> BoxStream<v1::WatchRunResponse> {
         Box::pin(async_stream::try_stream! {
             let mut loaded = first;
-            let mut seen: HashMap<String, Read> = HashMap::new();
             loop {
+                let mut following = None;
+                for (name, task, goes_on) in logs.wanted(&loaded) {
+                    let Some(mut log) = self.follow(&mut logs, &task).await? else { continue };
+                    if goes_on {
+                        following = Some((name, task, log));
+                        break;
+                    }
+                    // It ended since the last look: the rest of its log.
+                    while let Some(seen) = log.next().await.map_err(status)? {
+                        if let Some(message) = logs.note(&name, &task, seen) {
+                            yield message;
+                        }
+                    }
+                    logs.complete.insert(task);
+                }
                 yield v1::WatchRunResponse { event: Some(Event::Run(convert::run(&loaded))) };
                 if loaded.run.body.state.ended() {
                     return;
                 }
                 let id = loaded.run.id;
-                let mut step = self.running_step(&loaded, &mut seen).await?;
                 // Log lines of the running step until the run changes.
                 loop {
                     let log = async {
-                        match &mut step {
-                            Some((name, following)) => Some((name.clone(), following.next().await)),
+                        match &mut following {
+                            Some((.., log)) => log.next().await,
                             None => std::future::pending().await,
                         }
                     };
@@ -184,22 +273,18 @@ impl Watch {
                         changed = changes.recv() => Next::Changed(changed),
                     };
                     match next {
-                        Next::Log(Some((name, seen_now))) => match seen_now.map_err(status)? {
-                            Some(Seen::Output { offset, data, stream }) => {
-                                // One log a step: stderr is rare and comes with its own offsets; count stdout only.
-                                let task_id = self.task_of(&loaded, &name);
-                                if stream == Stream::Stdout {
-                                    seen.entry(task_id.clone()).or_default().offset = offset + data.len() as u64;
+                        Next::Log(seen) => match (seen.map_err(status)?, &following) {
+                            (Some(seen), Some((name, task, _))) => {
+                                let ended = matches!(seen, Seen::Ended(_));
+                                if let Some(message) = logs.note(name, task, seen) {
+                                    yield message;
                                 }
-                                let log = v1::StepLog { step: name, task_id, offset, data: data.to_vec() };
-                                yield v1::WatchRunResponse { event: Some(Event::Log(log)) };
+                                if ended {
+                                    following = None;
+                                }
                             }
-                            Some(Seen::Restarted { attempts_used }) => {
-                                seen.insert(self.task_of(&loaded, &name), Read { offset: 0, attempts_used });
-                            }
-                            Some(Seen::Ended(_)) | None => step = None,
+                            _ => following = None,
                         },
-                        Next::Log(None) => step = None,
                         Next::Changed(Ok(changed)) if changed != id => {}
                         Next::Changed(Ok(_) | Err(RecvError::Lagged(_))) => break,
                         Next::Changed(Err(RecvError::Closed)) => return,
@@ -210,33 +295,23 @@ impl Watch {
         })
     }
 
-    fn task_of(&self, loaded: &Loaded, step: &str) -> String {
-        let step = loaded.run.steps.iter().find(|known| known.kind.as_str() == step);
-        step.and_then(|step| step.task).map(|task| task.to_string()).unwrap_or_default()
-    }
-
-    async fn running_step(
-        &self,
-        loaded: &Loaded,
-        seen: &mut HashMap<String, Read>,
-    ) -> Result<Option<(String, Following)>, Status> {
-        let step = loaded.run.steps.iter().find(|step| step.state == StepState::Running);
-        let Some((kind, task)) = step.and_then(|step| Some((step.kind, step.task?))) else { return Ok(None) };
-        let read = seen.entry(task.to_string()).or_default();
+    /// The log of a step from where it was read to.
+    async fn follow(&self, logs: &mut Logs, task: &str) -> Result<Option<Following>, Status> {
+        let read = logs.read.entry(task.to_owned()).or_default();
         let request = v1::FollowRequest {
-            task_id: task.to_string(),
-            stdout_offset: read.offset,
-            stderr_offset: 0,
+            task_id: task.to_owned(),
+            stdout_offset: read.offsets[0],
+            stderr_offset: read.offsets[1],
             attempts_used: read.attempts_used,
         };
         match tasks::follow(&self.cluster, &self.caller, &request).await {
             Ok((_, restarted, following)) => {
                 if let Some(Seen::Restarted { attempts_used }) = restarted {
-                    *read = Read { offset: 0, attempts_used };
+                    *read = Read { offsets: [0, 0], attempts_used };
                 }
-                Ok(Some((kind.as_str().to_owned(), following)))
+                Ok(Some(following))
             }
-            // Recorded as running a moment before its task is.
+            // Recorded as running a moment before its task is; or so long ago that retention took it.
             Err(error) if error.code == cooper_common::error::Code::TaskNotFound => Ok(None),
             Err(error) => Err(status(error)),
         }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use cooper_common::error::{Code, Error};
+use cooper_core::task;
 use cooper_proto::v1::{self, execute_response::Event, tasks_server};
 use prost::Message as _;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
@@ -11,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::{
+    bus::{Bus, Feed},
     cluster::Cluster,
     doors::{BoxStream, caller, status},
     hub::Told,
@@ -43,12 +45,42 @@ impl Batch {
     }
     fn take(&mut self) -> v1::WatchTasksResponse {
         self.bytes = 0;
-        v1::WatchTasksResponse { tasks: std::mem::take(&mut self.tasks) }
+        v1::WatchTasksResponse { tasks: std::mem::take(&mut self.tasks), next_seq: 0 }
     }
 }
 
 pub struct Tasks {
     pub cluster: Arc<Cluster>,
+    pub bus: Bus,
+}
+
+/// Every task of the tenant whose end is recorded by an event of the feed.
+fn ended_since(
+    mut feed: Feed,
+    cluster: Arc<Cluster>,
+    caller: crate::caller::Caller,
+) -> BoxStream<v1::WatchTasksResponse> {
+    Box::pin(async_stream::try_stream! {
+        // Tells the client that the watch is on.
+        yield v1::WatchTasksResponse::default();
+        while let Some(event) = feed.next().await.map_err(|error| status(error.into()))? {
+            let Some(state) = event.kind.strip_prefix("task.").filter(|state| task::End::named(state).is_some())
+            else {
+                continue;
+            };
+            let record = match tasks::get(&cluster, &caller, &event.subject).await {
+                Ok(record) => record,
+                // It ended so long ago that retention took it.
+                Err(error) if error.code == Code::TaskNotFound => continue,
+                Err(error) => Err(status(error))?,
+            };
+            // A dead letter may have been taken back and have ended again: that is another event.
+            if record.row.state == state {
+                let task = v1::Task { spec: None, ..convert::task(&record)? };
+                yield v1::WatchTasksResponse { tasks: vec![task], next_seq: event.seq + 1 };
+            }
+        }
+    })
 }
 
 fn seen_event(seen: Seen, spec: &Option<v1::TaskSpec>, task: &str) -> v1::ExecuteResponse {
@@ -166,7 +198,12 @@ impl tasks_server::Tasks for Tasks {
     ) -> Result<Response<Self::WatchTasksStream>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let ids = request.into_inner().task_ids;
+        let v1::WatchTasksRequest { task_ids: ids, from_seq } = request.into_inner();
+        if ids.is_empty() && from_seq > 0 {
+            let tenant = Some(caller.tenant.to_string());
+            let feed = Feed::from(self.cluster.store.clone(), &self.bus, from_seq, tenant);
+            return Ok(Response::new(ended_since(feed, self.cluster.clone(), caller)));
+        }
         crate::check::at_most("task_ids", ids.len() as u64, WATCHED_MAX as u64).map_err(status)?;
         // From here on nothing that ends is missed; what ended before is read below.
         let mut ended = self.cluster.hub.watch_ended();

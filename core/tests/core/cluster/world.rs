@@ -158,7 +158,10 @@ impl World {
                         }
                     }
                 }
-                Effect::Restarted { .. } | Effect::SessionChanged { .. } | Effect::CapacityChanged => {}
+                Effect::Restarted { .. }
+                | Effect::SessionChanged { .. }
+                | Effect::CapacityChanged
+                | Effect::EvictionsBraked { .. } => {}
             }
         }
     }
@@ -493,6 +496,7 @@ impl World {
                 host.sessions.remove(&session);
                 host.says.push_back(Says::Destroyed(session, fence));
             }
+            Message::Drain { .. } => {}
         }
     }
 
@@ -554,6 +558,7 @@ impl World {
         let hello = Hello {
             worker: name(w),
             tenant: "t".into(),
+            protocol: 2,
             body: worker::Body { incarnation: host.incarnation, labels: labels(w), ..worker_body() },
             sessions: host
                 .sessions
@@ -730,5 +735,7 @@ fn worker_body() -> worker::Body {
         hostname: "h".into(),
         boot_id: "b".into(),
         python_version: String::new(),
+        drain: None,
+        refused: None,
     }
 }

@@ -7,11 +7,12 @@ use cooper_common::{
     limits::link::{CHUNK_BYTES_MAX, HEARTBEAT_MIN_MS, LEASE_MS, MESSAGE_BYTES_MAX},
 };
 use cooper_proto::{
-    host::to_link,
+    host::{Reach, to_link},
     v1::{Assign, Verdict, Welcome, down, task_spec},
 };
 
 use prost::Message as _;
+use tracing::info;
 
 use super::*;
 
@@ -31,7 +32,12 @@ impl Ledger {
             lease_until: now + or_default(welcome.lease_ms, LEASE_MS),
             assigns_seen: 0,
             credit_told: None,
+            // A coordinator that names none is of the first.
+            protocol: welcome.protocol.max(1),
         });
+        self.drained = false;
+        self.say_stopping();
+        self.say_reach(true, or_default(welcome.lease_ms, LEASE_MS));
         for verdict in &welcome.attempts {
             let key = Key::new(&verdict.task_id, verdict.fence);
             let Some(attempt) = self.attempts.get_mut(&key) else { continue };
@@ -69,7 +75,9 @@ impl Ledger {
     /// The attach is over: whatever was on its way may be lost.
     pub fn detached(&mut self) {
         self.said_hello = false;
-        self.terms = None;
+        if self.terms.take().is_some() {
+            self.say_reach(false, 0);
+        }
         self.timers.clear();
         self.line.clear();
         self.results.clear();
@@ -83,6 +91,13 @@ impl Ledger {
             if let Some(end) = &mut attempt.end {
                 end.sent = false;
             }
+        }
+    }
+
+    /// The host measures how long nobody could be reached: it outlives this link.
+    fn say_reach(&mut self, attached: bool, lease_ms: u64) {
+        if self.host.version >= 2 {
+            self.to_host.push_back(to_host::Message::Reach(Reach { attached, lease_ms }));
         }
     }
 
@@ -125,8 +140,13 @@ impl Ledger {
     // The coordinator.
 
     pub fn coordinator_says(&mut self, now: u64, message: down::Message) -> Option<Order> {
+        let new_work = matches!(message, down::Message::Assign(_) | down::Message::SessionCreate(_));
+        if new_work && self.terms.as_ref().is_some_and(|terms| now >= terms.lease_until) {
+            // I1: what this worker is sent after its lease may be somebody else's by now.
+            return Some(Order::Reattach("work arrived after the lease had run out"));
+        }
         match message {
-            down::Message::Assign(assign) => return self.assign(now, assign),
+            down::Message::Assign(assign) => self.assign(assign),
             down::Message::ResultAck(ack) => {
                 let key = Key::new(&ack.task_id, ack.fence);
                 if self.attempts.get(&key).is_some_and(|attempt| !attempt.running()) {
@@ -162,31 +182,35 @@ impl Ledger {
             down::Message::StackAdd(add) => self.to_host.push_back(to_host::Message::StackAdd(add)),
             down::Message::Call(call) => return Some(Order::Call(call)),
             down::Message::Reattach(_) => return Some(Order::Reattach("the coordinator asked for it")),
+            down::Message::Drain(drain) => {
+                if drain.draining != self.drained {
+                    let what = if drain.draining { "drains" } else { "no longer drains" };
+                    info!(deadline_in_ms = drain.deadline_in_ms, "an operator {what} this worker");
+                }
+                self.drained = drain.draining;
+            }
             // A second Welcome means nothing.
             down::Message::Welcome(_) => {}
         }
         None
     }
 
-    fn assign(&mut self, now: u64, assign: Assign) -> Option<Order> {
-        let terms = self.terms.as_mut()?;
-        if now >= terms.lease_until {
-            return Some(Order::Reattach("work arrived after the lease had run out"));
-        }
+    fn assign(&mut self, assign: Assign) {
+        let Some(terms) = self.terms.as_mut() else { return };
         terms.assigns_seen += 1;
         self.counters.assigns += 1;
         let key = Key::new(&assign.task_id, assign.fence);
         match self.newest(&key.task) {
             Some(known) if known >= key.fence => {
                 self.counters.stale += 1;
-                return None;
+                return;
             }
             Some(fence) => self.discard(&Key { task: key.task.clone(), fence }, INTERRUPT_GRACE_MS),
             None => {}
         }
-        // Not taken, and in no inventory: the coordinator gives it to another worker once we said goodbye.
-        if self.draining {
-            return None;
+        // Not taken, and not in what Draining lists: the coordinator gives it to another worker.
+        if self.stopping.is_some() {
+            return;
         }
         // What cannot be read is the host's to refuse.
         let noop = v1::TaskSpec::decode(assign.spec.clone())
@@ -203,7 +227,6 @@ impl Ledger {
             self.attempts.insert(key, Attempt { on_host: true, ..Attempt::default() });
             self.to_host.push_back(to_host::Message::Start(assign));
         }
-        None
     }
 
     fn grant(&mut self, grant: v1::SessionGrant) {
@@ -274,7 +297,7 @@ impl Ledger {
             }
             to_link::Message::FileOpened(opened) => return Some(Order::Opened(opened, fds)),
             to_link::Message::FileClosed(closed) => return Some(Order::Closed(closed)),
-            to_link::Message::Drain(drain) => return Some(Order::Drain(drain.reason)),
+            to_link::Message::Drain(drain) => return Some(Order::Drain(drain)),
             to_link::Message::Hello(_) => {}
         }
         None

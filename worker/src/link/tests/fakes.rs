@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use cooper_common::limits::link::PROTOCOL_MAX;
 use cooper_proto::{
     host::{HostHello, ToHost, ToLink, to_host, to_link},
     v1::{
@@ -66,6 +67,15 @@ impl Host {
             Ok(ToHost::decode(&*body).unwrap().message.unwrap())
         });
         packet.await.unwrap()
+    }
+    /// The next message that does not only say whether a coordinator is reached.
+    pub async fn next_order(&mut self) -> to_host::Message {
+        loop {
+            match self.next().await {
+                to_host::Message::Reach(_) => {}
+                message => return message,
+            }
+        }
     }
     pub async fn say(&self, message: to_link::Message, fds: &[BorrowedFd<'_>]) {
         let message = ToLink { message: Some(message) };
@@ -138,11 +148,20 @@ impl Attach {
     pub async fn tell(&self, message: v1::down::Message) {
         self.say(v1::Down { message: Some(message) }).await;
     }
-    /// Hello, then Welcome with these verdicts.
+    /// Hello, then Welcome with these verdicts, in the newest version.
     pub async fn welcome(&mut self, epoch: u64, attempts: Vec<v1::AttemptVerdict>) -> v1::Hello {
+        self.welcome_in(PROTOCOL_MAX, epoch, attempts).await
+    }
+    /// As a coordinator does that chose this version.
+    pub async fn welcome_in(
+        &mut self,
+        protocol: u32,
+        epoch: u64,
+        attempts: Vec<v1::AttemptVerdict>,
+    ) -> v1::Hello {
         let hello = self.hello().await;
         let welcome = v1::Welcome {
-            protocol: 1,
+            protocol,
             coordinator_epoch: epoch,
             attach_epoch: 1,
             heartbeat_ms: 100,
