@@ -40,7 +40,8 @@ async fn export(address: SocketAddr, token: &str, path: &Path) -> Result<u64> {
     let last = last.token.context("a token")?.id;
     let mut file = BufWriter::new(File::create(path)?);
     let mut count = 0;
-    let mut events = admin.watch_events(WatchEventsRequest { from_seq: 1 }).await?.into_inner();
+    let mut events =
+        admin.watch_events(WatchEventsRequest { from_seq: 1, until_end: false }).await?.into_inner();
     while let Some(event) = events.message().await? {
         let body: Value = serde_json::from_str(&event.body).unwrap_or_default();
         let line = json!({"seq": event.seq, "kind": event.kind, "subject": event.subject, "body": body});

@@ -25,7 +25,7 @@ async fn door() -> (tempfile::TempDir, Tasks) {
     let store: Arc<dyn Store> = Arc::new(Sqlite::memory(Bus::default()).unwrap());
     let output = OutputLog::open(dir.path()).unwrap();
     let cluster = Cluster::load(store, output, Default::default()).await.unwrap();
-    (dir, Tasks { cluster })
+    (dir, Tasks { cluster, bus: Bus::default() })
 }
 
 fn outcome(bytes: usize) -> Vec<u8> {
@@ -66,7 +66,7 @@ fn tell(door: &Tasks, task: TaskId, bytes: usize) {
 
 async fn watch(door: &Tasks, ids: &[TaskId]) -> BoxStream<v1::WatchTasksResponse> {
     let task_ids = ids.iter().map(ToString::to_string).collect();
-    let mut request = Request::new(v1::WatchTasksRequest { task_ids });
+    let mut request = Request::new(v1::WatchTasksRequest { task_ids, from_seq: 0 });
     let (tenant, scope) = ("t".into(), Scope::Client);
     request.extensions_mut().insert(Caller { tenant, scope, token_id: String::new(), name: String::new() });
     door.watch_tasks(request).await.unwrap().into_inner()
