@@ -401,7 +401,7 @@ impl Client {
     async fn watch_to_the_end(&mut self) {
         let mut open: BTreeSet<String> = self.acked.iter().map(|(task, _)| task.clone()).collect();
         while !open.is_empty() {
-            let watch = v1::WatchTasksRequest { task_ids: open.iter().cloned().collect() };
+            let watch = v1::WatchTasksRequest { task_ids: open.iter().cloned().collect(), from_seq: 0 };
             let (mut client, request) = (self.tasks(), self.request(watch));
             if let Ok(Ok(stream)) = timeout(PATIENCE, client.watch_tasks(request)).await {
                 let mut stream = stream.into_inner();

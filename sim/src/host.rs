@@ -131,8 +131,8 @@ impl Host {
                     self.attempts.remove(&key);
                 }
             }
-            // Files and stacks are not simulated.
-            M::OpenFile(_) | M::CloseFile(_) | M::StackAdd(_) | M::Drained(_) => {}
+            // Files and stacks are not simulated, and this host speaks version 1.
+            M::OpenFile(_) | M::CloseFile(_) | M::StackAdd(_) | M::Drained(_) | M::Reach(_) => {}
         }
     }
 
