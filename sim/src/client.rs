@@ -403,34 +403,35 @@ impl Client {
         while !open.is_empty() {
             let watch = v1::WatchTasksRequest { task_ids: open.iter().cloned().collect(), from_seq: 0 };
             let (mut client, request) = (self.tasks(), self.request(watch));
-            if let Ok(Ok(stream)) = timeout(PATIENCE, client.watch_tasks(request)).await {
-                let mut stream = stream.into_inner();
-                // A watch that says nothing for long is opened again: the other end may be gone without a word.
-                while !open.is_empty()
-                    && let Ok(Some(ended)) = timeout(PATIENCE * 3, stream.next()).await
-                {
-                    let ended = match ended {
-                        Ok(ended) => ended,
-                        Err(status) => {
-                            if let Some(reason) = self.refusal(&status) {
-                                let why = status.message();
-                                return self
-                                    .witness
-                                    .violated(format!("I2: a watch was refused: {reason}: {why}"));
-                            }
-                            break;
-                        }
-                    };
-                    for task in ended.tasks {
-                        self.witness.told(&task.id, task.state);
-                        if !open.remove(&task.id) {
-                            self.witness.violated(format!("I3: a watch told twice of {}", task.id));
-                        }
-                    }
-                }
+            if let Ok(watched) = timeout(PATIENCE, client.watch_tasks(request)).await
+                && let Err(status) = self.watch(watched, &mut open).await
+                && let Some(reason) = self.refusal(&status)
+            {
+                let why = status.message();
+                return self.witness.violated(format!("I2: a watch was refused: {reason}: {why}"));
             }
             self.pause().await;
         }
+    }
+
+    async fn watch(
+        &self,
+        watched: Result<tonic::Response<tonic::Streaming<v1::WatchTasksResponse>>, Status>,
+        open: &mut BTreeSet<String>,
+    ) -> Result<(), Status> {
+        let mut stream = watched?.into_inner();
+        // A watch that says nothing for long is opened again: the other end may be gone without a word.
+        while !open.is_empty()
+            && let Ok(Some(ended)) = timeout(PATIENCE * 3, stream.next()).await
+        {
+            for task in ended?.tasks {
+                self.witness.told(&task.id, task.state);
+                if !open.remove(&task.id) {
+                    self.witness.violated(format!("I3: a watch told twice of {}", task.id));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
