@@ -47,9 +47,11 @@ pub enum Silence {
 }
 
 impl Timing {
-    /// The interval asked of each of `workers`: 2 s, and more for many, so that beats cost a bounded share of a core.
+    /// The interval asked of each of `workers`: 2 s, and more for many, so that beats cost a bounded share of a core; but
+    /// three of them fit into a lease, or thousands of workers would be out of theirs between two beats.
     pub fn heartbeat_ms(&self, workers: usize) -> u64 {
-        self.heartbeat_min_ms.max(workers as u64 * 5 + self.heartbeat_min_ms / 2)
+        let for_many = workers as u64 * 5 + self.heartbeat_min_ms / 2;
+        for_many.min(self.lease_ms / 3).max(self.heartbeat_min_ms)
     }
 
     /// How late a look at the clock may be before the coordinator mistrusts itself rather than its workers.
@@ -89,6 +91,7 @@ mod tests {
     fn many_workers_beat_more_slowly() {
         let timing = Timing::default();
         assert_eq!(timing.heartbeat_ms(1), 2_000);
-        assert_eq!(timing.heartbeat_ms(10_000), 51_000);
+        assert_eq!(timing.heartbeat_ms(1_000), 6_000);
+        assert_eq!(timing.heartbeat_ms(10_000), 10_000);
     }
 }

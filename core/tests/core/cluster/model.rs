@@ -47,6 +47,9 @@ pub enum Action {
     Mute(usize),
     Attach(usize),
     HostDies(usize),
+    /// An operator wants it empty, within this time.
+    Drain(usize, u64),
+    Undrain(usize),
     CoordinatorDies,
     Pass(u64),
     /// The coordinator is stopped for a while.
@@ -166,6 +169,8 @@ impl ReferenceStateMachine for Model {
             1 => worker().prop_map(Action::Mute),
             4 => worker().prop_map(Action::Attach),
             1 => worker().prop_map(Action::HostDies),
+            1 => (worker(), 0u64..60_000).prop_map(|(w, ms)| Action::Drain(w, ms)),
+            2 => worker().prop_map(Action::Undrain),
             1 => Just(Action::CoordinatorDies),
             3 => (0u64..40_000).prop_map(Action::Pass),
             1 => (0u64..90_000).prop_map(Action::Stall),

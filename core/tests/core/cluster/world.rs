@@ -14,7 +14,7 @@ use cooper_core::{
     lease::{Fence, Timing},
     session::{self, Session},
     task::{self, Body, End, Kind, State, Submit, Task},
-    worker::{self, Worker},
+    worker::{self, Drain, Worker},
 };
 
 use super::model::{Action, Model, Terms, WORKERS, labels};
@@ -207,6 +207,12 @@ impl World {
         self.bodies.insert(id, body);
     }
 
+    /// The drain of a worker, as its row has it.
+    fn drain(&self, worker: &str) -> Option<Drain> {
+        let body: worker::Body = serde_json::from_str(&self.workers.get(worker)?.row.body).expect("a body");
+        body.drain
+    }
+
     fn has(&self, worker: &str, wanted: &BTreeMap<String, String>) -> bool {
         let index: usize = worker.trim_start_matches('w').parse().expect("a worker of ours");
         let has = labels(index);
@@ -224,6 +230,11 @@ impl World {
         let (terms, row) = (model.terms(id), &self.tasks[&id].row);
         assert!(self.has(worker, &terms.scheduling.worker_labels), "{id} went to {worker}");
         let mine = self.body(id);
+        if let Some(drain) = self.drain(worker) {
+            let bound = mine.session.is_some() || mine.kind == Kind::Step;
+            assert!(bound, "{id} went to {worker}, which is being emptied");
+            assert!(drain.drained_ms == 0, "{id} went to {worker}, which is empty");
+        }
         for (other, body) in self.in_line() {
             if model.place(other) > model.place(id) || body.session != mine.session {
                 continue;
@@ -313,6 +324,16 @@ impl World {
                     self.take(model, out);
                 }
             }
+            Action::Drain(w, ms) => {
+                if let Ok(out) = self.cluster.drain(self.now, &name(*w), *ms, "an operator") {
+                    self.take(model, out);
+                }
+            }
+            Action::Undrain(w) => {
+                if let Ok(out) = self.cluster.undrain(self.now, &name(*w)) {
+                    self.take(model, out);
+                }
+            }
             Action::Requeue(n) => self.requeue(model, Model::id(*n)),
             Action::Deliver(w) => self.deliver(model, *w),
             Action::Say(w) => self.say(model, *w),
@@ -398,7 +419,11 @@ impl World {
         let create = session::Create { worker_labels: labels(wanted), ..create(id) };
         self.creating.insert(id, wanted);
         match self.cluster.create_session(self.now, create) {
-            Ok(out) => self.take(model, out),
+            Ok(out) => {
+                self.take(model, out);
+                let worker = self.cluster.session(id).expect("it was created").body.worker.clone();
+                assert!(self.drain(&worker).is_none(), "{id} went to {worker}, which is being emptied");
+            }
             Err(refused) => {
                 let room = (0..WORKERS).filter(|w| {
                     self.has(&name(*w), &labels(wanted))
@@ -642,6 +667,7 @@ impl World {
         for _ in 0..60 {
             for w in 0..WORKERS {
                 self.attach(model, w);
+                self.step(model, &Action::Undrain(w));
                 self.step(model, &Action::Grant(w));
                 while !self.hosts[w].inbox.is_empty() {
                     self.step(model, &Action::Deliver(w));
