@@ -360,7 +360,12 @@ impl Cluster {
                 state = End::TimedOut;
                 task.body.reason = Some(reason(Code::TimedOut, &task.overdue(passed)));
             }
-        } else if !task.body.cancel_requested {
+        } else if task.body.cancel_requested {
+            // As when its worker is given up: nobody wants it any more.
+            if end == End::Lost {
+                state = End::Cancelled;
+            }
+        } else {
             let allowed = match end {
                 End::Failed => task.body.retried() >= When::Always,
                 End::Lost => task.body.retried() >= When::Lost,
