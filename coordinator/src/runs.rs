@@ -87,6 +87,16 @@ impl Runs {
         }
         self.cluster.space.admit()?;
         let stack = self.stack(caller, &request.stack)?;
+        let drained = |core: &cooper_core::cluster::Cluster| {
+            core.worker(&stack.worker).is_some_and(|worker| worker.body.drain.is_some() || worker.stopping)
+        };
+        if self.cluster.look(drained) {
+            return Err(Error::new(
+                Code::WorkerDraining,
+                format!("worker {}, which has stack {:?}, is being drained", stack.worker, stack.name),
+            )
+            .with_hint("wait for `cooper undrain`"));
+        }
         let id = RunId::new();
         let create = run::Create {
             id,
