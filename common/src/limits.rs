@@ -79,6 +79,8 @@ pub mod request {
     pub const SUBMIT_BATCH_MAX: usize = 512;
     pub const SESSION_WAIT_MS_MAX: u64 = 600_000;
     pub const FILES_LISTED_MAX: usize = 10_000;
+    /// A listing in all: half of what a message holds.
+    pub const FILES_LISTED_BYTES_MAX: usize = 4 << 20;
 }
 
 /// What an execution may use when nothing else is said.

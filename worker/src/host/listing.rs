@@ -4,17 +4,19 @@ use std::{collections::BinaryHeap, ffi::CString, os::fd::OwnedFd};
 
 use cooper_common::{
     error::{Code, Error, Result},
-    limits::request::FILES_LISTED_MAX,
+    limits::request::{FILES_LISTED_BYTES_MAX, FILES_LISTED_MAX},
 };
 use cooper_proto::v1::{FileStat, ListFilesResponse};
+use prost::Message as _;
 use rustix::fs::{AtFlags, Dir, FileType, statat};
 
-/// Sorted by name; the first [`FILES_LISTED_MAX`] of them, however many there are. Links are shown, not followed.
+/// Sorted by name; the first of them, up to [`FILES_LISTED_MAX`] and to [`FILES_LISTED_BYTES_MAX`] in all, however many
+/// there are and whatever they are called. Links are shown, not followed.
 pub fn list(directory: OwnedFd, path: &str) -> Result<ListFilesResponse> {
-    list_first(directory, path, FILES_LISTED_MAX)
+    list_first(directory, path, FILES_LISTED_MAX, FILES_LISTED_BYTES_MAX)
 }
 
-fn list_first(directory: OwnedFd, path: &str, max: usize) -> Result<ListFilesResponse> {
+fn list_first(directory: OwnedFd, path: &str, max: usize, bytes_max: usize) -> Result<ListFilesResponse> {
     let failed = |e: rustix::io::Errno| match e {
         rustix::io::Errno::NOTDIR => Error::invalid(format!("{path:?} is not a directory")),
         _ => Error::new(Code::Internal, format!("cannot list {path:?}: {e}")),
@@ -36,6 +38,7 @@ fn list_first(directory: OwnedFd, path: &str, max: usize) -> Result<ListFilesRes
     let prefix = path.trim_start_matches("./").trim_matches('/');
     let prefix = if prefix.is_empty() || prefix == "." { String::new() } else { format!("{prefix}/") };
     let mut files = Vec::with_capacity(names.len());
+    let mut bytes = 0;
     for name in names.into_sorted_vec() {
         // Gone in the meantime: then it is not there.
         let Ok(stat) = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
@@ -45,13 +48,20 @@ fn list_first(directory: OwnedFd, path: &str, max: usize) -> Result<ListFilesRes
             FileType::Symlink => "symlink",
             _ => "other",
         };
-        files.push(FileStat {
+        let file = FileStat {
             path: format!("{prefix}{}", name.to_string_lossy()),
             size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
             mode: stat.st_mode & 0o7777,
             modified_at_ms: stat.st_mtime * 1000 + stat.st_mtime_nsec as i64 / 1_000_000,
             kind: kind.to_owned(),
-        });
+        };
+        // A tag and a length before each; deep directories and names that are not UTF-8 make long paths.
+        bytes += file.encoded_len() + 8;
+        if bytes > bytes_max {
+            truncated = true;
+            break;
+        }
+        files.push(file);
     }
     Ok(ListFilesResponse { files, truncated })
 }
@@ -64,7 +74,7 @@ mod tests {
 
     fn listed(dir: &std::path::Path, path: &str, max: usize) -> (Vec<(String, String)>, bool) {
         let directory = fs::File::open(dir).unwrap().into();
-        let listing = list_first(directory, path, max).unwrap();
+        let listing = list_first(directory, path, max, 1 << 20).unwrap();
         (listing.files.into_iter().map(|file| (file.path, file.kind)).collect(), listing.truncated)
     }
 
@@ -81,6 +91,18 @@ mod tests {
         assert_eq!(listed(dir.path(), "", 5), (all.to_vec(), false));
         assert_eq!(listed(dir.path(), ".", 2), (all[..2].to_vec(), true));
         assert_eq!(listed(dir.path(), "./sub/", 1).0, vec![("sub/a".to_owned(), "file".to_owned())]);
+    }
+
+    #[test]
+    fn a_listing_fits_into_a_message_however_long_its_names_are() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..10 {
+            fs::write(dir.path().join(format!("{n}{}", "x".repeat(200))), "").unwrap();
+        }
+        let directory = fs::File::open(dir.path()).unwrap().into();
+        let listing = list_first(directory, &"deep/".repeat(20), 10, 1000).unwrap();
+        assert!(listing.truncated && !listing.files.is_empty());
+        assert!(listing.encoded_len() <= 1000, "{} bytes", listing.encoded_len());
     }
 
     #[test]
