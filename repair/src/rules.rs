@@ -283,12 +283,12 @@ pub struct RuleSet {
 }
 
 impl RuleSet {
-    /// The rules that come with Cooper.
-    ///
-    /// # Errors
-    /// Only if Cooper was built with a broken rule, which its tests forbid.
-    pub fn builtin() -> Result<Self, Error> {
-        Self::with(&[])
+    /// The rules that come with Cooper. Read when they are first asked for: that takes a coordinator's start as long as
+    /// everything else in it.
+    pub fn builtin() -> &'static Self {
+        static BUILTIN: LazyLock<RuleSet> =
+            LazyLock::new(|| RuleSet::with(&[]).expect("the rules that come with Cooper are tested"));
+        &BUILTIN
     }
 
     /// The rules that come with Cooper and further ones, as pairs of file name and text.
@@ -458,14 +458,14 @@ mod tests {
 
     #[test]
     fn the_rules_that_come_with_cooper_hold_their_examples() {
-        let rules = RuleSet::builtin().unwrap();
+        let rules = RuleSet::builtin();
         assert!(rules.rules().count() >= 25);
         assert!(rules.instruction_forms().count() >= 4);
     }
 
     #[test]
     fn every_example_leads_to_its_own_rule_first() {
-        let rules = RuleSet::builtin().unwrap();
+        let rules = RuleSet::builtin();
         for rule in rules.rules() {
             let phase = if rule.place == Where::Runtime { Phase::Runtime } else { Phase::Build };
             for line in &rule.examples.matching {

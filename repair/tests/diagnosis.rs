@@ -50,7 +50,7 @@ impl Case {
     }
 
     fn result(&self) -> Result<Diagnosis, NoDiagnosis> {
-        diagnose(&RuleSet::builtin().unwrap(), &self.0)
+        diagnose(RuleSet::builtin(), &self.0)
     }
 
     fn diagnosis(&self) -> Diagnosis {

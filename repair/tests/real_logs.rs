@@ -32,7 +32,7 @@ fn evidence(phase: Phase, log: &str, files: &[(&str, &str)]) -> Evidence {
 }
 
 fn diagnosed(evidence: &Evidence) -> Diagnosis {
-    diagnose(&RuleSet::builtin().unwrap(), evidence).unwrap()
+    diagnose(RuleSet::builtin(), evidence).unwrap()
 }
 
 /// The one change of a diagnosis: path and what it adds or removes. Policy lets it pass, both ways it is asked.
@@ -113,7 +113,7 @@ fn a_missing_header_joins_the_install_that_is_there() {
 fn what_no_rule_explains_is_left_alone() {
     let mut evidence = evidence(Phase::Runtime, sample!("unexplained.container"), &[("Dockerfile", PIP)]);
     evidence.state = Some(State { status: "restarting".to_owned(), exit_code: 1, ..State::default() });
-    let nothing = diagnose(&RuleSet::builtin().unwrap(), &evidence).unwrap_err();
+    let nothing = diagnose(RuleSet::builtin(), &evidence).unwrap_err();
     assert!(nothing.reasons[0].starts_with("no rule explains"), "{nothing:?}");
     assert_eq!(nothing.looked_at, ["container log: 1 lines", "container state", "file Dockerfile"]);
 }

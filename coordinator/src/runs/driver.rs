@@ -44,7 +44,6 @@ pub enum Input {
 pub struct Driver {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
-    rules: RuleSet,
     changes: broadcast::Sender<RunId>,
     /// Runs that have not ended, oldest first: they get their service's lock in this order.
     runs: BTreeMap<RunId, Run>,
@@ -59,9 +58,7 @@ impl Driver {
         blobs: Arc<Blobs>,
         changes: broadcast::Sender<RunId>,
     ) -> Result<Self> {
-        let rules = RuleSet::builtin().map_err(|error| Error::internal(error.to_string()))?;
-        let mut driver =
-            Self { cluster, blobs, rules, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
+        let mut driver = Self { cluster, blobs, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
         for record in driver.cluster.store.live(Aggregate::Run).await? {
             let run = super::load(&*driver.cluster.store, record).await?.run;
             if let Some(task) = run.running_step().and_then(|step| step.task) {
@@ -257,7 +254,7 @@ impl Driver {
         let report = self.report(task).await?;
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
-        let mut answer = planner::plan(&self.rules, &stack, &evidence);
+        let mut answer = planner::plan(RuleSet::builtin(), &stack, &evidence);
         if let planner::Answer::Refused { message, .. } = &mut answer {
             // How the service is comes first: that it is healthy explains why nothing explains a failure.
             *message = format!("{}: {message}", report.message);

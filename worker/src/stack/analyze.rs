@@ -180,10 +180,7 @@ impl Step<'_> {
         if created.is_none_or(|created| created < listing.changed_ms) {
             return Ok(Some("it has changed since the image was made"));
         }
-        let explained = || {
-            let rules = RuleSet::builtin().ok()?;
-            cooper_repair::diagnose(&rules, found).ok()
-        };
+        let explained = || cooper_repair::diagnose(RuleSet::builtin(), found).ok();
         Ok((!well && explained().is_none()).then_some("what the container says does not explain it"))
     }
 

@@ -258,8 +258,8 @@ impl Fixture {
 
     pub fn plan(&self, analyzed: &Report) -> RepairPlan {
         let evidence = analyzed.evidence.as_ref().expect("evidence");
-        let diagnosis = diagnose(&RuleSet::builtin().unwrap(), evidence)
-            .unwrap_or_else(|why| panic!("{why}\n{}", self.log()));
+        let diagnosis =
+            diagnose(RuleSet::builtin(), evidence).unwrap_or_else(|why| panic!("{why}\n{}", self.log()));
         RepairPlan::new("example", &evidence.model, "web", 1, &diagnosis).unwrap()
     }
 
