@@ -41,6 +41,11 @@ fn an_upgrade_of_everything_one_after_the_other_loses_and_doubles_nothing() {
     let counting =
         sessions.each_ref().map(|session| cooper.start(["--json", "exec", session, "-c", COUNT], b""));
 
+    // One that had not reached its worker would be sent again after the restart, as a second attempt.
+    cooper.until_json("both to run", seconds(30), &["tasks", "list", "--state", "running"], |list| {
+        list["tasks"].as_array().is_some_and(|tasks| tasks.len() == 2)
+    });
+
     // Small tasks all the while, each with a key: whoever is cut asks again.
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (url, stop) = (fleet.url(), Arc::new(AtomicBool::new(false)));
