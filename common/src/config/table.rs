@@ -258,7 +258,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         roles: COORDINATORS,
         default: Default::Number(link::HEARTBEAT_MIN_MS),
-        doc: "Milliseconds between heartbeats of a worker; half of it + 5 for each worker, when that is more.",
+        doc: "Milliseconds between heartbeats of a worker; half of it + 5 for each worker when that is more, but at most a third of the lease.",
         ..time("heartbeat_ms", &["COOPER_HEARTBEAT_MS"])
     },
     Setting {
