@@ -23,6 +23,22 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// A coordinator, the workers `left` and `right`, and a session on each, in this order.
+    pub fn of_two() -> (Self, [String; 2]) {
+        let mut fleet = Self::new();
+        fleet.start_coordinator();
+        for (index, id) in ["left", "right"].into_iter().enumerate() {
+            fleet.start_worker(id);
+            fleet.await_registered(index);
+        }
+        let cooper = fleet.cooper();
+        let mut sessions = [cooper.session(), cooper.session()];
+        sessions.sort_by_key(|session| {
+            cooper.json(["session", "show", session])["worker_id"].as_str().expect("a worker").to_owned()
+        });
+        (fleet, sessions)
+    }
+
     /// Nothing runs yet.
     pub fn new() -> Self {
         Self {

@@ -15,20 +15,6 @@ while not os.path.exists('go'): time.sleep(0.01)
 print('done', flush=True)
 ";
 
-/// Two workers, and a session on each.
-fn two() -> (Fleet, [String; 2]) {
-    let mut fleet = Fleet::new();
-    fleet.start_coordinator();
-    for (index, id) in ["left", "right"].into_iter().enumerate() {
-        fleet.start_worker(id);
-        fleet.await_registered(index);
-    }
-    let cooper = fleet.cooper();
-    let mut sessions = [cooper.session(), cooper.session()];
-    sessions.sort_by_key(|session| text(&cooper.json(["session", "show", session]), "worker_id").to_owned());
-    (fleet, sessions)
-}
-
 fn worker(cooper: &Cooper, id: &str) -> Answer {
     let list = cooper.json(["workers"]);
     let mut workers = list["workers"].as_array().expect("a list").iter();
@@ -50,7 +36,7 @@ fn go(fleet: &Fleet, id: &str, session: &str) {
 
 #[test]
 fn a_drained_worker_takes_nothing_new_and_finishes_what_it_has_across_a_restart_of_the_coordinator() {
-    let (mut fleet, [left, _]) = two();
+    let (mut fleet, [left, _]) = Fleet::of_two();
     let cooper = fleet.cooper();
     cooper.exec(&left, "kept = 41");
     let running = begin(&cooper, &left, UNTIL_GO);
@@ -101,7 +87,7 @@ fn a_drained_worker_takes_nothing_new_and_finishes_what_it_has_across_a_restart_
 
 #[test]
 fn at_the_deadline_of_a_drain_what_still_runs_is_cancelled_and_told_why() {
-    let (mut fleet, [left, _]) = two();
+    let (mut fleet, [left, _]) = Fleet::of_two();
     let cooper = fleet.cooper();
     let running = begin(&cooper, &left, "import time; time.sleep(1000)");
     let drained = cooper.json(["drain", "left", "--deadline", "1s", "--wait"]);
@@ -116,7 +102,7 @@ fn at_the_deadline_of_a_drain_what_still_runs_is_cancelled_and_told_why() {
 
 #[test]
 fn a_worker_that_is_told_to_stop_lets_what_runs_end_and_delivers_it() {
-    let (mut fleet, [left, _]) = two();
+    let (mut fleet, [left, _]) = Fleet::of_two();
     let cooper = fleet.cooper();
     cooper.exec(&left, "open('kept', 'w').write('bytes')");
     let code =
@@ -141,7 +127,7 @@ fn a_worker_that_is_told_to_stop_lets_what_runs_end_and_delivers_it() {
 #[test]
 fn tasks_that_cross_the_stop_of_their_worker_are_done_by_another() {
     const TASKS: usize = 5_000;
-    let (mut fleet, _) = two();
+    let (mut fleet, _) = Fleet::of_two();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let client = runtime.block_on(fleet.client());
     let (watching, submitting) = (client.clone(), client.clone());
@@ -184,7 +170,7 @@ fn tasks_that_cross_the_stop_of_their_worker_are_done_by_another() {
 
 #[test]
 fn a_second_signal_ends_a_worker_that_waits() {
-    let (mut fleet, [left, _]) = two();
+    let (mut fleet, [left, _]) = Fleet::of_two();
     let running = begin(&fleet.cooper(), &left, "import time; time.sleep(1000)");
     fleet.worker(0).signal(rustix::process::Signal::TERM);
     fleet.worker(0).await_said("that it drains", seconds(10), |worker| {

@@ -29,15 +29,8 @@ for i in range(60_000):
 
 #[test]
 fn an_upgrade_of_everything_one_after_the_other_loses_and_doubles_nothing() {
-    let mut fleet = Fleet::new();
-    fleet.start_coordinator();
-    for (index, id) in ["left", "right"].into_iter().enumerate() {
-        fleet.start_worker(id);
-        fleet.await_registered(index);
-    }
+    let (mut fleet, sessions) = Fleet::of_two();
     let cooper = fleet.cooper();
-    let mut sessions = [cooper.session(), cooper.session()];
-    sessions.sort_by_key(|session| text(&cooper.json(["session", "show", session]), "worker_id").to_owned());
     let counting =
         sessions.each_ref().map(|session| cooper.start(["--json", "exec", session, "-c", COUNT], b""));
 
