@@ -126,6 +126,10 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         detach_max_ms: time("detach_max_ms", link::DETACH_MAX_MS),
         compose: config.text("compose").as_deref() != Some("off"),
         labels,
+        session_uids: config
+            .text("session_uids")
+            .map(|range| cooper_worker::confine::uids::parse(&range))
+            .transpose()?,
         timing,
         log_level: config.log_level(),
         health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),

@@ -102,6 +102,19 @@ pub mod exec {
     pub const QUEUED_PER_SESSION_MAX: usize = 1024;
 }
 
+/// What keeps sessions apart on a worker.
+pub mod confine {
+    /// Workers take the uids of their sessions from here on, unless `session_uids` says otherwise: far from what people and
+    /// distributions use.
+    pub const UID_FIRST: u32 = 1_000_000_000;
+    pub const UID_LAST: u32 = 1_999_999_999;
+    /// The same where only 16-bit uids exist, as in a container with a user namespace.
+    pub const UID_SHORT_FIRST: u32 = 20_000;
+    pub const UID_SHORT_LAST: u32 = 59_999;
+    /// Uids that one worker takes for itself; above the most sessions it holds, so that each rests before its next use.
+    pub const UIDS_PER_WORKER: u32 = 16_384;
+}
+
 /// How tasks wait, and when a lost or failed attempt is followed by another.
 pub mod schedule {
     /// Priorities go from minus this to this.

@@ -1,7 +1,10 @@
 //! What a worker is told: the host gets [`Config`] from the command line's crate, the link gets [`LinkConfig`] from
 //! the host.
 
-use std::{collections::BTreeMap, fmt, fs::File, io::Read, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, fmt, fs::File, io::Read, ops::RangeInclusive, os::fd::OwnedFd, path::PathBuf,
+    time::Duration,
+};
 
 use cooper_common::{
     backoff::full_jitter,
@@ -49,6 +52,8 @@ pub struct Config {
     pub health_listen: Option<String>,
     /// The link runs as this uid and gid when the host is root.
     pub link_uid: u32,
+    /// Where the uids of sessions come from when the host may give them. None = a range that nobody else uses.
+    pub session_uids: Option<RangeInclusive<u32>>,
 }
 
 /// How the worker dials. All in milliseconds.
@@ -102,6 +107,7 @@ impl Config {
             log_level: "info".to_owned(),
             health_listen: None,
             link_uid: NOBODY,
+            session_uids: None,
         }
     }
 }

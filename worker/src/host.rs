@@ -27,7 +27,10 @@ use rustix::{
     process::{Pid, Signal},
 };
 
-use crate::config::Config;
+use crate::{
+    config::Config,
+    confine::{facilities, uids::Uids},
+};
 use attempt::Attempt;
 use dir::Dir;
 use interpreter::{PlainChild, Runtime};
@@ -125,6 +128,8 @@ struct Host {
     /// While draining: until when.
     drain_until_ms: u64,
     reach: reach::Reach,
+    /// None where the host may not give sessions uids of their own.
+    uids: Option<Uids>,
 }
 
 /// Whether Docker Compose works here.
@@ -199,6 +204,10 @@ impl Host {
             sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR2])
                 .map_err(internal)?;
         let dir = Dir::open(&config.dir, config.base_workspace.as_deref(), config.worker_id.as_deref())?;
+        let uids = match facilities::has_uids() {
+            true => Some(Uids::open(&dir.path, config.session_uids.clone())?),
+            false => None,
+        };
         let stacks = Stacks::open(&dir.path, &config.stacks)?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|e| internal(e.into()))?;
@@ -228,6 +237,7 @@ impl Host {
             stopping: None,
             drain_until_ms: 0,
             reach: reach::Reach::default(),
+            uids,
             exe_path: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             config,
             exe,

@@ -1,6 +1,7 @@
 //! A worker: the host process holds everything that runs, the link process talks to the coordinator.
 
 pub mod config;
+pub mod confine;
 pub mod frame;
 pub mod host;
 pub mod link;

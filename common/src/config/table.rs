@@ -222,6 +222,14 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "session_uids",
+        env: &["COOPER_SESSION_UIDS"],
+        roles: WORKERS,
+        kind: Kind::Text,
+        doc: "Uids for the sessions of a worker that runs as root, FIRST-LAST; without it a range that nobody else uses.",
+        ..BLANK
+    },
+    Setting {
         key: "stacks",
         env: &["COOPER_STACKS"],
         roles: WORKERS,

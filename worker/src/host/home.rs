@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +11,7 @@ use cooper_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use super::python::{self, Python};
+use crate::confine::uids;
 
 /// Places of one session.
 #[derive(Debug, Clone)]
@@ -42,15 +43,29 @@ impl Home {
         }
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        let made = [&self.dir, &self.workspace(), &self.tmp()]
+        let own = [self.workspace(), self.tmp(), self.cache()];
+        let made = [&self.dir]
             .into_iter()
+            .chain(&own)
             .try_for_each(|dir| private.create(dir))
             .and_then(|()| python::make_venv(python, &self.venv()))
+            .and_then(|()| record.uid.map_or(Ok(()), |uid| self.give_to(uid)))
             .and_then(|()| record.write(&self.dir));
         if made.is_err() {
             let _ = fs::remove_dir_all(&self.dir);
         }
         made
+    }
+
+    /// Makes what the session works in its own. The directory around it stays the worker's: its group may pass through it
+    /// and no more.
+    pub fn give_to(&self, uid: u32) -> io::Result<()> {
+        for dir in [self.workspace(), self.tmp(), self.cache()] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            uids::own(&dir, uid)?;
+        }
+        std::os::unix::fs::chown(&self.dir, None, Some(uid))?;
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o710))
     }
 
     /// Everything of the environment that is not the session's own: nothing is inherited from the worker.
@@ -92,6 +107,9 @@ pub struct Record {
     pub file_size_bytes: u64,
     pub open_files: u32,
     pub output_bytes: u64,
+    /// Its own, which nothing else on the machine has; None where the host may not give uids.
+    #[serde(default)]
+    pub uid: Option<u32>,
 }
 
 impl Record {
@@ -109,6 +127,7 @@ impl Record {
             file_size_bytes: limits.file_size_bytes,
             open_files: limits.open_files,
             output_bytes: limits.output_bytes,
+            uid: None,
         }
     }
 

@@ -119,6 +119,11 @@ impl Session {
         }
     }
 
+    /// Under which its code runs and to whom its files belong; None where the host may not give uids.
+    pub fn uid(&self) -> Option<u32> {
+        self.record.uid
+    }
+
     pub fn limits(&self) -> Vec<(Resource, u64)> {
         let or = |value: u64, default: u64| if value == 0 { default } else { value };
         let mut limits = vec![
@@ -147,9 +152,10 @@ impl Host {
             }
             return self.tell_session(&id);
         }
-        let record = Record::of(grant, &self.dir.worker_id);
+        let mut record = Record::of(grant, &self.dir.worker_id);
         let home = Home::new(&self.dir.base, &id);
         let made = self.room_for_session(&id).and_then(|python| {
+            record.uid = self.next_uid()?;
             home.create(&record, &python)
                 .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))
         });
@@ -177,6 +183,14 @@ impl Host {
             ));
         }
         self.python.clone().ok_or_else(|| Error::new(Code::PythonMissing, "this worker has no usable Python"))
+    }
+
+    /// A uid that no session has or had until lately; None where the host gives none.
+    pub(super) fn next_uid(&mut self) -> Result<Option<u32>, Error> {
+        let Some(uids) = &mut self.uids else { return Ok(None) };
+        let used = |uid| self.sessions.values().any(|session| session.uid() == Some(uid));
+        let none = || Error::new(Code::NoCapacity, "every uid of this worker is a session's");
+        uids.take(used).map(Some).ok_or_else(none)
     }
 
     pub(super) fn destroy_session(&mut self, end: v1::SessionEnd) {

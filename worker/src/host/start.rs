@@ -1,6 +1,10 @@
 //! What a host knows before anything runs: capacity, the sessions on disk, the link and its greeting.
 
-use cooper_common::{clock, limits::link::HOST_PROTOCOL_MIN};
+use cooper_common::{
+    clock,
+    error::{Code, Error},
+    limits::link::HOST_PROTOCOL_MIN,
+};
 use cooper_proto::{
     host::{self as wire, to_link},
     v1,
@@ -152,14 +156,39 @@ impl Host {
         }
     }
 
+    /// A session of a host without uids gets one now; one with a uid cannot go on under a host that may not use it.
+    fn own_found(&mut self, record: &mut Record, home: &Home) -> Result<(), Error> {
+        match (record.uid, self.uids.is_some()) {
+            (Some(uid), false) => Err(Error::new(
+                Code::DataUnusable,
+                format!("its files belong to uid {uid}, which this worker may not become"),
+            )
+            .with_hint("run the worker as root again, or destroy the session")),
+            (None, true) => {
+                record.uid = self.next_uid()?;
+                let given = record.uid.map_or(Ok(()), |uid| home.give_to(uid));
+                given
+                    .and_then(|()| record.write(&home.dir))
+                    .map_err(|e| Error::new(Code::DataUnusable, format!("its files: {e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sessions that an earlier host left on disk: their files and packages are there, their variables are not.
     pub(super) fn find_sessions(&mut self) {
         if self.python.is_none() {
             return;
         }
-        for record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
+        for mut record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
             let home = Home::new(&self.dir.base, &record.session_id);
-            self.sessions.insert(record.session_id.clone(), Session::found(record, home));
+            let owned = self.own_found(&mut record, &home);
+            let mut session = Session::found(record, home);
+            if let Err(error) = owned {
+                tracing::warn!(session = session.record.session_id, %error, "session cannot go on");
+                session.state = session::State::Failed(error);
+            }
+            self.sessions.insert(session.record.session_id.clone(), session);
         }
     }
 }
