@@ -159,10 +159,16 @@ pub enum Session {
     /// Create a session and wait until it is ready
     Create(SessionCreate),
     /// List live sessions, newest first
-    List {
-        /// Destroyed and failed ones too
-        #[arg(long)]
-        all: bool,
+    List(SessionList),
+    /// Change labels, limits and times of a live session
+    Update(SessionUpdate),
+    /// Let a session live this long from now
+    Extend {
+        /// Id or name
+        session: String,
+        /// e.g. 30m, 2h, or never: until it is destroyed
+        #[arg(value_name = "DURATION", value_parser = units::lifetime_ms)]
+        ttl: u64,
     },
     /// Show one session
     Show {
@@ -200,6 +206,65 @@ pub struct SessionCreate {
     /// Wait this long for a worker with room
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub wait: Option<u64>,
+    /// Destroy it this long after its creation, e.g. 30m, 2h [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub ttl: Option<u64>,
+    /// Destroy it when nothing happened in it for this long [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub idle_timeout: Option<u64>,
+    /// Package to install before it is ready, e.g. "requests>=2"; repeatable
+    #[arg(long, value_name = "REQUIREMENT")]
+    pub package: Vec<String>,
+    /// A note of your own; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub metadata: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionList {
+    /// Destroyed and failed ones too
+    #[arg(long)]
+    pub all: bool,
+    /// Only those with this label; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub label: Vec<(String, String)>,
+    /// Only those in this state; repeatable
+    #[arg(long, value_name = "STATE",
+        value_parser = ["initializing", "ready", "checkpointing", "draining", "destroyed", "failed"])]
+    pub state: Vec<String>,
+    /// Only those of this worker
+    #[arg(long, value_name = "WORKER")]
+    pub worker: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionUpdate {
+    /// Id or name
+    pub session: String,
+    /// Label to add or to give another value; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub label: Vec<(String, String)>,
+    /// Label to remove; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub remove_label: Vec<String>,
+    /// Note to add or to replace; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+    pub metadata: Vec<(String, String)>,
+    /// Note to remove; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub remove_metadata: Vec<String>,
+    /// Time limit of executions that are submitted from now on
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub exec_timeout: Option<u64>,
+    /// Memory of what starts from now on
+    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
+    pub memory: Option<u64>,
+    /// Destroy it this long from now, or never
+    #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
+    pub ttl: Option<u64>,
+    /// Destroy it when nothing happened in it for this long, or never
+    #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
+    pub idle_timeout: Option<u64>,
 }
 
 /// When a task runs, and what becomes of an attempt that does not succeed.

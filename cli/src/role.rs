@@ -8,7 +8,7 @@ use cooper_common::{
     limits::{link, stop},
     telemetry,
 };
-use cooper_coordinator::{Timing, upkeep::Keep};
+use cooper_coordinator::{Quota, Timing, upkeep::Keep};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,6 +43,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         timing: timing(&config),
         keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
         keep: keep(&config),
+        quota: quota(&config),
     };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;
@@ -71,6 +72,14 @@ fn timing(config: &Config) -> Timing {
         lost_ms: time("lost_ms", default.lost_ms),
         reattach_grace_ms: time("reattach_grace_ms", default.reattach_grace_ms),
         tick_ms: time("tick_ms", default.tick_ms),
+    }
+}
+
+fn quota(config: &Config) -> Quota {
+    Quota {
+        sessions: config.integer("quota_sessions").unwrap_or(0),
+        memory_bytes: config.integer("quota_memory_mib").unwrap_or(0) << 20,
+        ..Quota::default()
     }
 }
 

@@ -46,6 +46,11 @@ pub fn size_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// A duration, or `never` = 0.
+pub fn lifetime_ms(text: &str) -> Result<u64, String> {
+    if text == "never" { Ok(0) } else { duration_ms(text) }
+}
+
 /// `NAME=VALUE`.
 pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

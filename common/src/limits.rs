@@ -78,6 +78,10 @@ pub mod request {
     pub const PAGE_MAX: u32 = 1000;
     pub const SUBMIT_BATCH_MAX: usize = 512;
     pub const SESSION_WAIT_MS_MAX: u64 = 600_000;
+    /// Time to live and idle timeout of a session: a year.
+    pub const SESSION_TTL_MS_MAX: u64 = 31_536_000_000;
+    /// Metadata of a session, names and values together.
+    pub const METADATA_BYTES_MAX: usize = 16 << 10;
     pub const FILES_LISTED_MAX: usize = 10_000;
     /// A listing in all: half of what a message holds.
     pub const FILES_LISTED_BYTES_MAX: usize = 4 << 20;

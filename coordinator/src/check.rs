@@ -72,6 +72,11 @@ pub fn labels(labels: &HashMap<String, String>) -> Result<()> {
     Ok(())
 }
 
+pub fn metadata(metadata: &HashMap<String, String>) -> Result<()> {
+    at_most("metadata entries", metadata.len() as u64, limits::LABELS_MAX as u64)?;
+    size("metadata", metadata.iter().map(|(k, v)| k.len() + v.len()).sum(), limits::METADATA_BYTES_MAX)
+}
+
 /// What a path may look like; what it resolves to, the worker's host decides beneath the workspace.
 pub fn path(path: &str, may_be_empty: bool) -> Result<()> {
     size("path", path.len(), limits::PATH_BYTES_MAX)?;

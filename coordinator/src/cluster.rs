@@ -61,7 +61,12 @@ pub type Recorded = oneshot::Receiver<Result<()>>;
 
 impl Cluster {
     /// Loads what the store remembers, under a new epoch.
-    pub async fn load(store: Arc<dyn Store>, output: OutputLog, timing: Timing) -> Result<Arc<Self>> {
+    pub async fn load(
+        store: Arc<dyn Store>,
+        output: OutputLog,
+        timing: Timing,
+        quota: cluster::Quota,
+    ) -> Result<Arc<Self>> {
         use cooper_core::change::Aggregate;
         let epoch = store.next_epoch().await?;
         let restored = store.meta_get(RESTORED_EPOCH).await?.and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -78,7 +83,7 @@ impl Cluster {
         let mut sessions = Vec::new();
         for record in store.live(Aggregate::Session).await? {
             let id = record.id.parse().map_err(|_| unreadable("session", &record.id))?;
-            let session = Session::restore(id, record.version, record.row);
+            let session = Session::restore(now, id, record.version, record.row);
             sessions.push(session.map_err(|_| unreadable("session", &record.id))?);
         }
         let mut tasks = Vec::new();
@@ -99,7 +104,7 @@ impl Cluster {
             tasks = tasks.len(),
             "loaded"
         );
-        let core = cluster::Cluster::restore(now, epoch, timing, workers, sessions, tasks);
+        let core = cluster::Cluster::restore(now, epoch, timing, workers, sessions, tasks).with_quota(quota);
         Ok(Arc::new(Self {
             core: Mutex::new(core),
             store,
@@ -113,6 +118,11 @@ impl Cluster {
             capacity: Notify::new(),
             broken: tokio::sync::watch::Sender::new(None),
         }))
+    }
+
+    /// A call goes into a session: it does not idle. Nothing of it is recorded.
+    pub fn touch(&self, session: SessionId) {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner).touch_session(now(), session);
     }
 
     /// Looks at the cluster as decided, which may be a moment ahead of what is recorded.

@@ -19,6 +19,6 @@ pub mod tasks;
 pub mod tokens;
 pub mod upkeep;
 
-pub use cooper_core::lease::Timing;
+pub use cooper_core::{cluster::Quota, lease::Timing};
 pub use life::serve;
 pub use serve::{Config, Coordinator};

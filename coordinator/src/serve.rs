@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use cooper_common::{error::Result, limits};
-use cooper_core::lease::Timing;
+use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
     admin_server::AdminServer, runs_server::RunsServer, sessions_server::SessionsServer,
     tasks_server::TasksServer, worker_link_server::WorkerLinkServer,
@@ -40,6 +40,8 @@ pub struct Config {
     pub keepalive: Duration,
     /// How much stays of what has ended.
     pub keep: Keep,
+    /// What one tenant may hold.
+    pub quota: Quota,
 }
 
 /// Output and transfers share a connection of 8 MiB, so that one slow stream leaves room for the others.
@@ -66,7 +68,7 @@ impl Coordinator {
         config: Config,
     ) -> Result<Self> {
         let tokens = Tokens::open(store.clone(), &config.data).await?;
-        let cluster = Cluster::load(store, output, config.timing).await?;
+        let cluster = Cluster::load(store, output, config.timing, config.quota).await?;
         let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
         Ok(Self { cluster, config, runs, blobs, tokens, bus })
     }

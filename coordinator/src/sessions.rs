@@ -1,5 +1,8 @@
 //! Sessions: create, find, destroy, and the calls into their files.
 
+mod packages;
+mod update;
+
 use std::{sync::Arc, time::Duration};
 
 use cooper_common::{
@@ -21,6 +24,8 @@ use crate::{
     store::{Filter, Page, Record},
 };
 
+pub use update::update;
+
 /// A worker makes a session ready within this time, or the create fails.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,18 +40,28 @@ pub async fn create(
     check::env(&request.env)?;
     check::labels(&request.labels)?;
     check::labels(&request.worker_labels)?;
+    check::metadata(&request.metadata)?;
+    update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms))?;
+    packages::check(&request.packages)?;
     let limits = with_defaults(request.limits.unwrap_or_default())?;
     request.limits = Some(limits);
     let wait_ms = request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX);
     let key = request.idempotency_key.clone();
     let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &key).await;
-    if let Some(known) = known(cluster, caller, &request).await? {
-        return ready(cluster, known).await;
+    let id = match known(cluster, caller, &request).await? {
+        Some(known) => known,
+        None => {
+            let id = SessionId::new();
+            place(cluster, caller, id, &request, limits, wait_ms).await?;
+            metrics::counter!("cooper_sessions_created_total").increment(1);
+            id
+        }
+    };
+    let record = ready(cluster, id).await?;
+    if !request.packages.is_empty() {
+        packages::install(cluster, caller, id, request.packages).await?;
     }
-    let id = SessionId::new();
-    place(cluster, caller, id, &request, limits, wait_ms).await?;
-    metrics::counter!("cooper_sessions_created_total").increment(1);
-    ready(cluster, id).await
+    Ok(record)
 }
 
 fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
@@ -67,6 +82,11 @@ fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
     Ok(limits)
 }
 
+/// What these limits count against the tenant's quota.
+fn share(limits: &v1::Limits) -> session::Share {
+    session::Share { memory_bytes: limits.memory_bytes, disk_bytes: 0 }
+}
+
 /// The session that was made for the same request.
 async fn known(
     cluster: &Cluster,
@@ -80,6 +100,10 @@ async fn known(
     let Some(record) = cluster.store.by_key(Aggregate::Session, Some(&caller.tenant), key).await? else {
         return Ok(None);
     };
+    if body(&record)?.updated {
+        // What it was created by is not there any more: the key alone has to do.
+        return parse(&record.id).map(Some);
+    }
     let stored = v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default());
     // Another patience is not another request.
     if !stored.is_ok_and(|stored| v1::CreateSessionRequest { wait_ms: request.wait_ms, ..stored } == *request)
@@ -117,6 +141,9 @@ async fn place(
             exec_timeout_ms: limits.exec_timeout_ms,
             output_limit_bytes: limits.output_bytes,
             worker_labels: request.worker_labels.clone().into_iter().collect(),
+            ttl_ms: request.ttl_ms,
+            idle_timeout_ms: request.idle_timeout_ms,
+            share: share(&limits),
             spec: spec.clone(),
         };
         match cluster.decide(|core, now| core.create_session(now, create).map(|out| ((), out))) {
@@ -185,6 +212,10 @@ fn not_found(id: &str) -> Error {
     Error::new(Code::SessionNotFound, format!("there is no session {id:?}"))
 }
 
+fn ended(id: &str) -> Error {
+    Error::new(Code::SessionEnded, format!("session {id} has ended"))
+}
+
 /// The id of a session named by id or name.
 pub fn resolve(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<SessionId> {
     match id_or_name.parse() {
@@ -202,13 +233,35 @@ pub async fn get(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result
     record.filter(|record| record.row.tenant == *caller.tenant).ok_or_else(|| not_found(id_or_name))
 }
 
-pub async fn list(cluster: &Cluster, caller: &Caller, page: Option<v1::Page>, all: bool) -> Result<Page> {
+pub async fn list(cluster: &Cluster, caller: &Caller, request: v1::ListSessionsRequest) -> Result<Page> {
+    check::labels(&request.labels)?;
+    let states = request.states().map(|state| match state {
+        v1::SessionState::Initializing => Ok(session::State::Initializing),
+        v1::SessionState::Ready => Ok(session::State::Ready),
+        v1::SessionState::Checkpointing => Ok(session::State::Checkpointing),
+        v1::SessionState::Draining => Ok(session::State::Draining),
+        v1::SessionState::Destroyed => Ok(session::State::Destroyed),
+        v1::SessionState::Failed => Ok(session::State::Failed),
+        v1::SessionState::Unspecified => Err(Error::invalid("states names one that this version knows not")),
+    });
+    let states: Vec<session::State> = states.collect::<Result<_>>()?;
+    let all = request.all || states.iter().any(|state| state.ended());
     let filter = Filter {
         tenant: Some(caller.tenant.to_string()),
+        parent: Some(request.worker_id).filter(|worker| !worker.is_empty()),
+        states: states.iter().map(|state| state.as_str().to_owned()).collect(),
         ended: (!all).then_some(false),
-        ..check::page(page)?
+        ..check::page(request.page)?
     };
-    Ok(cluster.store.list(Aggregate::Session, filter).await?)
+    let mut page = cluster.store.list(Aggregate::Session, filter).await?;
+    if !request.labels.is_empty() {
+        page.records.retain(|record| {
+            let spec = v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default());
+            let labels = spec.map(|spec| spec.labels).unwrap_or_default();
+            request.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+        });
+    }
+    Ok(page)
 }
 
 pub async fn destroy(cluster: &Arc<Cluster>, caller: &Caller, id_or_name: &str) -> Result<Record> {
@@ -231,7 +284,11 @@ async fn holder(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<
     let record = get(cluster, caller, id_or_name).await?;
     let body = body(&record)?;
     match body.state {
-        session::State::Ready => Ok((parse(&record.id)?, body.worker.into())),
+        session::State::Ready => {
+            let id = parse(&record.id)?;
+            cluster.touch(id);
+            Ok((id, body.worker.into()))
+        }
         session::State::Destroyed | session::State::Failed | session::State::Draining => {
             Err(Error::new(Code::SessionEnded, format!("session {} is {}", record.id, body.state.as_str())))
         }

@@ -3,12 +3,14 @@
 //!
 //! `sessions` creates and ends sessions, `tasks` moves tasks, `attach` reconciles a worker's inventory with ours,
 //! `silence` judges workers that say nothing, `drain` empties workers, `timers` does what is due (deadlines, retries),
-//! `explain` says what a task waits for.
+//! `lifetime` changes and ends sessions whose time is over, `quota` bounds tenants, `explain` says what a task waits for.
 
 mod attach;
 mod drain;
 mod explain;
+mod lifetime;
 mod pools;
+mod quota;
 mod sessions;
 mod silence;
 mod tasks;
@@ -25,6 +27,8 @@ use self::pools::Pools;
 pub use self::{
     attach::{AttemptItem, AttemptVerdict, Hello, SessionItem, SessionVerdict, Verdict, Welcome},
     explain::{Cause, Why},
+    lifetime::Changed,
+    quota::Quota,
     sessions::Update,
     tasks::Said,
 };
@@ -162,6 +166,10 @@ pub struct Cluster {
     pools: Pools,
     /// When which task is to be looked at; each at most once.
     timers: BTreeSet<(u64, TaskId)>,
+    /// When the lifetime of which session is to be looked at.
+    session_timers: BTreeSet<(u64, SessionId)>,
+    /// What a tenant may hold.
+    quota: Quota,
     /// Of tenants that had retries lately.
     budgets: BTreeMap<Arc<str>, Budget>,
     /// Submits so far.
@@ -185,6 +193,8 @@ impl Cluster {
             names: BTreeMap::new(),
             pools: Pools::default(),
             timers: BTreeSet::new(),
+            session_timers: BTreeSet::new(),
+            quota: Quota::default(),
             budgets: BTreeMap::new(),
             submits: 0,
             held: 0,
@@ -211,7 +221,9 @@ impl Cluster {
             if let Some(worker) = cluster.workers.get_mut(session.body.worker.as_str()) {
                 worker.sessions.insert(session.id);
             }
-            cluster.sessions.insert(session.id, session);
+            let id = session.id;
+            cluster.sessions.insert(id, session);
+            cluster.rearm_session(id);
         }
         // Ids are time-ordered, so this is the order of submission.
         let mut tasks = tasks;
@@ -333,7 +345,9 @@ impl Cluster {
             if let Some(session) = self.sessions.get_mut(&id) {
                 out.changes.push(session.take_change(now));
                 out.effects.push(Effect::SessionChanged { session: id });
-                if session.body.state.ended() {
+                let ended = session.body.state.ended();
+                self.rearm_session(id);
+                if ended {
                     self.forget_session(id);
                 }
             }
@@ -422,6 +436,14 @@ impl Cluster {
         let timed = self.tasks.values().filter(|task| task.due_mono_ms.is_some()).count();
         if timed != self.timers.len() {
             return Some(format!("{timed} tasks have a timer, {} timers are kept", self.timers.len()));
+        }
+        for session in self.sessions.values() {
+            let kept = session.due_mono_ms.filter(|at| self.session_timers.contains(&(*at, session.id)));
+            if kept != session.due_mono_ms
+                || session.next_due().is_some_and(|at| kept.is_none_or(|kept| kept > at))
+            {
+                return Some(format!("{}: its timer is gone or late", session.id));
+            }
         }
         for session in self.sessions.values() {
             if session.queue.iter().any(|(_, id)| self.tasks.get(&id).is_none_or(|task| task.held())) {

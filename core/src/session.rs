@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use cooper_common::ids::{SessionId, TaskId};
+use cooper_common::{
+    error::Code,
+    ids::{SessionId, TaskId},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -70,6 +73,41 @@ pub struct Body {
     pub interpreter_restarted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// When Cooper ends it by itself.
+    #[serde(flatten)]
+    pub lifetime: Lifetime,
+    /// What it counts against its tenant's quota.
+    #[serde(flatten)]
+    pub share: Share,
+    /// Its spec is not the one that it was created by any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub updated: bool,
+}
+
+/// When Cooper ends a session by itself; 0 = never.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lifetime {
+    /// Unix milliseconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub expires_at_ms: i64,
+    /// Without an execution or a call for this long.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub idle_timeout_ms: u64,
+}
+
+/// What a session may use; 0 = without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Share {
+    #[serde(skip_serializing_if = "is_zero")]
+    pub memory_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub disk_bytes: u64,
+}
+
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// What to create.
@@ -83,6 +121,10 @@ pub struct Create {
     pub output_limit_bytes: u64,
     /// Labels that its worker must have.
     pub worker_labels: BTreeMap<String, String>,
+    /// From its creation; 0 = for ever.
+    pub ttl_ms: u64,
+    pub idle_timeout_ms: u64,
+    pub share: Share,
     /// Encoded cooper.v1.CreateSessionRequest.
     pub spec: Arc<[u8]>,
 }
@@ -104,6 +146,13 @@ pub struct Session {
     pub running: BTreeSet<TaskId>,
     /// The one that has the interpreter.
     pub interpreter: Option<TaskId>,
+    /// `lifetime.expires_at_ms` by the monotonic clock.
+    expires_mono_ms: Option<u64>,
+    /// Last time that something happened in it.
+    pub(crate) active_mono_ms: u64,
+    /// When the cluster's timers look at it.
+    pub(crate) due_mono_ms: Option<u64>,
+    spec_changed: bool,
     events: Vec<&'static str>,
 }
 
@@ -112,7 +161,7 @@ pub const PARALLEL_MAX: usize = 16;
 
 impl Session {
     pub fn new(now: Now, create: Create, worker: &str, epoch: u64) -> Self {
-        Self {
+        let mut session = Self {
             id: create.id,
             tenant: create.tenant,
             key: create.key,
@@ -129,31 +178,87 @@ impl Session {
                 facilities: Vec::new(),
                 interpreter_restarted: false,
                 reason: None,
+                lifetime: Lifetime { idle_timeout_ms: create.idle_timeout_ms, ..Lifetime::default() },
+                share: create.share,
+                updated: false,
             },
             spec: create.spec,
             queue: Queue::default(),
             delayed: BTreeSet::new(),
             running: BTreeSet::new(),
             interpreter: None,
+            expires_mono_ms: None,
+            active_mono_ms: now.mono_ms,
+            due_mono_ms: None,
+            spec_changed: false,
             events: vec!["session.initializing"],
-        }
+        };
+        session.live_for(now, create.ttl_ms);
+        session
     }
 
-    pub fn restore(id: SessionId, version: Version, row: Row) -> Result<Self, serde_json::Error> {
+    /// As it was recorded. What it idled before counts for nothing; its end stays where it was.
+    pub fn restore(now: Now, id: SessionId, version: Version, row: Row) -> Result<Self, serde_json::Error> {
+        let body: Body = serde_json::from_str(&row.body)?;
+        let expires_at_ms = body.lifetime.expires_at_ms;
+        let left_ms = u64::try_from(expires_at_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
         Ok(Self {
             id,
             tenant: row.tenant.into(),
             key: row.key,
             created_ms: row.created_ms,
             version,
-            body: serde_json::from_str(&row.body)?,
+            body,
             spec: row.spec.unwrap_or_default().into(),
             queue: Queue::default(),
             delayed: BTreeSet::new(),
             running: BTreeSet::new(),
             interpreter: None,
+            expires_mono_ms: (expires_at_ms != 0).then(|| now.mono_ms.saturating_add(left_ms)),
+            active_mono_ms: now.mono_ms,
+            due_mono_ms: None,
+            spec_changed: false,
             events: Vec::new(),
         })
+    }
+
+    /// From now on it lives this long; 0 = until it is destroyed.
+    pub fn live_for(&mut self, now: Now, ttl_ms: u64) {
+        let ends = (ttl_ms != 0).then_some(ttl_ms);
+        self.expires_mono_ms = ends.map(|ttl_ms| now.mono_ms.saturating_add(ttl_ms));
+        self.body.lifetime.expires_at_ms =
+            ends.map_or(0, |ttl_ms| now.wall_ms.saturating_add(i64::try_from(ttl_ms).unwrap_or(i64::MAX)));
+    }
+
+    /// When its lifetime has to be looked at.
+    pub(crate) fn next_due(&self) -> Option<u64> {
+        if matches!(self.body.state, State::Draining | State::Destroyed | State::Failed) {
+            return None;
+        }
+        let idle = Some(self.body.lifetime.idle_timeout_ms).filter(|ms| *ms != 0);
+        let idle = idle.map(|ms| self.active_mono_ms.saturating_add(ms));
+        self.expires_mono_ms.into_iter().chain(idle).min()
+    }
+
+    /// Why it is to end now, if it is.
+    pub(crate) fn over(&self, now: Now) -> Option<Reason> {
+        let reason = |code: Code, message: String| Some(Reason { code: code.as_str().to_owned(), message });
+        if self.expires_mono_ms.is_some_and(|at| at <= now.mono_ms) {
+            return reason(Code::SessionExpired, "its time to live was over".to_owned());
+        }
+        let idle_ms = self.body.lifetime.idle_timeout_ms;
+        let idle =
+            idle_ms != 0 && self.active() == 0 && now.mono_ms.saturating_sub(self.active_mono_ms) >= idle_ms;
+        let text = || format!("nothing happened in it for {} s", idle_ms as f64 / 1_000.0);
+        idle.then(|| reason(Code::SessionIdle, text())).flatten()
+    }
+
+    /// Another spec, from an update.
+    pub(crate) fn replace_spec(&mut self, spec: Arc<[u8]>) {
+        self.spec = spec;
+        self.spec_changed = true;
+        self.body.updated = true;
+        self.events.push("session.updated");
     }
 
     /// Tasks that wait or run.
@@ -213,7 +318,7 @@ impl Session {
                 created_ms: self.created_ms,
                 updated_ms: now.wall_ms,
                 body: serde_json::to_string(&self.body).unwrap_or_default(),
-                spec: (expected == 0).then(|| self.spec.to_vec()),
+                spec: (expected == 0 || std::mem::take(&mut self.spec_changed)).then(|| self.spec.to_vec()),
                 result: None,
             },
             events: self

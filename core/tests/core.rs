@@ -4,5 +4,7 @@
 mod cluster;
 #[path = "core/fleet.rs"]
 mod fleet;
+#[path = "core/lifetime.rs"]
+mod lifetime;
 #[path = "core/run.rs"]
 mod run;

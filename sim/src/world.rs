@@ -17,7 +17,7 @@ use cooper_coordinator::{
     tokens::{ADMIN_FILE, WORKER_FILE},
     upkeep::Keep,
 };
-use cooper_core::lease::Timing;
+use cooper_core::{cluster::Quota, lease::Timing};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
 use turmoil::Sim;
@@ -100,6 +100,7 @@ impl Control {
             keepalive: Duration::from_secs(5),
             // How full the disk of this machine is must not matter.
             keep: Keep { free_bytes: 0, ..Keep::default() },
+            quota: Quota::default(),
         };
         let coordinator = Coordinator::load(store, bus, output, blobs, config).await?;
         *self.cluster.borrow_mut() = Arc::downgrade(&coordinator.cluster);

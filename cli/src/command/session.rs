@@ -1,8 +1,8 @@
-//! `cooper session`: create, list, show, destroy.
+//! `cooper session`: create, list, show, update, destroy.
 
 use cooper_proto::v1::{
     CreateSessionRequest, DestroySessionRequest, GetSessionRequest, Limits, ListSessionsRequest, Page,
-    Session,
+    Session, SessionState, UpdateSessionRequest,
 };
 use serde_json::json;
 
@@ -21,7 +21,35 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
     let client = context.cluster()?.connect().await?;
     match args {
         args::Session::Create(args) => create(context, &client, args).await,
-        args::Session::List { all } => list(context, &client, all).await,
+        args::Session::List(args) => list(context, &client, args).await,
+        args::Session::Update(args) => {
+            let limits = Limits {
+                exec_timeout_ms: args.exec_timeout.unwrap_or(0),
+                memory_bytes: args.memory.unwrap_or(0),
+                ..Limits::default()
+            };
+            let request = UpdateSessionRequest {
+                session_id: args.session,
+                idempotency_key: idempotency_key(),
+                labels: args.label.into_iter().collect(),
+                remove_labels: args.remove_label,
+                metadata: args.metadata.into_iter().collect(),
+                remove_metadata: args.remove_metadata,
+                limits: Some(limits),
+                ttl_ms: args.ttl,
+                idle_timeout_ms: args.idle_timeout,
+            };
+            update(context, &client, request).await
+        }
+        args::Session::Extend { session, ttl } => {
+            let request = UpdateSessionRequest {
+                session_id: session,
+                idempotency_key: idempotency_key(),
+                ttl_ms: Some(ttl),
+                ..UpdateSessionRequest::default()
+            };
+            update(context, &client, request).await
+        }
         args::Session::Show { session } => {
             let request = GetSessionRequest { session_id: session };
             let session = client.sessions().get_session(request).await?.into_inner();
@@ -46,6 +74,10 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         worker_labels: args.on.into_iter().collect(),
         limits: Some(limits),
         wait_ms: args.wait.unwrap_or(0),
+        ttl_ms: args.ttl.unwrap_or(0),
+        idle_timeout_ms: args.idle_timeout.unwrap_or(0),
+        metadata: args.metadata.into_iter().collect(),
+        packages: args.package,
     };
     let session = client.sessions().create_session(request).await?.into_inner();
     // The id alone, so that S=$(cooper session create) works.
@@ -53,12 +85,29 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
     Ok(0)
 }
 
-async fn list(context: &Context, client: &Client, all: bool) -> Result<u8> {
+async fn update(context: &Context, client: &Client, request: UpdateSessionRequest) -> Result<u8> {
+    let session = client.sessions().update_session(request).await?.into_inner();
+    context.out.answer(|| json::session(&session), || text(&session))?;
+    Ok(0)
+}
+
+async fn list(context: &Context, client: &Client, args: args::SessionList) -> Result<u8> {
+    let state = |name: &String| {
+        SessionState::from_str_name(&format!("SESSION_STATE_{}", name.to_uppercase())).unwrap_or_default()
+    };
+    let request = ListSessionsRequest {
+        page: None,
+        all: args.all,
+        labels: args.label.into_iter().collect(),
+        states: args.state.iter().map(|name| state(name).into()).collect(),
+        worker_id: args.worker.unwrap_or_default(),
+    };
     let mut sessions = Vec::new();
     let mut cursor = String::new();
     loop {
         let page = Some(Page { limit: PAGE, cursor });
-        let answer = client.sessions().list_sessions(ListSessionsRequest { page, all }).await?.into_inner();
+        let request = ListSessionsRequest { page, ..request.clone() };
+        let answer = client.sessions().list_sessions(request).await?.into_inner();
         sessions.extend(answer.sessions);
         cursor = answer.next_cursor;
         if cursor.is_empty() {
@@ -135,6 +184,13 @@ fn text(session: &Session) -> String {
     if session.interpreter_restarted {
         lines.push(("note", "the interpreter was started anew; variables from before are gone".to_owned()));
     }
+    if session.expires_at_ms != 0 {
+        lines.push(("expires", units::utc(session.expires_at_ms)));
+    }
+    if session.idle_timeout_ms != 0 {
+        lines.push(("idle", format!("ends after {} without work", units::human_ms(session.idle_timeout_ms))));
+    }
+    lines.push(("metadata", pairs(&session.metadata)));
     if let Some(error) = &session.error {
         lines.push(("error", format!("[{}] {}", error.code, error.message)));
     }

@@ -37,6 +37,7 @@ pub fn session(session: &v1::Session) -> Value {
         "worker_id": session.worker_id,
         "tenant": session.tenant,
         "labels": session.labels,
+        "metadata": session.metadata,
         "worker_labels": session.worker_labels,
         "limits": {
             "exec_timeout_ms": limits.exec_timeout_ms,
@@ -51,6 +52,8 @@ pub fn session(session: &v1::Session) -> Value {
         "active_executions": session.active_executions,
         "created_at_ms": session.created_at_ms,
         "updated_at_ms": session.updated_at_ms,
+        "expires_at_ms": session.expires_at_ms,
+        "idle_timeout_ms": session.idle_timeout_ms,
         "error": error_or_null(&session.error),
     })
 }

@@ -387,6 +387,24 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Free space on the data directory's disk, in MiB, below which nothing new is taken in; 0: none.",
         ..BLANK
     },
+    Setting {
+        key: "quota_sessions",
+        env: &["COOPER_QUOTA_SESSIONS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_000_000 },
+        default: Default::Number(0),
+        doc: "Live sessions of one tenant at most; 0: as many as there is room for.",
+        ..BLANK
+    },
+    Setting {
+        key: "quota_memory_mib",
+        env: &["COOPER_QUOTA_MEMORY_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_073_741_824 },
+        default: Default::Number(0),
+        doc: "Sum of the memory limits of one tenant's live sessions, in MiB; every session then needs a limit. 0: no quota.",
+        ..BLANK
+    },
 ];
 
 /// A time in milliseconds, up to a day.

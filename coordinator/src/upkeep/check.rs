@@ -104,7 +104,7 @@ fn read(aggregate: Aggregate, record: &Record) -> Result<(), String> {
         Aggregate::Worker => Worker::restore(cluster::now(), id, record.version, row).map(drop).map_err(said),
         Aggregate::Session => {
             let id = id.parse().map_err(|_| "its id is none".to_owned())?;
-            Session::restore(id, record.version, row).map(drop).map_err(said)
+            Session::restore(cluster::now(), id, record.version, row).map(drop).map_err(said)
         }
         Aggregate::Task => {
             let id = id.parse().map_err(|_| "its id is none".to_owned())?;

@@ -213,6 +213,11 @@ impl Cluster {
                 (session::State::Draining, _) if session.to(session::State::Destroyed) => {
                     out.sessions.insert(id);
                 }
+                // A worker that was away during an update.
+                (session::State::Ready | session::State::Checkpointing, Some(_)) if session.body.updated => {
+                    let (fence, spec) = (session.body.fence, session.spec.clone());
+                    self.send(worker, Message::SessionGrant { session: id, fence, spec }, out);
+                }
                 (session::State::Initializing, None) => {
                     let (fence, spec) = (session.body.fence, session.spec.clone());
                     self.send(worker, Message::SessionGrant { session: id, fence, spec }, out);

@@ -37,6 +37,7 @@ impl Cluster {
                 format!("a live session is already named {:?}", create.name),
             ));
         }
+        self.within_quota(&create.tenant, create.share)?;
         let worker = self
             .workers
             .values()
@@ -133,27 +134,32 @@ impl Cluster {
     /// the worker is told when it comes back.
     pub fn destroy_session(&mut self, now: Now, id: SessionId) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return Err(Error::new(Code::SessionNotFound, format!("there is no session {id}")));
-        };
+        if !self.sessions.contains_key(&id) {
+            return Err(unknown(id));
+        }
+        self.end_session(now, id, Code::Cancelled, "the session was destroyed", &mut out);
+        self.finish(now, &mut out);
+        Ok(out)
+    }
+
+    pub(super) fn end_session(&mut self, now: Now, id: SessionId, code: Code, message: &str, out: &mut Out) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.body.state == State::Draining {
-            return Ok(out);
+            return;
         }
         let fence = session.body.fence;
         let worker = self.workers.get(session.body.worker.as_str()).filter(|w| w.attached.is_some());
         match worker.map(|w| w.id.clone()) {
             Some(worker) => {
                 session.to(State::Draining);
-                self.send(&worker, Message::SessionEnd { session: id, fence }, &mut out);
+                self.send(&worker, Message::SessionEnd { session: id, fence }, out);
             }
             None => {
                 session.to(State::Destroyed);
             }
         }
-        self.end_tasks_of(now, id, Code::Cancelled, "the session was destroyed", &mut out);
+        self.end_tasks_of(now, id, code, message, out);
         out.sessions.insert(id);
-        self.finish(now, &mut out);
-        Ok(out)
     }
 
     /// Ends every task of a session that is going away.
@@ -174,6 +180,9 @@ impl Cluster {
 
     pub(super) fn forget_session(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else { return };
+        if let Some(due) = session.due_mono_ms {
+            self.session_timers.remove(&(due, id));
+        }
         self.names.remove(&(session.tenant, session.body.name));
         if let Some(worker) = self.workers.get_mut(session.body.worker.as_str()) {
             worker.sessions.remove(&id);
@@ -195,4 +204,8 @@ impl Cluster {
             out.effects.push(Effect::CapacityChanged);
         }
     }
+}
+
+pub(super) fn unknown(id: SessionId) -> Error {
+    Error::new(Code::SessionNotFound, format!("there is no session {id}"))
 }

@@ -201,6 +201,9 @@ impl Cluster {
 
     /// Tasks of a session start in order of priority and submission.
     pub(super) fn pump_session(&mut self, now: Now, id: SessionId, out: &mut Out) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.active_mono_ms = now.mono_ms;
+        }
         loop {
             let Some(session) = self.sessions.get(&id) else { return };
             let Some((worker, w)) = self.workers.get_key_value(session.body.worker.as_str()) else { return };

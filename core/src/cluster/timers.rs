@@ -1,5 +1,7 @@
 //! What is due: deadlines that are over, and retries whose time has come.
 
+use std::collections::BTreeSet;
+
 use cooper_common::{error::Code, ids::TaskId, limits::schedule};
 
 use super::{Cluster, Message, Out};
@@ -13,7 +15,9 @@ use crate::{
 impl Cluster {
     /// Whether something is due that no tick has done yet: a tick does a bounded number.
     pub fn is_due(&self, now: Now) -> bool {
-        self.timers.first().is_some_and(|(due, _)| *due <= now.mono_ms)
+        let task = self.timers.first().map(|(due, _)| *due);
+        let session = self.session_timers.first().map(|(due, _)| *due);
+        task.into_iter().chain(session).any(|due| due <= now.mono_ms)
     }
 
     /// Keeps `timers` true after anything that changes what is due of a task.
@@ -33,13 +37,11 @@ impl Cluster {
 
     /// Does what is due.
     pub(super) fn expire(&mut self, now: Now, out: &mut Out) {
+        self.expire_sessions(now, out);
         // Handed out when all of them are in line, so that the order among them is the order of the line.
         let mut woken = Vec::new();
         for _ in 0..schedule::EXPIRED_AT_ONCE_MAX {
-            if !self.is_due(now) {
-                break;
-            }
-            let Some((_, id)) = self.timers.pop_first() else { break };
+            let Some(id) = take_due(&mut self.timers, now) else { break };
             let Some(task) = self.tasks.get_mut(&id) else { continue };
             task.due_mono_ms = None;
             let over = task.over(now);
@@ -109,4 +111,13 @@ impl Cluster {
             && silent_ms >= self.timing.lease_ms
             && silence != Silence::Fresh
     }
+}
+
+/// The first of `timers` that is due, taken out.
+pub(super) fn take_due<Id: Copy + Ord>(timers: &mut BTreeSet<(u64, Id)>, now: Now) -> Option<Id> {
+    let (due, id) = *timers.first()?;
+    (due <= now.mono_ms).then(|| {
+        timers.remove(&(due, id));
+        id
+    })
 }

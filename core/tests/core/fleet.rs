@@ -17,18 +17,18 @@ use cooper_core::{
 };
 
 /// A cluster past its grace, and all events it ever recorded.
-struct World {
-    cluster: Cluster,
-    now: Now,
-    events: Vec<(String, NewEvent)>,
-    sent: Vec<(String, Message)>,
+pub struct World {
+    pub cluster: Cluster,
+    pub now: Now,
+    pub events: Vec<(String, NewEvent)>,
+    pub sent: Vec<(String, Message)>,
     attaches: BTreeMap<String, u64>,
     next: u128,
     rows: BTreeMap<String, cooper_core::change::Change>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let now = Now { mono_ms: 0, wall_ms: 1_000_000 };
         let mut world = Self {
             cluster: Cluster::new(now, 1, Timing::default()),
@@ -43,7 +43,7 @@ impl World {
         world
     }
 
-    fn with(workers: &[&str]) -> Self {
+    pub fn with(workers: &[&str]) -> Self {
         let mut world = Self::new();
         for worker in workers {
             world.attach(worker, 2, &[]);
@@ -51,7 +51,7 @@ impl World {
         world
     }
 
-    fn take(&mut self, out: Out) {
+    pub fn take(&mut self, out: Out) {
         for change in out.changes {
             self.events.extend(change.events.iter().map(|event| (change.id.clone(), event.clone())));
             if change.aggregate == cooper_core::change::Aggregate::Worker {
@@ -66,7 +66,7 @@ impl World {
         assert_eq!(self.cluster.violation(), None);
     }
 
-    fn attach(&mut self, id: &str, protocol: u32, sessions: &[(SessionId, Fence)]) {
+    pub fn attach(&mut self, id: &str, protocol: u32, sessions: &[(SessionId, Fence)]) {
         let body = Body {
             state: State::Ready,
             incarnation: 1,
@@ -101,7 +101,7 @@ impl World {
     }
 
     /// Time passes in ticks of a second; only these workers are heard.
-    fn pass(&mut self, ms: u64, heard: &[&str]) {
+    pub fn pass(&mut self, ms: u64, heard: &[&str]) {
         for _ in 0..ms / 1_000 {
             self.now.mono_ms += 1_000;
             self.now.wall_ms += 1_000;
@@ -116,18 +116,29 @@ impl World {
     }
 
     fn session(&mut self) -> Result<(SessionId, String), Code> {
+        self.session_with(|_| {})
+    }
+
+    pub fn session_with(
+        &mut self,
+        with: impl FnOnce(&mut session::Create),
+    ) -> Result<(SessionId, String), Code> {
         self.next += 1;
         let id = SessionId::from_u128(self.next);
-        let create = session::Create {
+        let mut create = session::Create {
             id,
             tenant: "t".into(),
             key: String::new(),
             name: String::new(),
             worker_labels: BTreeMap::new(),
+            ttl_ms: 0,
+            idle_timeout_ms: 0,
+            share: session::Share::default(),
             exec_timeout_ms: 1,
             output_limit_bytes: 1,
             spec: Arc::from([]),
         };
+        with(&mut create);
         let out = self.cluster.create_session(self.now, create).map_err(|error| error.code)?;
         self.take(out);
         let body = &self.cluster.session(id).expect("made").body;
@@ -138,7 +149,7 @@ impl World {
         Ok((id, worker))
     }
 
-    fn submit(
+    pub fn submit(
         &mut self,
         kind: Kind,
         session: Option<SessionId>,
@@ -164,7 +175,7 @@ impl World {
         Ok(id)
     }
 
-    fn end(&mut self, id: TaskId, end: End) {
+    pub fn end(&mut self, id: TaskId, end: End) {
         let body = &self.cluster.task(id).expect("it is held").body;
         let (worker, fence) = (body.worker.clone().expect("it is held"), body.fence);
         let attach = self.attaches[&worker];
@@ -187,7 +198,7 @@ impl World {
     fn is_drained(&self, worker: &str) -> bool {
         self.worker(worker).body.drain.as_ref().is_some_and(|drain| drain.drained_ms != 0)
     }
-    fn happened(&self, subject: &str, kind: &str) -> usize {
+    pub fn happened(&self, subject: &str, kind: &str) -> usize {
         self.events.iter().filter(|(id, event)| id == subject && event.kind == kind).count()
     }
     fn held(&self, id: TaskId) -> Option<String> {

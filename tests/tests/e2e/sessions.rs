@@ -118,3 +118,83 @@ fn destroying_a_session_ends_what_runs_in_it() {
     let end = busy.finish(seconds(10));
     assert!([125, 130, 137].contains(&end.status), "{end}");
 }
+
+#[test]
+fn a_session_ends_with_its_time_and_says_so_and_can_be_extended_before() {
+    let cooper = shared().cooper();
+    let short = cooper.ok(["session", "create", "--ttl", "1500ms"]);
+    let kept = cooper.json(["session", "create", "--ttl", "1500ms"]);
+    assert!(
+        kept["expires_at_ms"].as_i64().is_some_and(|at| at > kept["created_at_ms"].as_i64().unwrap_or(0))
+    );
+    let kept = kept["session_id"].as_str().expect("an id");
+    let idle = cooper.ok(["session", "create", "--idle-timeout", "1s"]);
+    cooper.ok(["session", "extend", kept, "1h"]);
+    let ended = |id: &str, code: &str| {
+        let session =
+            cooper.until_json("the end of a session", seconds(20), &["session", "show", id], |session| {
+                session["state"] == "destroyed"
+            });
+        assert_eq!(session["error"]["code"], code, "{session}");
+        assert_eq!(cooper.run(["exec", id, "-c", "1"]).expect(125).error_line().0, "session_ended");
+    };
+    ended(&short, "session_expired");
+    ended(&idle, "session_idle");
+    assert_eq!(cooper.exec(kept, "print(1)"), "1");
+    cooper.ok(["session", "extend", kept, "never"]);
+    assert_eq!(cooper.json(["session", "show", kept])["expires_at_ms"], 0);
+}
+
+#[test]
+fn labels_limits_and_notes_of_a_live_session_change_and_lists_follow() {
+    let cooper = shared().cooper();
+    let id =
+        cooper.ok(["session", "create", "--label", "who=me", "--label", "old=1", "--metadata", "ticket=7"]);
+    let other = cooper.ok(["session", "create", "--label", "who=me"]);
+    cooper.exec(&id, "x = 1");
+    let args =
+        ["session", "update", &id, "--label", "new=2", "--remove-label", "old", "--metadata", "by=ann"];
+    let more = ["--memory", "2G", "--exec-timeout", "400ms"];
+    let session = cooper.json(args.into_iter().chain(more));
+    assert_eq!(session["labels"], serde_json::json!({"who": "me", "new": "2"}));
+    assert_eq!(session["metadata"], serde_json::json!({"ticket": "7", "by": "ann"}));
+    assert_eq!(session["limits"]["memory_bytes"], 2_u64 << 30);
+    assert_eq!(cooper.exec(&id, "print(x)"), "1", "the interpreter stays");
+    let slow = cooper.run(["exec", &id, "-c", "import time; time.sleep(60)"]);
+    assert_eq!(slow.error_line().0, "timed_out", "the limit holds for what is submitted from now on");
+    let listed = |filter: &[&str]| {
+        let list = cooper.json(["session", "list"].into_iter().chain(filter.iter().copied()));
+        let list = list["sessions"].as_array().expect("a list").clone();
+        list.iter()
+            .map(|session| session["session_id"].as_str().expect("an id").to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&["--label", "who=me"]), [other.clone(), id.clone()]);
+    assert_eq!(listed(&["--label", "who=me", "--label", "new=2"]), std::slice::from_ref(&id));
+    assert!(listed(&["--label", "old=1"]).is_empty());
+    cooper.ok(["session", "destroy", &other]);
+    assert_eq!(listed(&["--label", "who=me", "--state", "destroyed"]), std::slice::from_ref(&other));
+    let refused = cooper.error(["session", "update", &other, "--label", "a=b"]);
+    assert_eq!(refused.code, "session_ended");
+    let bad = cooper.error(["session", "update", &id, "--metadata", &format!("a={}", "x".repeat(17 << 10))]);
+    assert_eq!(bad.code, "too_large");
+}
+
+#[test]
+fn a_session_is_created_with_its_packages_or_not_at_all() {
+    let cooper = shared().cooper();
+    let made = cooper.ok(["session", "create", "--package", "six"]);
+    assert_eq!(cooper.exec(&made, "import six; print(six.__name__)"), "six");
+    let refused = cooper.error([
+        "session",
+        "create",
+        "--name",
+        "no-such-package",
+        "--package",
+        "no-such-package-of-cooper==0.0.1",
+    ]);
+    assert_eq!(refused.code, "install_failed");
+    assert_eq!(cooper.error(["session", "show", "no-such-package"]).code, "session_not_found");
+    let option = cooper.error(["session", "create", "--package=--index-url=file:///"]);
+    assert_eq!(option.code, "invalid_argument");
+}

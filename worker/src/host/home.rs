@@ -131,6 +131,15 @@ impl Record {
         }
     }
 
+    /// The record after another grant of the same session. An older one changes nothing.
+    pub fn renewed(&self, grant: v1::SessionGrant, worker_id: &str) -> Self {
+        let fence = grant.fence.unwrap_or_default();
+        match (fence.epoch, fence.attempt) >= (self.epoch, self.generation) {
+            true => Self::of(grant, worker_id),
+            false => self.clone(),
+        }
+    }
+
     pub fn fence(&self) -> v1::Fence {
         v1::Fence { epoch: self.epoch, attempt: self.generation }
     }

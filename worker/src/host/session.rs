@@ -142,10 +142,10 @@ impl Host {
     pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
         let id = grant.session_id.clone();
         if let Some(session) = self.sessions.get_mut(&id) {
-            // Granted again: it is said again how it stands, under the newest grant.
-            let fence = grant.fence.unwrap_or_default();
-            if (fence.epoch, fence.attempt) > (session.record.epoch, session.record.generation) {
-                (session.record.epoch, session.record.generation) = (fence.epoch, fence.attempt);
+            // Granted again: under the newest grant, with its limits; and it is said again how it stands.
+            let renewed = session.record.renewed(grant, &self.dir.worker_id);
+            if renewed != session.record {
+                session.record = renewed;
                 if let Err(error) = session.record.write(&session.home.dir) {
                     tracing::warn!(session = %id, %error, "the session's record could not be renewed");
                 }

@@ -55,6 +55,9 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         active_executions: active.unwrap_or(0) as u32,
         error: body.reason.as_ref().map(reason),
         tenant: record.row.tenant.clone(),
+        expires_at_ms: body.lifetime.expires_at_ms,
+        idle_timeout_ms: body.lifetime.idle_timeout_ms,
+        metadata: spec.metadata,
     })
 }
 

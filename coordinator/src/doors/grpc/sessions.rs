@@ -43,14 +43,23 @@ impl sessions_server::Sessions for Sessions {
         Ok(Response::new(convert::session(&self.cluster, &record)?))
     }
 
+    async fn update_session(
+        &self,
+        request: Request<v1::UpdateSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let record = sessions::update(&self.cluster, &caller, request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(convert::session(&self.cluster, &record)?))
+    }
+
     async fn list_sessions(
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let request = request.into_inner();
-        let page = sessions::list(&self.cluster, &caller, request.page, request.all).await.map_err(status)?;
+        let page = sessions::list(&self.cluster, &caller, request.into_inner()).await.map_err(status)?;
         let sessions: Result<Vec<_>, _> =
             page.records.iter().map(|record| convert::session(&self.cluster, record)).collect();
         let next_cursor = page.next.map(|cursor| cursor.to_string()).unwrap_or_default();

@@ -646,7 +646,7 @@ impl World {
         let live = |change: &&Change| !change.row.ended;
         let sessions = self.sessions.values().filter(live).map(|change| {
             let id = change.id.parse().expect("an id");
-            Session::restore(id, change.expected + 1, change.row.clone()).expect("a stored session")
+            Session::restore(self.now, id, change.expected + 1, change.row.clone()).expect("a stored session")
         });
         let tasks = self.tasks.values().filter(live).map(|change| {
             let id = change.id.parse().expect("an id");
@@ -744,6 +744,9 @@ pub fn create(id: SessionId) -> session::Create {
         exec_timeout_ms: 1,
         output_limit_bytes: 1,
         worker_labels: BTreeMap::new(),
+        ttl_ms: 0,
+        idle_timeout_ms: 0,
+        share: session::Share::default(),
         spec: Arc::from([]),
     }
 }
