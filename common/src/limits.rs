@@ -119,6 +119,22 @@ pub mod confine {
     pub const UIDS_PER_WORKER: u32 = 16_384;
 }
 
+/// Archives of a session's files.
+pub mod archive {
+    /// Files, directories and links of one archive.
+    pub const ENTRIES_MAX: u64 = 1_000_000;
+    /// Content of one archive.
+    pub const CONTENT_BYTES_MAX: u64 = 16 << 30;
+    /// Directories within directories; what is deeper is left out and listed.
+    pub const DEPTH_MAX: usize = 512;
+    /// Long names and times of one entry.
+    pub const HEADER_BYTES_MAX: u64 = 64 << 10;
+    /// What was left out, by name; beyond, it is only counted.
+    pub const SKIPPED_NAMED_MAX: usize = 100;
+    /// A script whose first line names the interpreter of another place is rewritten up to this size.
+    pub const CHANGED_FILE_BYTES_MAX: u64 = 1 << 20;
+}
+
 /// How tasks wait, and when a lost or failed attempt is followed by another.
 pub mod schedule {
     /// Priorities go from minus this to this.
