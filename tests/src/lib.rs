@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod cooper;
 pub mod docker;
+pub mod document;
 pub mod fleet;
 pub mod grpc;
 pub mod http;

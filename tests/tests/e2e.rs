@@ -4,6 +4,7 @@
 mod e2e {
     mod config;
     mod contract;
+    mod documented;
     mod drain;
     mod durable;
     mod executions;
