@@ -13,6 +13,7 @@ mod e2e {
     mod idempotency;
     mod json;
     mod policy;
+    mod python_client;
     mod repair;
     mod resume;
     mod rollback;
