@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::ExitCode, t
 use cooper_common::{
     config::{Config, Role},
     error::Code,
-    limits::{link, stop},
+    limits::{link, stop, zygote},
     telemetry,
 };
 use cooper_coordinator::{Quota, Timing, upkeep::Keep};
@@ -119,6 +119,7 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
     let labels: BTreeMap<String, String> = config.pairs("labels").into_iter().collect();
     let default = Timing::default();
     let time = |key, default| config.integer(key).unwrap_or(default);
+    let number = |key, default| config.integer(key).and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
     let timing = Timing {
         keepalive_ms: time("keepalive_ms", default.keepalive_ms),
         reconnect_base_ms: time("reconnect_base_ms", default.reconnect_base_ms),
@@ -130,6 +131,10 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         worker_id: config.text("worker_id"),
         max_sessions: config.integer("max_sessions").and_then(|number| u32::try_from(number).ok()),
         python: config.text("python").map(PathBuf::from),
+        preload: config.text("preload").filter(|tier| tier != "off"),
+        layer: config.path("layer"),
+        pool_low: number("pool_low", zygote::POOL_LOW),
+        pool_high: number("pool_high", zygote::POOL_HIGH),
         stacks,
         drain_ms: time("drain_ms", link::DRAIN_MS),
         detach_max_ms: time("detach_max_ms", link::DETACH_MAX_MS),

@@ -135,6 +135,20 @@ pub mod archive {
     pub const CHANGED_FILE_BYTES_MAX: u64 = 1 << 20;
 }
 
+/// Interpreters that are forked before they are wanted.
+pub mod zygote {
+    /// Defaults of the settings `pool_low` and `pool_high`.
+    pub const POOL_LOW: u32 = 4;
+    pub const POOL_HIGH: u32 = 24;
+    pub const POOL_MAX: u32 = 1024;
+    /// Forks of one zygote; then another takes its place, with another hash seed and memory layout.
+    pub const FORKS_MAX: u32 = 500;
+    /// Between two looks at a pool that is not full.
+    pub const REFILL_MS: u64 = 4;
+    /// A zygote that has not forked after this time hangs, and is replaced.
+    pub const FORK_MS_MAX: u64 = 2_000;
+}
+
 /// How tasks wait, and when a lost or failed attempt is followed by another.
 pub mod schedule {
     /// Priorities go from minus this to this.

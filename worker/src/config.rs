@@ -9,7 +9,7 @@ use std::{
 use cooper_common::{
     backoff::full_jitter,
     error::{Code, Error, Result},
-    limits::link,
+    limits::{link, zygote},
     token::Secret,
 };
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,14 @@ pub struct Config {
     /// Base interpreter of the sessions. None = the first usable python3 on PATH; without one the worker has no
     /// capability `python`. Named but unusable is an error.
     pub python: Option<PathBuf>,
+    /// What interpreters have imported before a session gets them: `bare`, `stdlib` or `science`. None = every
+    /// interpreter is started anew.
+    pub preload: Option<String>,
+    /// A directory of packages that every session of this worker finds.
+    pub layer: Option<PathBuf>,
+    /// Interpreters that are kept forked: below `pool_low` they are made at once, up to `pool_high` when nothing waits.
+    pub pool_low: u32,
+    pub pool_high: u32,
     /// Name and directory of each stack; the first is the default.
     pub stacks: Vec<(String, PathBuf)>,
     /// Offer compose when Docker answers; false = never.
@@ -97,6 +105,10 @@ impl Config {
             max_sessions: None,
             max_tasks: None,
             python: None,
+            preload: Some("stdlib".to_owned()),
+            layer: None,
+            pool_low: zygote::POOL_LOW,
+            pool_high: zygote::POOL_HIGH,
             stacks: Vec::new(),
             compose: true,
             labels: BTreeMap::new(),

@@ -5,7 +5,7 @@
 //! their processes, `stop.rs` for the end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, OwnedFd},
@@ -33,7 +33,7 @@ use crate::{
 };
 use attempt::Attempt;
 use dir::Dir;
-use interpreter::{PlainChild, Runtime};
+use interpreter::PlainChild;
 use link::{Heard, Link};
 use python::Python;
 use session::{Interpreter, Session};
@@ -55,6 +55,7 @@ mod launch;
 mod link;
 mod listing;
 mod outcome;
+mod pool;
 mod python;
 mod reach;
 mod reaper;
@@ -68,6 +69,7 @@ mod sys;
 mod timers;
 mod tree;
 mod trees;
+mod zygote;
 
 /// Hidden first argument of a process that installs packages.
 pub const INSTALL_ARGV: &str = "worker-install";
@@ -106,7 +108,10 @@ struct Host {
     /// Room for what interpreters say.
     control_buffer: crate::frame::Buffer,
     python: Option<Python>,
-    runtime: Box<dyn Runtime>,
+    plain: PlainChild,
+    pool: pool::Pool,
+    /// Interpreters of the pool that have to end with this host.
+    ending: HashSet<Pid>,
     capacity: v1::Capacity,
     stacks: Stacks,
     compose: Compose,
@@ -155,6 +160,8 @@ enum Due {
     /// An interpreter should have said hello.
     Hello(u64),
     StartLink,
+    StartZygote(usize),
+    Refill,
     Helper(Pid),
     Strays,
     Stop(stop::Phase),
@@ -171,6 +178,7 @@ enum Source {
     Control(u64),
     Output(u64, usize),
     Leftover(u64),
+    Zygote(u64),
 }
 
 impl Source {
@@ -182,6 +190,7 @@ impl Source {
             Source::Control(id) => (3, id),
             Source::Output(id, stream) => (4 + stream as u64, id),
             Source::Leftover(id) => (6, id),
+            Source::Zygote(n) => (7, n),
         };
         epoll::EventData::new_u64(id << 8 | kind)
     }
@@ -194,6 +203,7 @@ impl Source {
             3 => Source::Control(id),
             4 | 5 => Source::Output(id, kind as usize - 4),
             6 => Source::Leftover(id),
+            7 => Source::Zygote(id),
             _ => return None,
         })
     }
@@ -219,7 +229,9 @@ impl Host {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| internal(e.into()))?,
             null: OpenOptions::new().read(true).write(true).open("/dev/null").map_err(internal)?,
             control_buffer: crate::frame::Buffer::default(),
-            runtime: Box::new(PlainChild::new().map_err(internal)?),
+            plain: PlainChild::new().map_err(internal)?,
+            pool: pool::Pool::new(&config),
+            ending: HashSet::new(),
             compose: Compose::Unknown,
             link: Link::default(),
             link_watched_for_room: false,
@@ -262,6 +274,7 @@ impl Host {
                 None
             }
         };
+        host.start_zygotes();
         host.find_sessions();
         host.remove_what_was_destroyed();
         tracing::info!(
@@ -320,6 +333,7 @@ impl Host {
             Source::Control(interpreter) => self.on_control(interpreter),
             Source::Output(attempt, stream) => self.on_output(attempt, stream),
             Source::Leftover(id) => self.on_leftover(id),
+            Source::Zygote(n) => self.on_zygote(n as usize),
         }
     }
 
@@ -330,6 +344,8 @@ impl Host {
             Due::KillRound(tree) => self.kill_round(tree),
             Due::Hello(interpreter) => self.on_late_hello(interpreter),
             Due::StartLink => self.start_link(),
+            Due::StartZygote(n) => self.start_zygote(n),
+            Due::Refill => self.refill(),
             Due::Helper(pid) if self.helpers.contains_key(&pid) => helper::end(pid),
             Due::Helper(_) => {}
             Due::Strays => self.kill_strays(),
@@ -347,6 +363,8 @@ impl Host {
                 self.on_reaper_death(*tree, dead.status == 0);
             } else if let Some(task) = self.helpers.remove(&dead.pid) {
                 self.on_helper_done(task, dead.status == 0);
+            } else if !self.on_zygote_death(dead.pid) {
+                self.ending.remove(&dead.pid);
             }
             // Anything else was adopted: its end is all that was wanted of it.
         }

@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{link, store};
+use crate::limits::{link, store, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +227,43 @@ pub const SETTINGS: &[Setting] = &[
         roles: WORKERS,
         kind: Kind::Text,
         doc: "Uids for the sessions of a worker that runs as root, FIRST-LAST; without it a range that nobody else uses.",
+        ..BLANK
+    },
+    Setting {
+        key: "preload",
+        env: &["COOPER_PRELOAD"],
+        roles: WORKERS,
+        kind: Kind::Choice(&["bare", "stdlib", "science", "off"]),
+        default: Default::Text("stdlib"),
+        doc: "What interpreters have imported before a session gets them: nothing, common standard modules, also numpy, \
+              pandas and matplotlib of the layer; off: every interpreter is started anew.",
+        ..BLANK
+    },
+    Setting {
+        key: "layer",
+        env: &["COOPER_LAYER"],
+        roles: WORKERS,
+        kind: Kind::Path,
+        doc: "Directory of packages (as made by pip install --target) that every session finds; sessions must not be \
+              able to write there.",
+        ..BLANK
+    },
+    Setting {
+        key: "pool_low",
+        env: &["COOPER_POOL_LOW"],
+        roles: WORKERS,
+        kind: Kind::Integer { min: 0, max: zygote::POOL_MAX as u64 },
+        default: Default::Number(zygote::POOL_LOW as u64),
+        doc: "Forked interpreters that wait for sessions: below this number they are made at once.",
+        ..BLANK
+    },
+    Setting {
+        key: "pool_high",
+        env: &["COOPER_POOL_HIGH"],
+        roles: WORKERS,
+        kind: Kind::Integer { min: 0, max: zygote::POOL_MAX as u64 },
+        default: Default::Number(zygote::POOL_HIGH as u64),
+        doc: "Up to this number they are made while no session is being made.",
         ..BLANK
     },
     Setting {

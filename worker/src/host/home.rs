@@ -37,7 +37,7 @@ impl Home {
     }
 
     /// Makes the directories, the venv and the record. What a half-made attempt left is removed first.
-    pub fn create(&self, record: &Record, python: &Python) -> io::Result<()> {
+    pub fn create(&self, record: &Record, python: &Python, layer: Option<&Path>) -> io::Result<()> {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)?;
         }
@@ -48,7 +48,7 @@ impl Home {
             .into_iter()
             .chain(&own)
             .try_for_each(|dir| private.create(dir))
-            .and_then(|()| python::make_venv(python, &self.venv()))
+            .and_then(|()| python::make_venv(python, &self.venv(), layer))
             .and_then(|()| record.uid.map_or(Ok(()), |uid| self.give_to(uid)))
             .and_then(|()| record.write(&self.dir));
         if made.is_err() {

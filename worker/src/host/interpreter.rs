@@ -20,7 +20,7 @@ use super::{
 };
 use crate::frame;
 
-const RUNNER: &str = include_str!("runner.py");
+pub const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from descriptor 3; its frames are recognised, and left out of tracebacks, by this file name.
 const BOOTSTRAP: &str =
     "import os; exec(compile(os.pread(3, 1 << 20, 0), '<cooper>', 'exec'), {'__name__': 'cooper'})";
@@ -30,8 +30,16 @@ pub struct Start {
     /// The session venv's python.
     pub python: PathBuf,
     pub workspace: PathBuf,
+    pub venv: PathBuf,
+    /// Where the venv has its packages.
+    pub site: PathBuf,
     pub env: Vec<(String, String)>,
     pub limits: Vec<(Resource, u64)>,
+    pub uid: Option<u32>,
+    /// A Landlock ruleset.
+    pub landlock: Option<OwnedFd>,
+    /// seccomp programs, in the order they are installed.
+    pub filters: Vec<Vec<u8>>,
 }
 
 pub struct Running {
@@ -40,13 +48,7 @@ pub struct Running {
     pub control: OwnedFd,
 }
 
-/// Where interpreters come from. Today a plain child; a zygote can stand here as well.
-pub trait Runtime {
-    /// Returns at once; the interpreter says hello on its control socket when it is ready.
-    fn start(&mut self, start: Start) -> io::Result<Running>;
-}
-
-/// Starts every interpreter from scratch.
+/// Starts an interpreter from scratch: where there is no zygote, and for who does not want one.
 pub struct PlainChild {
     runner: OwnedFd,
 }
@@ -56,10 +58,12 @@ impl PlainChild {
         // Sealed: no session can change what the next one runs.
         Ok(Self { runner: frame::sealed_memfd("cooper-runner", RUNNER.as_bytes())? })
     }
-}
 
-impl Runtime for PlainChild {
-    fn start(&mut self, start: Start) -> io::Result<Running> {
+    /// Returns at once; the interpreter says hello on its control socket when it is ready.
+    pub fn start(&self, start: Start) -> io::Result<Running> {
+        if start.landlock.is_some() || !start.filters.is_empty() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let (control, theirs) = frame::pair()?;
         rustix::io::ioctl_fionbio(&control, true)?;
         let null = || -> io::Result<OwnedFd> {
@@ -72,7 +76,7 @@ impl Runtime for PlainChild {
             cwd: start.workspace,
             fds: vec![null()?, null()?, null()?, self.runner.try_clone()?, theirs],
             limits: start.limits,
-            uid: None,
+            uid: start.uid,
         })?;
         Ok(Running { reaper, control })
     }

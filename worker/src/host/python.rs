@@ -29,6 +29,11 @@ pub struct Python {
 }
 
 impl Python {
+    /// Where a venv of this Python has its packages.
+    pub fn site_packages(&self, venv: &Path) -> PathBuf {
+        venv.join(format!("lib/python{}.{}/site-packages", self.version.0, self.version.1))
+    }
+
     pub fn version_text(&self) -> String {
         format!("{}.{}.{}", self.version.0, self.version.1, self.version.2)
     }
@@ -99,12 +104,19 @@ fn read_within(child: &mut std::process::Child, within_ms: u64) -> io::Result<Ve
     }
 }
 
+/// Leads from a venv to the packages that every session of the worker finds.
+pub const LAYER_FILE: &str = "cooper-layer.pth";
+
 /// Makes a venv by hand: what `python -m venv --without-pip` makes, in a fraction of a millisecond instead of 80.
-pub fn make_venv(python: &Python, venv: &Path) -> io::Result<()> {
+pub fn make_venv(python: &Python, venv: &Path, layer: Option<&Path>) -> io::Result<()> {
     let (major, minor, _) = python.version;
     let mut dirs = fs::DirBuilder::new();
     dirs.recursive(true).mode(0o755);
-    dirs.create(venv.join(format!("lib/python{major}.{minor}/site-packages")))?;
+    let site = python.site_packages(venv);
+    dirs.create(&site)?;
+    if let Some(layer) = layer {
+        fs::write(site.join(LAYER_FILE), format!("{}\n", layer.display()))?;
+    }
     dirs.create(venv.join("bin"))?;
     symlink(&python.executable, venv.join("bin/python"))?;
     symlink("python", venv.join("bin/python3"))?;
@@ -133,7 +145,7 @@ mod tests {
         let Ok(python) = find(None) else { return };
         let dir = tempfile::tempdir().unwrap();
         let venv = dir.path().join(".venv");
-        make_venv(&python, &venv).unwrap();
+        make_venv(&python, &venv, None).unwrap();
         let out = Command::new(venv.join("bin/python"))
             .args(["-c", "import sys, json; print(sys.prefix, sys.base_prefix != sys.prefix, sys.path[-1])"])
             .env_clear()

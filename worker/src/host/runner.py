@@ -188,6 +188,12 @@ class Runner:
         self.loop = None
         self.out = self.err = None
 
+    def run_session(self):
+        self.control.send({"hello": 1, "pid": os.getpid(), "version": "%d.%d.%d" % sys.version_info[:3]})
+        self.serve()
+        # The host is gone; threads of the user's must not keep this process.
+        os._exit(0)
+
     def serve(self):
         while True:
             try:
@@ -351,6 +357,13 @@ def _writer(present, fd, errors):
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors=errors, line_buffering=True)
 
 
+def warm_up():
+    """Does once what every execution does: what is loaded and made by it is shared by the forks of a zygote."""
+    tree = compile("1 + 1", "<cell 0>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    json.loads(json.dumps({"value": bundle(eval(compile(ast.Expression(tree.body[0].value), "<cell 0>", "eval")), 99)}))
+    _peak_memory()
+
+
 def _exit_code(code):
     if code is None:
         return 0
@@ -382,14 +395,12 @@ def _c_flush():
 
 def main():
     os.close(3)
-    control = Control(4)
-    runner = Runner(control)
+    runner = Runner(Control(4))
     for target in (1, 2):
         os.dup2(runner.null, target)
-    control.send({"hello": 1, "pid": os.getpid(), "version": "%d.%d.%d" % sys.version_info[:3]})
-    runner.serve()
-    # The host is gone; threads of the user's must not keep this process.
-    os._exit(0)
+    runner.run_session()
 
 
-main()
+# As the first code of a process. A zygote takes the parts and runs a session in each of its forks.
+if __name__ == "cooper":
+    main()

@@ -20,6 +20,7 @@ use super::{
     to_wire,
     tree::{self, Which},
     trees::Owner,
+    zygote::Forked,
 };
 use crate::frame;
 
@@ -31,6 +32,8 @@ pub struct Session {
     pub home: Home,
     pub state: State,
     interpreter: Option<u64>,
+    /// A zygote was asked for its interpreter.
+    forking: bool,
     /// Python executions that wait for the interpreter.
     pub queue: VecDeque<u64>,
     /// Variables were lost since the last execution that was told so.
@@ -56,6 +59,8 @@ pub struct Interpreter {
     tree: u64,
     control: std::os::fd::OwnedFd,
     pub state: Doing,
+    /// It came out of a zygote.
+    forked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +87,7 @@ impl Session {
             home,
             state: State::Initializing,
             interpreter: None,
+            forking: false,
             queue: VecDeque::new(),
             restarted: false,
             installed: false,
@@ -103,6 +109,11 @@ impl Session {
             state: state.to_owned(),
             interpreter_restarted: self.restarted,
         })
+    }
+
+    /// Whether it still wants the interpreter that a zygote was asked for.
+    pub fn waits_for_fork(&self) -> bool {
+        self.forking && matches!(self.state, State::Initializing | State::Ready)
     }
 
     /// Whether work may start or wait here.
@@ -156,7 +167,7 @@ impl Host {
         let home = Home::new(&self.dir.base, &id);
         let made = self.room_for_session(&id).and_then(|python| {
             record.uid = self.next_uid()?;
-            home.create(&record, &python)
+            home.create(&record, &python, self.config.layer.as_deref())
                 .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))
         });
         let session = Session::new(record, home);
@@ -248,6 +259,7 @@ impl Host {
             }
             State::Ready if !session.queue.is_empty() && self.stopping.is_none() => match session.interpreter
             {
+                None if session.forking => {}
                 None => self.start_interpreter(id),
                 Some(interpreter) => self.execute_next(id, interpreter),
             },
@@ -282,19 +294,59 @@ impl Host {
     }
 
     fn start_interpreter(&mut self, id: &str) {
-        let Some(session) = self.sessions.get(id) else { return };
-        let start = Start {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.forking = true;
+            if !self.take_from_zygote(id) {
+                self.start_plain(id);
+            }
+        }
+    }
+
+    /// Makes a forked interpreter that of a session. False: it is not there any more.
+    pub(super) fn claim(&mut self, id: &str, forked: Forked) -> bool {
+        let Some(start) = self.start_of(id) else { return true };
+        match forked.claim(&start) {
+            Ok(running) => {
+                self.adopt_interpreter(id, Ok(running), true);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Starts an interpreter of a session from scratch.
+    pub(super) fn start_plain(&mut self, id: &str) {
+        let Some(start) = self.start_of(id) else { return };
+        let started = self.plain.start(start);
+        self.adopt_interpreter(id, started, false);
+    }
+
+    fn start_of(&self, id: &str) -> Option<Start> {
+        let session = self.sessions.get(id).filter(|session| session.waits_for_fork())?;
+        let python = self.python.as_ref()?;
+        Some(Start {
             python: session.home.venv().join("bin/python"),
             workspace: session.home.workspace(),
+            venv: session.home.venv(),
+            site: python.site_packages(&session.home.venv()),
             env: session.home.environment(&session.record, [], &self.dir.path),
             limits: session.limits(),
-        };
+            uid: None,
+            landlock: None,
+            filters: Vec::new(),
+        })
+    }
+
+    fn adopt_interpreter(&mut self, id: &str, started: std::io::Result<Running>, forked: bool) {
         let interpreter = self.new_id();
-        let started = self.runtime.start(start).and_then(|Running { reaper, control }| {
+        let started = started.and_then(|Running { reaper, control }| {
             let tree = self.plant(reaper, Some(id.to_owned()), Owner::Interpreter(interpreter))?;
             self.watch(&control, Source::Control(interpreter))?;
-            Ok(Interpreter { session: id.to_owned(), tree, control, state: Doing::Starting })
+            Ok(Interpreter { session: id.to_owned(), tree, control, state: Doing::Starting, forked })
         });
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.forking = false;
+        }
         match started {
             Ok(started) => {
                 self.interpreters.insert(interpreter, started);
@@ -398,6 +450,13 @@ impl Host {
             session.restarted = true;
         }
         match (interpreter.state, how) {
+            (Doing::Starting, how) if interpreter.forked => {
+                tracing::warn!(session = %interpreter.session, ?how, "a forked interpreter ended before it was ready");
+                if let Some(session) = self.sessions.get_mut(&interpreter.session) {
+                    session.forking = true;
+                    self.start_plain(&interpreter.session);
+                }
+            }
             (Doing::Starting, how) => {
                 let why = how
                     .map_or_else(|e| e.to_string(), |exit| format!("it ended with status {}", exit.code()));

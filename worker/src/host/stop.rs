@@ -87,6 +87,7 @@ impl Host {
             Phase::Ending => {
                 self.timers.add(clock::mono_ms() + ENDING_MS, Due::Stop(Phase::Over));
                 self.link.end(Signal::TERM);
+                self.end_zygotes();
                 for (id, is_step, main) in trees {
                     match main {
                         Some(pid) if is_step => tree::signal(pid, Signal::TERM),
@@ -123,7 +124,11 @@ impl Host {
             None | Some(Phase::Draining) => false,
             Some(Phase::Over) => true,
             Some(Phase::Ending | Phase::Killing) => {
-                self.trees.is_empty() && self.link.pid().is_none() && self.helpers.is_empty()
+                self.trees.is_empty()
+                    && self.link.pid().is_none()
+                    && self.helpers.is_empty()
+                    && self.ending.is_empty()
+                    && self.pool.pids().next().is_none()
             }
         }
     }

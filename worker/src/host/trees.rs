@@ -172,8 +172,14 @@ impl Host {
 
     /// Kills what the host adopted because its subreaper was killed.
     pub(super) fn kill_strays(&mut self) {
+        if self.pool.is_forking() {
+            // What it forks is this host's child before it is known.
+            self.timers.add(clock::mono_ms() + 2, Due::Strays);
+            return;
+        }
         let me = std::process::id() as i32;
         let mut known: Vec<Pid> = self.by_reaper.keys().chain(self.helpers.keys()).copied().collect();
+        known.extend(self.pool.pids().chain(self.ending.iter().copied()));
         known.extend(self.link.pid());
         let known: Vec<i32> = known.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
         let mut strays = 0;

@@ -17,6 +17,139 @@ macro_rules! claims {
 }
 
 claims! {
+    fn a_session_gets_an_interpreter_that_was_forked_before_it_was_wanted() {
+        let (mut worker, session) = Worker::with_session();
+        let zygote = worker.zygote();
+        let pid: i32 = worker.python(&session, "import os; os.getpid()").value().parse().unwrap();
+        let exe = |pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        assert_eq!(exe(pid), exe(zygote), "a fork, not a program of its own");
+        // It looks as one that was started in the venv.
+        let question = "import sys, os, site, json\njson.dumps([sys.prefix, sys.exec_prefix, sys.executable, sys.path, \
+            sys.flags[:], sorted(os.environ), os.getcwd(), sys.stdin.read(), os.umask(0), os.getsid(0) == os.getpid(), \
+            site.ENABLE_USER_SITE, __import__('resource').getrlimit(7), \
+            sys.getrecursionlimit(), __name__, sorted(globals()), __import__('gc').isenabled(), \
+            __import__('sysconfig').get_paths()['purelib'], __import__('tempfile').gettempdir(), sys.argv, \
+            __import__('subprocess')._args_from_interpreter_flags(), __import__('locale').getpreferredencoding()])";
+        let forked = worker.python(&session, question).value();
+        let mut plain_worker = Worker::start_in(&[("TEST_PRELOAD", "off")]);
+        let plain_session = plain_worker.create_session(v1::Limits::default());
+        let plain = plain_worker.python(&plain_session, question).value();
+        let here = |text: String, worker: &Worker, session: &str| {
+            text.replace(&worker.dir.display().to_string(), "WORKER").replace(session, "SESSION")
+        };
+        assert_eq!(here(forked, &worker, &session), here(plain, &plain_worker, &plain_session));
+        assert_eq!(plain_worker.zygotes(), Vec::<i32>::new());
+    }
+
+    fn with_an_empty_pool_a_session_waits_for_a_fork_and_without_a_zygote_it_gets_a_program() {
+        let mut worker = Worker::start_in(&[("TEST_POOL_HIGH", "0")]);
+        // Not ready yet, or not able to: the session does not wait for it.
+        let zygote = worker.zygote();
+        signal(zygote, Signal::STOP);
+        let before = worker.create_session(v1::Limits::default());
+        assert_eq!(worker.python(&before, "40 + 2").value(), "42");
+        signal(zygote, Signal::CONT);
+        let cmdline = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        let session = eventually("a session of the zygote's", || {
+            let session = worker.create_session(v1::Limits::default());
+            let pid = worker.python(&session, "import os; os.getpid()").value().parse().unwrap();
+            let forked = cmdline(pid) == cmdline(worker.zygote());
+            if !forked {
+                worker.destroy(&session);
+            }
+            forked.then_some(session)
+        });
+        assert_eq!(worker.python(&session, "40 + 2").value(), "42");
+        // A variable that Python reads at its start needs a start.
+        let fixed = worker.create_session_with(&[("PYTHONHASHSEED", "7")]);
+        assert_eq!(worker.python(&fixed, "import sys; sys.flags.hash_randomization, hash('a')").value(),
+            worker.python(&fixed, "import subprocess, sys; eval(subprocess.run([sys.executable, '-c', \
+                'import sys; print((sys.flags.hash_randomization, hash(\"a\")))'], capture_output=True).stdout)").value());
+    }
+
+    fn a_zygote_that_hangs_holds_nobody_up_for_long() {
+        let mut worker = Worker::start_in(&[("TEST_POOL_HIGH", "1")]);
+        worker.wait_for_pool(1);
+        signal(worker.zygote(), Signal::STOP);
+        for _ in 0..3 {
+            let session = worker.create_session(v1::Limits::default());
+            assert_eq!(worker.python(&session, "1").value(), "1");
+        }
+    }
+
+    fn a_zygote_that_is_killed_is_replaced_and_takes_no_session_along() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "x = 1");
+        let before = worker.zygote();
+        signal(before, Signal::KILL);
+        eventually("another zygote", || worker.zygotes().iter().any(|pid| *pid != before).then_some(()));
+        // The first come out of the pool that is left.
+        let seed = worker.python(&session, "hash('cooper')").value();
+        let seeds: Vec<String> = (0..6)
+            .map(|_| {
+                worker.wait_for_pool(1);
+                let session = worker.create_session(v1::Limits::default());
+                worker.python(&session, "hash('cooper')").value()
+            })
+            .collect();
+        assert_ne!(seeds[5], seed, "another zygote has another hash seed: {seeds:?}");
+        let kept = worker.python(&session, "x");
+        assert_eq!((kept.value(), kept.outcome.interpreter_restarted), ("1".to_owned(), false));
+    }
+
+    fn what_ends_in_a_session_leaves_the_pool_alone() {
+        let (mut worker, session) = Worker::with_session();
+        worker.wait_for_pool(4);
+        let mut pool = worker.pooled();
+        let zygote = worker.zygote();
+        worker.python(&session, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)");
+        assert_eq!(worker.python(&session, "1").value(), "1");
+        worker.python(&session, "import os; os._exit(0)");
+        assert_eq!(worker.python(&session, "1").value(), "1");
+        worker.destroy(&session);
+        // Each new interpreter was the oldest that waited.
+        pool.drain(..2);
+        let now = worker.pooled();
+        assert!(pool.iter().all(|pid| now.contains(pid)), "{pool:?} {now:?}");
+        assert_eq!(worker.zygote(), zygote);
+        // One of the pool that dies is not handed out.
+        for pid in now {
+            signal(pid, Signal::KILL);
+        }
+        let session = worker.create_session(v1::Limits::default());
+        assert_eq!(worker.python(&session, "1").value(), "1");
+    }
+
+    fn siblings_draw_different_numbers() {
+        let (mut worker, session) = Worker::with_session();
+        let question = "import random, uuid, ssl, tempfile, os, secrets\n(random.random(), uuid.uuid4(), uuid.uuid1(), \
+            ssl.RAND_bytes(8), next(tempfile._get_candidate_names()), os.urandom(8), secrets.token_hex())";
+        let mut seen = std::collections::BTreeSet::new();
+        for n in 0..4 {
+            worker.wait_for_pool(1);
+            let session = if n == 0 { session.clone() } else { worker.create_session(v1::Limits::default()) };
+            seen.insert(worker.python(&session, question).value());
+        }
+        let columns = (0..7).map(|column| seen.iter().map(|row| row.split(", ").nth(column)).collect::<std::collections::BTreeSet<_>>());
+        assert!(columns.into_iter().all(|column| column.len() == 4), "{seen:?}");
+    }
+
+    fn a_forked_interpreter_has_nothing_of_the_workers() {
+        let (mut worker, session) = Worker::with_session();
+        let seen = worker.python(&session, "import os, gc\nfds = {os.readlink(f'/proc/self/fd/{fd}').partition(':')[0] \
+            for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')}\n\
+            raw = open('/proc/self/environ').read() + open('/proc/self/maps').read() + repr(dict(os.environ))\n\
+            (sorted(fds), 'canary' in raw, 'TOKEN' in raw)").value();
+        assert!(seen.ends_with("False, False)"), "{seen}");
+        let zygote = worker.zygote();
+        let environ = std::fs::read(format!("/proc/{zygote}/environ")).unwrap();
+        let names: Vec<_> = environ.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok())
+            .filter_map(|entry| entry.split('=').next()).filter(|name| !name.is_empty()).collect();
+        assert_eq!(names, ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LANG",
+            "MPLBACKEND", "MPLCONFIGDIR", "COOPER_HOST_DIR"]);
+        assert_eq!(std::fs::read_dir(format!("/proc/{zygote}/task")).unwrap().count(), 1);
+    }
+
     fn variables_persist_and_the_last_expression_is_the_value() {
         let (mut worker, session) = Worker::with_session();
         assert_eq!(worker.python(&session, "x = 41").value(), "");
@@ -284,8 +417,8 @@ claims! {
             subprocess.Popen(['sleep', '62'])\nprint('up', flush=True)\nimport time; time.sleep(60)";
         let running = worker.start_python(&session, code, 0);
         worker.link.wait_for_output(&running);
-        let of_session = || worker::marked(&format!("COOPER_SESSION={session}"));
-        // One that is just becoming another program has no environment for a moment.
+        let dir = worker.dir.clone();
+        let of_session = || worker::in_workspace(&dir, &session);
         eventually("all three run", || (of_session().len() >= 3).then_some(()));
         worker.destroy(&session);
         assert_eq!(of_session(), Vec::<i32>::new());

@@ -43,7 +43,14 @@ pub fn host(arguments: &[String]) -> ExitCode {
     let mut config = Config::new(dir, address, Secret::from_text("cpr_test"));
     config.log_level = std::env::var("TEST_LOG").unwrap_or("error".to_owned());
     config.max_sessions = Some(8);
+    config.preload = match std::env::var("TEST_PRELOAD").ok().as_deref() {
+        Some("off") => None,
+        Some(tier) => Some(tier.to_owned()),
+        None => config.preload,
+    };
+    config.layer = std::env::var_os("TEST_LAYER").map(PathBuf::from);
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    config.pool_high = number("TEST_POOL_HIGH").unwrap_or(4) as u32;
     config.drain_ms = number("TEST_DRAIN_MS").unwrap_or(500);
     config.detach_max_ms = number("TEST_DETACH_MAX_MS").unwrap_or(config.detach_max_ms);
     config.host_protocol_max =
@@ -157,6 +164,7 @@ impl Worker {
 
     pub fn with_session() -> (Self, String) {
         let mut worker = Self::start();
+        worker.wait_for_pool(1);
         let session = worker.create_session(v1::Limits::default());
         (worker, session)
     }
@@ -181,12 +189,61 @@ impl Worker {
     }
 
     pub fn create_session(&mut self, limits: v1::Limits) -> String {
+        self.grant(limits, &[])
+    }
+
+    pub fn create_session_with(&mut self, env: &[(&str, &str)]) -> String {
+        self.grant(v1::Limits::default(), env)
+    }
+
+    fn grant(&mut self, limits: v1::Limits, env: &[(&str, &str)]) -> String {
         let id = SessionId::new().to_string();
-        let env = [("GREETING".to_owned(), "hello".to_owned())].into();
+        let env = env.iter().chain(&[("GREETING", "hello")]);
+        let env = env.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let grant = v1::SessionGrant { session_id: id.clone(), fence: fence(), env, limits: Some(limits) };
         self.link.send(to_host::Message::SessionCreate(grant));
         assert_eq!(self.link.session_update(&id).state, "ready");
         id
+    }
+
+    /// Until so many forked interpreters wait for sessions.
+    pub fn wait_for_pool(&self, at_least: usize) {
+        eventually("interpreters wait", || (self.pooled().len() >= at_least).then_some(()));
+    }
+
+    /// Children of the host of this name.
+    pub fn children(&self, name: &str) -> Vec<i32> {
+        let host = self.host.id();
+        let children =
+            std::fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap_or_default();
+        let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+        pids.filter(|pid| comm(*pid) == name).collect()
+    }
+
+    /// Forked interpreters without a session: still in the zygote's directory.
+    pub fn pooled(&self) -> Vec<i32> {
+        let zygote = self.dir.join("zygote");
+        let of_reaper = |reaper: i32| {
+            let children = std::fs::read_to_string(format!("/proc/{reaper}/task/{reaper}/children")).ok()?;
+            children.split_ascii_whitespace().next()?.parse::<i32>().ok()
+        };
+        let waits = |pid: &i32| {
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&zygote))
+        };
+        self.children("cooper-reaper").into_iter().filter_map(of_reaper).filter(waits).collect()
+    }
+
+    pub fn zygote(&self) -> i32 {
+        eventually("a zygote", || self.zygotes().pop())
+    }
+
+    /// What it forks has its name at first, but does not lead a session.
+    pub fn zygotes(&self) -> Vec<i32> {
+        let leads = |pid: &i32| {
+            let pid = rustix::process::Pid::from_raw(*pid);
+            rustix::process::getsid(pid).ok() == pid
+        };
+        self.children("cooper-zygote").into_iter().filter(leads).collect()
     }
 
     pub fn workspace(&self, session: &str) -> PathBuf {
@@ -395,6 +452,21 @@ pub fn fence() -> Option<v1::Fence> {
 
 pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).expect("a pid"), signal);
+}
+
+/// Processes whose working directory is within a session's workspace.
+pub fn in_workspace(dir: &Path, session: &str) -> Vec<i32> {
+    let workspace = dir.join("sessions").join(session).join("workspace");
+    let entries = std::fs::read_dir("/proc").expect("/proc");
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&workspace))
+    })
+    .collect()
+}
+
+pub fn comm(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 pub fn is_alive(pid: i32) -> bool {

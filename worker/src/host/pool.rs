@@ -1,0 +1,233 @@
+//! When zygotes fork: the pool of interpreters that are there before they are wanted, and what happens when it is empty.
+
+use std::path::Path;
+
+use cooper_common::{clock, limits::zygote::REFILL_MS};
+
+use super::{
+    Due, Host, Source,
+    python::LAYER_FILE,
+    session::Doing,
+    zygote::{Forked, Heard, Tier, Zygote},
+};
+
+/// Variables that Python, its C library or a numeric library read once, at start.
+const READ_AT_START: &[&str] =
+    &["PYTHON", "LD_", "LC_", "GLIBC_", "MALLOC_", "OPENBLAS_", "OMP_", "MKL_", "NUMEXPR_"];
+
+/// How many forked interpreters wait for sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct Water {
+    /// Below it the pool is filled at once, above it only while no session is being made.
+    pub low: usize,
+    pub high: usize,
+}
+
+pub struct Pool {
+    zygotes: Vec<Zygote>,
+    water: Water,
+    refill_due: bool,
+}
+
+impl Pool {
+    pub fn new(config: &crate::config::Config) -> Self {
+        let high = config.pool_high as usize;
+        Self {
+            zygotes: Vec::new(),
+            water: Water { low: (config.pool_low as usize).min(high), high },
+            refill_due: false,
+        }
+    }
+
+    /// Its processes, without those that serve a session.
+    pub fn pids(&self) -> impl Iterator<Item = rustix::process::Pid> {
+        let waiting =
+            self.zygotes.iter().flat_map(|zygote| zygote.pool.iter().map(|forked| forked.reaper.pid));
+        self.zygotes.iter().filter_map(Zygote::pid).chain(waiting)
+    }
+
+    /// A zygote was asked for children that the host does not know yet.
+    pub fn is_forking(&self) -> bool {
+        self.zygotes.iter().any(|zygote| zygote.asked() > 0)
+    }
+}
+
+impl Host {
+    pub(super) fn start_zygotes(&mut self) {
+        let Some(tier) = self.config.preload.as_deref().and_then(Tier::named) else { return };
+        let Some(python) = self.python.clone() else { return };
+        self.pool.zygotes.push(Zygote::new(python, tier, self.config.layer.clone()));
+        self.start_zygote(0);
+    }
+
+    pub(super) fn start_zygote(&mut self, n: usize) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let Some(zygote) = self.pool.zygotes.get_mut(n).filter(|zygote| zygote.pid().is_none()) else {
+            return;
+        };
+        let now = clock::mono_ms();
+        let started = match zygote.start(&self.dir.path, now) {
+            Ok(socket) => rustix::event::epoll::add(
+                &self.epoll,
+                socket,
+                Source::Zygote(n as u64).pack(),
+                rustix::event::epoll::EventFlags::IN,
+            )
+            .map_err(std::io::Error::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
+            tracing::warn!(%error, "no zygote: interpreters are started one by one");
+            zygote.end();
+            let wait = zygote.died(now);
+            self.timers.add(now + wait, Due::StartZygote(n));
+        }
+    }
+
+    /// An interpreter for a session out of a zygote, now or soon. False: it has to be started.
+    pub(super) fn take_from_zygote(&mut self, id: &str) -> bool {
+        let Some(n) = self.zygote_for(id) else { return false };
+        while let Some(forked) = self.pool.zygotes[n].pool.pop_front() {
+            self.refill_soon();
+            if self.claim(id, forked) {
+                return true;
+            }
+        }
+        let now = clock::mono_ms();
+        let zygote = &mut self.pool.zygotes[n];
+        if zygote.can_fork() && zygote.ask(now).is_ok() {
+            zygote.waiting.push_back(id.to_owned());
+            self.refill_soon();
+            return true;
+        }
+        false
+    }
+
+    fn zygote_for(&self, id: &str) -> Option<usize> {
+        let session = self.sessions.get(id)?;
+        let own = |name: &String| {
+            name != "PYTHONUNBUFFERED" && READ_AT_START.iter().any(|prefix| name.starts_with(prefix))
+        };
+        let zygote = self.pool.zygotes.first().filter(|_| !session.record.env.keys().any(own))?;
+        // Packages of the session's own may be others than those imported already.
+        let site = zygote.python.site_packages(&session.home.venv());
+        let bare = zygote.tier != Tier::Science || is_as_made(&site);
+        bare.then_some(0)
+    }
+
+    pub(super) fn on_zygote(&mut self, n: usize) {
+        while let Some(zygote) = self.pool.zygotes.get_mut(n) {
+            match zygote.hear(&mut self.control_buffer) {
+                Heard::Ready => {
+                    tracing::debug!(tier = zygote.tier.name(), "zygote ready");
+                    self.refill_soon();
+                }
+                Heard::Forked(forked) => self.on_forked(n, forked),
+                Heard::Failed => {
+                    tracing::warn!("a zygote cannot fork");
+                    if let Some(session) = zygote.waiting.pop_front() {
+                        self.start_plain(&session);
+                    }
+                }
+                Heard::Nothing => return,
+                Heard::Gone(why) => {
+                    if !zygote.is_ending() {
+                        tracing::warn!(tier = zygote.tier.name(), why, "a zygote is replaced");
+                    }
+                    if let Some(socket) = zygote.socket() {
+                        let _ = rustix::event::epoll::delete(&self.epoll, socket);
+                    }
+                    return zygote.end();
+                }
+            }
+        }
+    }
+
+    fn on_forked(&mut self, n: usize, forked: Forked) {
+        let mut forked = Some(forked);
+        while let Some(zygote) = self.pool.zygotes.get_mut(n) {
+            let Some(session) = zygote.waiting.pop_front() else {
+                zygote.pool.extend(forked);
+                return;
+            };
+            let wants = self.sessions.get(&session).is_some_and(|session| session.waits_for_fork());
+            if let Some(interpreter) = forked.take_if(|_| wants) {
+                if !self.claim(&session, interpreter) {
+                    self.start_plain(&session);
+                }
+                return;
+            }
+        }
+    }
+
+    pub(super) fn on_zygote_death(&mut self, pid: rustix::process::Pid) -> bool {
+        for zygote in &mut self.pool.zygotes {
+            // One that waited in the pool has died.
+            zygote.pool.retain(|forked| forked.reaper.pid != pid);
+        }
+        let Some(n) = self.pool.zygotes.iter().position(|zygote| zygote.pid() == Some(pid)) else {
+            return false;
+        };
+        let now = clock::mono_ms();
+        let zygote = &mut self.pool.zygotes[n];
+        let wait = zygote.died(now);
+        let waiting = std::mem::take(&mut zygote.waiting);
+        self.timers.add(now + wait, Due::StartZygote(n));
+        for session in waiting {
+            self.start_plain(&session);
+        }
+        true
+    }
+
+    pub(super) fn refill_soon(&mut self) {
+        if !self.pool.refill_due {
+            self.pool.refill_due = true;
+            self.timers.add(clock::mono_ms() + REFILL_MS, Due::Refill);
+        }
+    }
+
+    /// One more interpreter for each pool that is not full; a zygote that hangs or has served is replaced.
+    pub(super) fn refill(&mut self) {
+        self.pool.refill_due = false;
+        if self.stopping.is_some() {
+            return;
+        }
+        let now = clock::mono_ms();
+        let making = self.interpreters.values().any(|interpreter| interpreter.state == Doing::Starting);
+        let mut again = false;
+        for zygote in &mut self.pool.zygotes {
+            if zygote.hangs(now) || zygote.has_served() {
+                zygote.end();
+            }
+            let room = self.pool.water.high.saturating_sub(zygote.pool.len());
+            if !zygote.can_fork() || (room == 0 && zygote.asked() == 0) {
+                continue;
+            }
+            again = true;
+            let urgent = zygote.pool.len() < self.pool.water.low;
+            if room > 0 && zygote.asked() == 0 && (urgent || !making) {
+                let _ = zygote.ask(now);
+            }
+        }
+        if again {
+            self.refill_soon();
+        }
+    }
+
+    pub(super) fn end_zygotes(&mut self) {
+        for zygote in &mut self.pool.zygotes {
+            zygote.end();
+            for forked in zygote.pool.drain(..) {
+                self.ending.insert(forked.reaper.pid);
+            }
+        }
+    }
+}
+
+/// Whether nothing was installed in a venv.
+fn is_as_made(site: &Path) -> bool {
+    let mut entries = std::fs::read_dir(site).into_iter().flatten().flatten();
+    entries.all(|entry| entry.file_name() == LAYER_FILE)
+}

@@ -1,0 +1,318 @@
+"""A process that has imported what sessions need, and forks an interpreter whenever the host asks.
+
+Started as `python -c <bootstrap>` in a venv of its own, with descriptor 3, which holds the sources of `runner.py` and
+of this file, and descriptor 4, a control socket framed as the runner's. The host sends {"fork": number} with two
+descriptors, the interpreter's control socket and its subreaper's report socket; the answer is {"forked": number,
+"pid": the subreaper's}. The subreaper is made with CLONE_PARENT, which makes it the host's own child; it forks the
+interpreter. An interpreter waits, running no code of anybody's, until the host sends it its claim:
+
+    {"cwd", "env": {}, "prefix", "site", "limits": [[resource, value]], "confinement": {"uid", "landlock", "filters"}}
+
+`filters` are seccomp programs (base64 of struct sock_filter[]); with `landlock` true the ruleset comes as descriptor.
+
+`runner` is the module of `runner.py`, `settings` what the host said at the start: {"preload": [module], "path": [dir]}.
+"""
+
+import ctypes
+import gc
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+
+# Not for sessions to import.
+runner = sys.modules.pop("cooper.runner")
+
+CLONE_PARENT = 0x8000
+CLOSED_ABOVE = 1 << 20
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+SECCOMP_MODE_FILTER = 2
+LANDLOCK_RESTRICT_SELF = 446
+SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
+SFD_NONBLOCK_CLOEXEC = 0o2004000
+STARTED, EXITED = 1, 3
+# Where every interpreter of this Python finds its standard library.
+STANDARD = [place for place in sys.path if place and not place.startswith(sys.prefix + "/")]
+
+# It holds the interpreter's lock while it calls: what is called forks.
+python = ctypes.PyDLL(None)
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Filter(ctypes.Structure):
+    """struct sock_fprog"""
+
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def checked(result):
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def prctl(option, value=0, more=None):
+    wide = value if isinstance(value, bytes) else ctypes.c_ulong(value)
+    checked(libc.prctl(option, wide, more, None, None))
+
+
+def sibling():
+    """Forks a child of this process's parent; otherwise as os.fork()."""
+    python.PyOS_BeforeFork()
+    pid = python.syscall(ctypes.c_long(SYS_CLONE[os.uname().machine]), ctypes.c_ulong(CLONE_PARENT | signal.SIGCHLD),
+                         None, None, None, None)
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+    else:
+        python.PyOS_AfterFork_Parent()
+    return pid
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+def close_all_except(keep):
+    first = 0
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, CLOSED_ABOVE)
+
+
+def preload(settings):
+    sys.path.extend(settings["path"])
+    for name in settings["preload"]:
+        try:
+            __import__(name)
+        except Exception:
+            pass
+    # It remembers the prefix of whoever imported it first.
+    sys.modules.pop("sysconfig", None)
+    # What every execution does is done once, so that its pages and caches are there.
+    runner.warm_up()
+    gc.collect()
+    # What is alive now is never looked at again by the collector, which would otherwise copy it into every fork.
+    gc.disable()
+    gc.freeze()
+
+
+def serve(settings):
+    prctl(PR_SET_NAME, b"cooper-zygote")
+    control = runner.Control(4)
+    preload(settings)
+    control.send({"threads": threads(), "tier": settings["tier"]})
+    while True:
+        request = control.receive()
+        if request is None:
+            os._exit(0)
+        message, fds = request
+        pid = sibling()
+        if pid == 0:
+            reap(*fds)
+        for fd in fds:
+            os.close(fd)
+        if pid < 0:
+            control.send({"failed": message["fork"]})
+        else:
+            control.send({"forked": message["fork"], "pid": pid})
+
+
+def reap(control, reports):
+    """The subreaper of one interpreter: what `reaper.rs` is for every other child. It never returns."""
+    code = 1
+    try:
+        # In this order: what is called a zygote and leads a session of its own is one.
+        prctl(PR_SET_NAME, b"cooper-reaper")
+        os.setsid()
+        close_all_except([control, reports])
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        # Until the interpreter is there, the host's death is this process's too; afterwards it has somebody to end first.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = os.fork()
+        if child == 0:
+            os.close(reports)
+            interpret(control)
+        os.close(control)
+        prctl(PR_SET_PDEATHSIG, 0)
+        tell(reports, STARTED, child)
+        watch(child, reports)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def tell(reports, *words):
+    words += (0,) * (4 - len(words))
+    try:
+        os.write(reports, struct.pack("=4Q", *[word & 0xFFFFFFFFFFFFFFFF for word in words]))
+    except OSError:
+        pass  # the host is gone: the loop sees that as well
+
+
+def watch(child, reports):
+    """Until nothing is left beneath, or the host is gone."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    mask = ctypes.c_uint64(1 << (signal.SIGCHLD - 1))
+    signals = checked(libc.signalfd(-1, ctypes.byref(mask), SFD_NONBLOCK_CLOEXEC))
+    events = select.poll()
+    events.register(signals, select.POLLIN)
+    events.register(reports, 0)
+    while True:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                break
+            if pid == child:
+                cpu = usage.ru_utime + usage.ru_stime
+                tell(reports, EXITED, status, int(cpu * 1000), usage.ru_maxrss * 1024)
+        for fd, _ in events.poll():
+            if fd == signals:
+                os.read(signals, 4096)
+            else:
+                kill_all()
+
+
+def kill_all():
+    while True:
+        found = [pid for pid in descendants(os.getpid()) if alive(pid)]
+        if not found:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+            pass
+        select.select([], [], [], 0.001)
+
+
+def descendants(root):
+    found, parents = [], [str(root)]
+    while parents:
+        parent = parents.pop()
+        try:
+            for thread in os.listdir("/proc/%s/task" % parent):
+                with open("/proc/%s/task/%s/children" % (parent, thread)) as file:
+                    parents += file.read().split()
+        except OSError:
+            pass
+        found.append(int(parent))
+    return found[1:]
+
+
+def alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def interpret(control):
+    """An interpreter, from the fork over the claim to its end."""
+    try:
+        parent = os.getppid()
+        os.setsid()
+        os.umask(0o022)
+        prctl(PR_SET_NAME, b"python")
+        # A session's own process ends with its subreaper.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        null = os.open("/dev/null", os.O_RDWR)
+        for target in (0, 1, 2):
+            os.dup2(null, target)
+        os.close(null)
+        socket = runner.Control(control)
+        session = runner.Runner(socket)
+        request = socket.receive()
+        if request is None or os.getppid() != parent:
+            os._exit(0)
+        claim, fds = request
+        confine(claim, fds, parent)
+        inhabit(claim)
+        gc.enable()
+        session.run_session()
+    finally:
+        os._exit(1)
+
+
+def confine(claim, fds, parent):
+    """Gives up what the session must not have. The order matters: each step needs what the next one takes away."""
+    os.chdir(claim["cwd"])
+    for kind, value in claim["limits"]:
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+    confinement = claim["confinement"]
+    uid = confinement.get("uid")
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        # A change of identity takes these along: its own /proc files, and the bond to the subreaper.
+        prctl(PR_SET_DUMPABLE, 1)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+    filters = confinement.get("filters") or ()
+    if filters or confinement.get("landlock"):
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if confinement.get("landlock"):
+        checked(libc.syscall(ctypes.c_long(LANDLOCK_RESTRICT_SELF), ctypes.c_int(fds[0]), ctypes.c_uint(0)))
+    for fd in fds:
+        os.close(fd)
+    for program in filters:
+        seccomp(runner.binascii.a2b_base64(program))
+
+
+def seccomp(instructions):
+    program = Filter(len(instructions) // 8, instructions)
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))
+
+
+def inhabit(claim):
+    """Makes this the interpreter of the session's venv, as if it had been started there."""
+    import site
+
+    prefix = claim["prefix"]
+    os.environ.clear()
+    os.environ.update(claim["env"])
+    runner.time.tzset()
+    sys.prefix = sys.exec_prefix = prefix
+    sys.executable = prefix + "/bin/python"
+    sys.orig_argv = [sys.executable, "-c", ""]
+    site.PREFIXES = [prefix]
+    here = claim["site"]
+    # What is preloaded from elsewhere is found again by the venv's .pth files.
+    sys.path[:] = [place for place in sys.path if place in STANDARD]
+    if os.listdir(here):
+        # The session's own code may run in here.
+        site.addsitedir(here)
+        site.execsitecustomize()
+    else:
+        sys.path.append(here)
+    sys.path.insert(0, "")
+    reseed()
+
+
+def reseed():
+    """Forks of one process must not draw the same numbers. `random` and OpenSSL see a fork by themselves."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+    ssl = sys.modules.get("ssl")
+    if ssl is not None:
+        ssl.RAND_add(os.urandom(32), 32.0)
+    uuid = sys.modules.get("uuid")
+    if uuid is not None:
+        uuid._last_timestamp = None
