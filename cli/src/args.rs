@@ -322,6 +322,9 @@ pub struct Exec {
     /// Python code
     #[arg(short, long, allow_hyphen_values = true)]
     pub code: Option<String>,
+    /// Run it in a fork of the interpreter: it sees the session's variables and leaves none
+    #[arg(long)]
+    pub fresh: bool,
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,

@@ -104,6 +104,11 @@ pub mod exec {
     pub const INTERRUPT_GRACE_MS: u64 = 1_000;
     /// Tasks of one session that may wait or run; more are refused (`session_busy`).
     pub const QUEUED_PER_SESSION_MAX: usize = 1024;
+    /// Imported modules of an interpreter that its host knows of, to say when an install changed one.
+    pub const IMPORTS_KEPT_MAX: usize = 4096;
+    pub const IMPORT_BYTES_MAX: usize = 128;
+    /// Entries of a venv that are looked at after an install.
+    pub const INSTALLED_SEEN_MAX: usize = 4096;
 }
 
 /// What keeps sessions apart on a worker.

@@ -146,6 +146,9 @@ pub fn spec(spec: &v1::TaskSpec) -> Result<()> {
         Kind::Python(python) => {
             size("code", python.code.len(), limits::CODE_BYTES_MAX)?;
             argv("args", &python.args)?;
+            if cooper_proto::v1::ExecutionMode::try_from(python.mode).is_err() {
+                return Err(Error::invalid(format!("mode {} is not known", python.mode)));
+            }
             true
         }
         Kind::Shell(shell) => {

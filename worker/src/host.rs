@@ -179,6 +179,8 @@ enum Source {
     Output(u64, usize),
     Leftover(u64),
     Zygote(u64),
+    /// The fork of a fresh execution.
+    Branch(u64),
 }
 
 impl Source {
@@ -191,6 +193,7 @@ impl Source {
             Source::Output(id, stream) => (4 + stream as u64, id),
             Source::Leftover(id) => (6, id),
             Source::Zygote(n) => (7, n),
+            Source::Branch(id) => (8, id),
         };
         epoll::EventData::new_u64(id << 8 | kind)
     }
@@ -204,6 +207,7 @@ impl Source {
             4 | 5 => Source::Output(id, kind as usize - 4),
             6 => Source::Leftover(id),
             7 => Source::Zygote(id),
+            8 => Source::Branch(id),
             _ => return None,
         })
     }
@@ -334,6 +338,7 @@ impl Host {
             Source::Output(attempt, stream) => self.on_output(attempt, stream),
             Source::Leftover(id) => self.on_leftover(id),
             Source::Zygote(n) => self.on_zygote(n as usize),
+            Source::Branch(attempt) => self.on_branch(attempt),
         }
     }
 

@@ -7,7 +7,9 @@ use std::{
 };
 
 use cooper_common::{error::Code, limits::request};
-use cooper_proto::v1::{PythonSpec, ShellSpec, Stream, Task, TaskSpec, TaskState, task_spec::Kind};
+use cooper_proto::v1::{
+    ExecutionMode, PythonSpec, ShellSpec, Stream, Task, TaskSpec, TaskState, task_spec::Kind,
+};
 
 use super::follow::{Follow, Sink};
 use crate::{
@@ -37,8 +39,9 @@ pub async fn exec(context: &Context, args: Exec) -> Result<u8> {
         }
         (None, None) => return Err(Failure::new(Code::InvalidArgument, "no code was given").exit(2)),
     };
+    let mode = if args.fresh { ExecutionMode::Fresh } else { ExecutionMode::Unspecified };
     let spec = TaskSpec {
-        kind: Some(Kind::Python(PythonSpec { code, filename, args: args.args })),
+        kind: Some(Kind::Python(PythonSpec { code, filename, args: args.args, mode: mode.into() })),
         session_id: args.session,
         env: args.env.into_iter().collect(),
         timeout_ms: args.timeout.unwrap_or(0),

@@ -56,6 +56,9 @@ pub async fn run(context: &Context, args: Pip) -> Result<u8> {
             let took = units::between(task.started_at_ms, task.ended_at_ms);
             context.out.note(&format!("installed {what} in {took}"));
         }
+        if task.outcome.as_ref().is_some_and(|outcome| outcome.restart_required) {
+            context.out.note("note: the interpreter has imported what was replaced, and keeps the old until it is started anew");
+        }
         return Ok(0);
     }
     let _ = std::io::stderr().lock().write_all(&kept);

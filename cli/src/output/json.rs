@@ -124,6 +124,7 @@ fn outcome_fields(outcome: &v1::Outcome) -> Map<String, Value> {
         "stdout_truncated": outcome.stdout_truncated,
         "stderr_truncated": outcome.stderr_truncated,
         "interpreter_restarted": outcome.interpreter_restarted,
+        "restart_required": outcome.restart_required,
         "error": error_or_null(&outcome.error),
     });
     match fields {

@@ -64,6 +64,7 @@ fn a_session_sees_nothing_of_the_workers_environment() {
         "LANG",
         "MINE",
         "PATH",
+        "MPLBACKEND",
         "PYTHONUNBUFFERED",
         "TMPDIR",
         "VIRTUAL_ENV",

@@ -15,8 +15,11 @@ use cooper_proto::{
 
 use prost::Message as _;
 
+use crate::frame;
+
 use super::{
     Due, Host, LEFTOVERS_MAX, Source,
+    interpreter::Answer,
     outcome::{self, End, Kind, Why},
     spool::{self, Stream},
     timers::Timer,
@@ -43,6 +46,8 @@ pub struct Attempt {
     /// On the kernel's clock of process starts.
     pub started_ticks: u64,
     pub interpreter_restarted: bool,
+    /// Where the fork of a fresh execution answers.
+    pub branch: Option<OwnedFd>,
     /// A step's report is written here.
     pub report: Option<File>,
     /// The result is not wanted any more.
@@ -68,6 +73,14 @@ impl Attempt {
     }
     pub fn has_ended(&self) -> bool {
         matches!(self.state, State::Ended(_))
+    }
+
+    /// Runs in a fork of its session's interpreter.
+    pub fn is_fresh(&self) -> bool {
+        match self.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
+            Some(task_spec::Kind::Python(python)) => python.mode() == v1::ExecutionMode::Fresh,
+            _ => false,
+        }
     }
 
     /// As the inventory lists it.
@@ -138,6 +151,7 @@ impl Host {
             started_ms: clock::mono_ms(),
             started_ticks: 0,
             interpreter_restarted: false,
+            branch: None,
             report: None,
             forgotten: false,
         };
@@ -246,9 +260,19 @@ impl Host {
 
     /// A command, install or step ended; `tree` may still hold what it left.
     pub(super) fn attempt_exited(&mut self, id: u64, tree: u64, exit: super::reaper::Exit) {
+        // What it said before it ended is still to be heard.
+        self.on_branch(id);
         self.drain(id);
-        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| !attempt.has_ended()) else { return };
+        if matches!(attempt.state, State::Ending(..)) {
+            return;
+        }
         let mut end = outcome::exited(attempt.kind, exit, attempt.why, attempt.timeout_ms);
+        if attempt.kind == Kind::Install {
+            let since = clock::wall_ms() - (clock::mono_ms() - attempt.started_ms) as i64;
+            let session = attempt.session.as_ref().and_then(|session| self.sessions.get(session));
+            end.1.restart_required = session.is_some_and(|session| session.imported_changed_since(since));
+        }
         if attempt.kind == Kind::Step {
             super::outcome::with_report(&mut end, attempt.report.take());
         }
@@ -286,6 +310,30 @@ impl Host {
             Some((tree, main)) => self.doom(tree, tree::Which { since: Some(since), spare: main }, Some(id)),
             None => self.complete(id),
         }
+    }
+
+    /// The fork of a fresh execution answered.
+    pub(super) fn on_branch(&mut self, id: u64) {
+        let Some(control) = self.attempts.get(&id).and_then(|attempt| attempt.branch.as_ref()) else {
+            return;
+        };
+        let heard = match frame::recv(control, &mut self.control_buffer) {
+            Ok(Some((body, _))) => Answer::parse(&body).ok().filter(|answer| answer.id == Some(id)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => None,
+        };
+        // It says one thing. Without it, its exit says the rest.
+        self.drain(id);
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.branch = None;
+        let (Some(answer), State::Tree(tree)) = (heard, &attempt.state) else { return };
+        let tree = *tree;
+        let end = outcome::answered(answer.into_outcome(), attempt.why, attempt.timeout_ms);
+        if attempt.why.is_none() {
+            return self.finish(id, end);
+        }
+        attempt.state = State::Ending(end, None);
+        self.doom(tree, tree::Which::default(), Some(id));
     }
 
     /// The interpreter ended under an execution.
@@ -345,6 +393,7 @@ impl Host {
             left.extend([out.take_pipe(), err.take_pipe()].into_iter().flatten());
         }
         attempt.spec = None;
+        attempt.branch = None;
         attempt.state = State::Ended(wire::Ended {
             task_id: attempt.key.0.clone(),
             fence: Some(attempt.fence()),

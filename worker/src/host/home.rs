@@ -83,6 +83,8 @@ impl Home {
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
             ("VIRTUAL_ENV".to_owned(), text(self.venv())),
             ("PYTHONUNBUFFERED".to_owned(), "1".to_owned()),
+            // There is no screen: figures become results.
+            ("MPLBACKEND".to_owned(), "Agg".to_owned()),
         ]);
         env.extend(record.env.clone());
         env.extend(extra);

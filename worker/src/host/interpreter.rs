@@ -87,16 +87,24 @@ impl PlainChild {
 pub struct Request<'a> {
     pub id: u64,
     pub code: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub filename: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub args: &'a [String],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: &'a BTreeMap<&'a str, &'a str>,
     /// Packages were installed since the last execution.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub installed: bool,
+    /// In a fork, with two descriptors more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 impl Request<'_> {
-    pub fn send(&self, control: &OwnedFd, out: &OwnedFd, err: &OwnedFd) -> io::Result<()> {
-        frame::send_bytes(control, &serde_json::to_vec(self)?, &[out.as_fd(), err.as_fd()])
+    pub fn send(&self, control: &OwnedFd, fds: &[&OwnedFd]) -> io::Result<()> {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        frame::send_bytes(control, &serde_json::to_vec(self)?, &fds)
     }
 }
 
@@ -107,6 +115,10 @@ impl Request<'_> {
 pub struct Answer {
     pub hello: Option<u32>,
     pub id: Option<u64>,
+    /// A fresh execution runs in its fork; the interpreter is free.
+    pub branched: Option<u64>,
+    /// Names of modules that were imported since it was last said, without the standard library's.
+    pub imported: Vec<String>,
     exit_code: i32,
     result: Option<Bundle>,
     displays: Vec<Bundle>,

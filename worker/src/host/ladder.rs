@@ -76,6 +76,9 @@ impl Host {
             State::Interpreter(interpreter) => self.interpreter_of(interpreter).and_then(|(_, main)| main),
             State::Waiting | State::Ending(..) | State::Ended(_) => None,
         };
+        if let (Kind::Python, State::Tree(tree)) = (attempt.kind, &attempt.state) {
+            return self.trees.get(tree).is_some_and(|tree| tree.signal_main(Signal::INT));
+        }
         let Some(main) = main else { return false };
         match attempt.kind {
             // It ends its own children in order.

@@ -43,11 +43,23 @@ pub fn answered(outcome: v1::Outcome, why: Option<Why>, timeout_ms: u64) -> End 
 /// A command, install or step ended.
 pub fn exited(kind: Kind, exit: Exit, why: Option<Why>, timeout_ms: u64) -> End {
     let mut outcome = of_exit(exit);
+    if kind == Kind::Python && why.is_none() {
+        outcome.error = Some(to_wire(&died(exit)));
+    }
     if kind == Kind::Install && exit.code() != 0 && why.is_none() {
         let what = format!("the installer ended with status {}", exit.code());
         outcome.error = Some(to_wire(&Error::new(Code::InstallFailed, what)));
     }
-    ended(outcome, exit.code() == 0, why, timeout_ms)
+    // The fork of a fresh execution answers before it ends well.
+    ended(outcome, exit.code() == 0 && kind != Kind::Python, why, timeout_ms)
+}
+
+fn died(exit: Exit) -> Error {
+    let how = match exit.signal() {
+        Some(signal) => format!("was killed by signal {signal}"),
+        None => format!("exited with status {}", exit.code()),
+    };
+    Error::new(Code::InterpreterDied, format!("the interpreter {how} during the execution"))
 }
 
 /// The interpreter ended during an execution.
@@ -55,12 +67,7 @@ pub fn interpreter_died(exit: Exit, why: Option<Why>, timeout_ms: u64) -> End {
     let mut outcome = of_exit(exit);
     outcome.interpreter_restarted = true;
     if why.is_none() {
-        let how = match exit.signal() {
-            Some(signal) => format!("was killed by signal {signal}"),
-            None => format!("exited with status {}", exit.code()),
-        };
-        let what = format!("the interpreter {how} during the execution");
-        outcome.error = Some(to_wire(&Error::new(Code::InterpreterDied, what)));
+        outcome.error = Some(to_wire(&died(exit)));
     }
     ended(outcome, false, why, timeout_ms)
 }

@@ -20,9 +20,17 @@ use super::{launch::Launch, sys, tree};
 /// What a subreaper tells the host, in this order: Started or NotStarted first, Exited once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
-    Started { pid: i32 },
-    NotStarted { errno: i32 },
+    Started {
+        pid: i32,
+    },
+    NotStarted {
+        errno: i32,
+    },
     Exited(Exit),
+    /// Of one that is not the host's own child: its pid, as it says itself.
+    Adopts {
+        pid: i32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +181,7 @@ fn encode(report: Report) -> [u8; 32] {
         Report::Started { pid } => [1, pid as u64, 0, 0],
         Report::NotStarted { errno } => [2, errno as u64, 0, 0],
         Report::Exited(exit) => [3, exit.status as u64, exit.cpu_ms, exit.peak_memory_bytes],
+        Report::Adopts { pid } => [4, pid as u64, 0, 0],
     };
     let mut packet = [0; 32];
     for (bytes, word) in packet.chunks_exact_mut(8).zip(words) {
@@ -194,6 +203,7 @@ fn decode(packet: &[u8; 32]) -> io::Result<Report> {
         (3, status, cpu_ms, peak_memory_bytes) => {
             Ok(Report::Exited(Exit { status: status as i32, cpu_ms, peak_memory_bytes }))
         }
+        (4, pid, ..) => Ok(Report::Adopts { pid: pid as i32 }),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -205,7 +215,12 @@ mod tests {
     #[test]
     fn a_report_reads_back_as_itself() {
         let exit = Exit { status: 0x8b, cpu_ms: 7, peak_memory_bytes: u64::MAX };
-        for report in [Report::Started { pid: 9 }, Report::NotStarted { errno: 2 }, Report::Exited(exit)] {
+        for report in [
+            Report::Adopts { pid: 8 },
+            Report::Started { pid: 9 },
+            Report::NotStarted { errno: 2 },
+            Report::Exited(exit),
+        ] {
             assert_eq!(decode(&encode(report)).unwrap(), report);
         }
     }

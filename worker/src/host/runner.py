@@ -4,6 +4,10 @@ Started as `python -c <bootstrap>` with two descriptors: 3 holds this text, 4 is
 a flag byte, then JSON, or with flag 1 JSON in a sealed memfd). Each request brings the two pipes that are standard
 output and error while it runs; afterwards they are /dev/null again, so that what a leftover child writes stays with the
 execution that started it.
+
+A fresh execution brings two descriptors more, a control socket and a report socket of its own. It runs in a fork, two
+processes away: between them is one that adopts what the fork leaves behind, and reports as `reaper.rs` does. The
+interpreter says {"branched": id} and is free.
 """
 
 import _ast as ast
@@ -17,14 +21,22 @@ import io
 import json
 import linecache
 import os
+import struct
 import sys
 import time
+
+try:
+    from resource import getrusage
+except ImportError:
+    getrusage = None
 
 PACKET_BODY_BYTES_MAX = 60 << 10
 RESULT_BYTES_MAX = 1 << 20
 TRACEBACK_BYTES_MAX = 64 << 10
 DISPLAYS_MAX = 64
 CELLS_KEPT_MAX = 1000
+TABLE_ROWS_MAX = 1000
+IMPORTED_MAX = 1024
 SEALS = 1 | 2 | 4 | 8  # seal, shrink, grow, write
 ADD_SEALS = 1033
 
@@ -37,6 +49,12 @@ RICH = (
     ("image/jpeg", "_repr_jpeg_"),
     ("application/json", "_repr_json_"),
 )
+
+# Types whose representation is all there is.
+PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None)))
+
+STARTED, EXITED, ADOPTS = 1, 3, 4
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 RUNNER = "<cooper>"  # file name of this code: its frames are not the user's business
 
@@ -73,6 +91,9 @@ class Control:
                 body = memfd.read()
         return json.loads(body), fds
 
+    def close(self):
+        self._socket.close()
+
     def send(self, message):
         body = json.dumps(message).encode()
         if len(body) <= PACKET_BODY_BYTES_MAX:
@@ -101,6 +122,10 @@ def text(value, limit=RESULT_BYTES_MAX):
 
 def bundle(value, room):
     """The MIME bundle of a value: {"data": text, "data64": base64, "truncated": [type]}, and the bytes it takes."""
+    if type(value) in PLAIN:
+        plain = repr(value)
+        if len(plain) <= room and plain.isascii():
+            return {"data": {"text/plain": plain}}, len(plain)
     made = {"data": {}, "data64": {}, "truncated": []}
     used = 0
     try:
@@ -151,6 +176,8 @@ def _rich(value):
             found.update({str(mime): content for mime, content in (made or {}).items()})
         except Exception:
             pass
+    if "application/json" not in found:
+        found.update(_table(value))
     for mime, method in RICH:
         if mime in found or getattr(type(value), method, None) is None:
             continue
@@ -170,6 +197,23 @@ def _rich(value):
     return found
 
 
+def _table(value):
+    """A data frame's rows as data, beside what it looks like."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(value, pandas.DataFrame):
+        return {}
+    try:
+        head = value.head(TABLE_ROWS_MAX)
+        try:
+            table = head.to_json(orient="table", index=True, date_format="iso")
+        except Exception:
+            # Its labels are not unique, or of several levels.
+            table = head.to_json(orient="split", date_format="iso", default_handler=str)
+        return {"application/json": dict(json.loads(table), total_rows=len(value))}
+    except Exception:
+        return {}
+
+
 class Runner:
     def __init__(self, control):
         self.control = control
@@ -187,9 +231,10 @@ class Runner:
         self.flush_c = _c_flush()
         self.loop = None
         self.out = self.err = None
+        self.modules = set(sys.modules)
 
-    def run_session(self):
-        self.control.send({"hello": 1, "pid": os.getpid(), "version": "%d.%d.%d" % sys.version_info[:3]})
+    def run_session(self, imported=()):
+        self.control.send({"hello": 1, "imported": list(imported)})
         self.serve()
         # The host is gone; threads of the user's must not keep this process.
         os._exit(0)
@@ -204,8 +249,60 @@ class Runner:
             if request is None:
                 return
             message, fds = request
-            answer = self.execute(message, fds)
-            self.control.send(answer)
+            if message.get("fresh"):
+                self.branch(message, fds)
+                self.control.send({"branched": message["id"]})
+            else:
+                self.control.send(self.execute(message, fds))
+
+    def branch(self, message, fds):
+        """Runs a request in a fork. The process between belongs to nobody here: its parent ends at once."""
+        child = os.fork()
+        if child > 0:
+            for fd in fds:
+                os.close(fd)
+            try:
+                os.waitpid(child, 0)
+            except ChildProcessError:
+                pass  # a handler of the session's was quicker
+            return
+        try:
+            if os.fork() == 0:
+                self.watch_branch(message, *fds)
+        finally:
+            os._exit(0)
+
+    def watch_branch(self, message, out, err, control, reports):
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+        os.setsid()
+        self.control.close()
+        _prctl(PR_SET_NAME, b"cooper-reaper")
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(reports)
+                os.setsid()
+                _prctl(PR_SET_NAME, b"python")
+                _prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
+                self.control = Control(control)
+                self.pid, self.loop = os.getpid(), None
+                _signal.signal(_signal.SIGINT, self.interrupt)
+                self.control.send(self.execute(message, [out, err]))
+            finally:
+                os._exit(0)
+        for fd in (out, err, control):
+            os.close(fd)
+        report(reports, ADOPTS, os.getpid())
+        report(reports, STARTED, child)
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, 0)
+            except ChildProcessError:
+                return
+            if pid == child:
+                cpu = usage.ru_utime + usage.ru_stime
+                report(reports, EXITED, status, int(cpu * 1000), usage.ru_maxrss * 1024)
 
     def interrupt(self, signum, frame):
         # Late, after the execution it was meant for: nothing to interrupt.
@@ -231,7 +328,10 @@ class Runner:
         try:
             try:
                 self.running = True
-                value = self.run(message)
+                try:
+                    value = self.run(message)
+                finally:
+                    self.take_figures()
                 if value is not None:
                     self.namespace["_"] = value
                     answer["result"], used = bundle(value, self.room)
@@ -252,15 +352,40 @@ class Runner:
             self.finish(environment)
         except BaseException:
             pass
-        answer["displays"] = self.displays
+        if self.displays:
+            answer["displays"] = self.displays
+        if len(sys.modules) != len(self.modules):
+            answer["imported"] = self.imported()
         answer["cpu_ms"] = int((time.process_time() - wall_cpu) * 1000)
         answer["peak_memory_bytes"] = _peak_memory()
         return answer
 
+    def imported(self):
+        """Modules that came since the last time, without those of the standard library."""
+        new = [name for name in list(sys.modules) if name not in self.modules]
+        self.modules.update(new)
+        standard = getattr(sys, "stdlib_module_names", ())
+        return [name for name in new if isinstance(name, str) and "." not in name and name not in standard][:IMPORTED_MAX]
+
+    def take_figures(self):
+        """Figures of matplotlib that were left open become displays."""
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is None:
+            return
+        try:
+            for number in pyplot.get_fignums():
+                image = io.BytesIO()
+                pyplot.figure(number).savefig(image, format="png", bbox_inches="tight")
+                self.display({"image/png": image.getvalue()}, raw=True)
+            pyplot.close("all")
+        except Exception:
+            pass
+
     def begin(self, message, fds):
-        for target, fd in zip((1, 2), fds):
-            os.dup2(fd, target)
-            os.close(fd)
+        os.dup2(fds[0], 1)
+        os.dup2(fds[1], 2)
+        os.close(fds[0])
+        os.close(fds[1])
         # Whatever the code before put in their place is over.
         self.out = sys.stdout = sys.__stdout__ = _writer(self.out, 1, "surrogateescape")
         self.err = sys.stderr = sys.__stderr__ = _writer(self.err, 2, "backslashreplace")
@@ -270,19 +395,21 @@ class Runner:
             importlib.invalidate_caches()
         sys.argv = [message.get("filename") or ""] + list(message.get("args") or ())
         extra = message.get("env") or {}
+        if not extra:
+            return extra
         before = {name: os.environ.get(name) for name in extra}
         os.environ.update(extra)
         return before
 
     def finish(self, environment):
-        for stream in (sys.stdout, sys.stderr, self.out, self.err):
+        for stream in {id(stream): stream for stream in (sys.stdout, sys.stderr, self.out, self.err)}.values():
             try:
                 stream.flush()
             except BaseException:
                 pass
         self.flush_c()
-        for target in (1, 2):
-            os.dup2(self.null, target)
+        os.dup2(self.null, 1)
+        os.dup2(self.null, 2)
         for name, value in environment.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -292,9 +419,19 @@ class Runner:
     def run(self, message):
         source = message["code"]
         name = message.get("filename") or "<cell %d>" % self.cells
+        one_line = "\n" not in source
         # Tracebacks show source lines, also of cells before.
-        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        lines = [source] if one_line else source.splitlines(True)
+        linecache.cache[name] = (len(source), None, lines, name)
         linecache.cache.pop("<cell %d>" % (self.cells - CELLS_KEPT_MAX), None)
+        if one_line and not source[:1].isspace():
+            # Mostly one expression; then it is compiled once, as what it is.
+            try:
+                code = compile(source, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            except SyntaxError:
+                code = None
+            if code is not None:
+                return self.evaluate(code)
         tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         last = None
         if tree.body and isinstance(tree.body[-1], ast.Expr):
@@ -347,6 +484,21 @@ class Runner:
                 os._exit(code & 0xFF)
 
 
+def report(fd, *words):
+    words += (0,) * (4 - len(words))
+    os.write(fd, struct.pack("=4Q", *[word & 0xFFFFFFFFFFFFFFFF for word in words]))
+
+
+def _prctl(option, value):
+    try:
+        import ctypes
+
+        value = value if isinstance(value, bytes) else ctypes.c_ulong(int(value))
+        ctypes.CDLL(None).prctl(option, value, None, None, None)
+    except Exception:
+        pass  # without it less is cleaned up when the session's own code daemonises
+
+
 def _writer(present, fd, errors):
     try:
         if present is not None and not present.closed:
@@ -360,7 +512,7 @@ def _writer(present, fd, errors):
 def warm_up():
     """Does once what every execution does: what is loaded and made by it is shared by the forks of a zygote."""
     tree = compile("1 + 1", "<cell 0>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    json.loads(json.dumps({"value": bundle(eval(compile(ast.Expression(tree.body[0].value), "<cell 0>", "eval")), 99)}))
+    json.loads(json.dumps({"value": bundle([eval(compile(ast.Expression(tree.body[0].value), "<cell 0>", "eval"))], 99)}))
     _peak_memory()
 
 
@@ -374,12 +526,7 @@ def _exit_code(code):
 
 
 def _peak_memory():
-    try:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    except Exception:
-        return 0
+    return getrusage(0).ru_maxrss * 1024 if getrusage else 0  # RUSAGE_SELF
 
 
 def _c_flush():

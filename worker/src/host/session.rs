@@ -1,6 +1,9 @@
 //! Sessions on this worker: made, listed, advanced, destroyed; and the interpreter of each.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    os::unix::fs::MetadataExt as _,
+};
 
 use cooper_common::{
     clock,
@@ -40,6 +43,8 @@ pub struct Session {
     pub restarted: bool,
     /// Packages were installed since the last execution.
     pub installed: bool,
+    /// Modules that its interpreter has imported, without the standard library's.
+    pub imported: BTreeSet<String>,
     /// Process trees that are not gone yet.
     pub trees: BTreeSet<u64>,
 }
@@ -69,6 +74,8 @@ pub enum Doing {
     Idle,
     /// An attempt.
     Executing(u64),
+    /// It forks for an attempt.
+    Branching(u64),
 }
 
 /// What confines a session here (I11).
@@ -91,6 +98,7 @@ impl Session {
             queue: VecDeque::new(),
             restarted: false,
             installed: false,
+            imported: BTreeSet::new(),
             trees: BTreeSet::new(),
         }
     }
@@ -128,6 +136,24 @@ impl Session {
                 Err(Error::new(Code::SessionEnded, format!("session {id} is being destroyed")))
             }
         }
+    }
+
+    /// Whether something that its interpreter has imported was changed in its venv.
+    pub fn imported_changed_since(&self, wall_ms: i64) -> bool {
+        if self.imported.is_empty() {
+            return false;
+        }
+        let lib = std::fs::read_dir(self.home.venv().join("lib")).into_iter().flatten().flatten();
+        let sites = lib.map(|entry| entry.path().join("site-packages"));
+        let entries = sites.filter_map(|site| std::fs::read_dir(site).ok()).flatten().flatten();
+        entries.take(exec::INSTALLED_SEEN_MAX).any(|entry| {
+            let name = entry.file_name();
+            // `six.py`, `_cffi.cpython-311-x86_64-linux-gnu.so`, `numpy`
+            let module = name.to_str().and_then(|name| name.split('.').next());
+            let changed =
+                |meta: std::fs::Metadata| meta.ctime() * 1000 + meta.ctime_nsec() / 1_000_000 >= wall_ms;
+            module.is_some_and(|module| self.imported.contains(module)) && entry.metadata().is_ok_and(changed)
+        })
     }
 
     /// Under which its code runs and to whom its files belong; None where the host may not give uids.
@@ -273,11 +299,14 @@ impl Host {
         }
         let Some(session) = self.sessions.get_mut(id) else { return };
         let Some(attempt) = session.queue.pop_front() else { return };
-        let installed = std::mem::take(&mut session.installed);
-        let restarted = std::mem::take(&mut session.restarted);
+        let fresh = self.attempts.get(&attempt).is_some_and(super::Attempt::is_fresh);
+        let seen = (session.installed, session.restarted, fresh);
+        if !fresh {
+            (session.installed, session.restarted) = (false, false);
+        }
         let Some(mut interpreter) = self.interpreters.remove(&interpreter_id) else { return };
-        interpreter.state = Doing::Executing(attempt);
-        let sent = self.execute(attempt, &interpreter.control, interpreter_id, installed, restarted);
+        interpreter.state = if fresh { Doing::Branching(attempt) } else { Doing::Executing(attempt) };
+        let sent = self.execute(attempt, &interpreter.control, interpreter_id, seen);
         self.interpreters.insert(interpreter_id, interpreter);
         if let Err(error) = sent {
             // It cannot be spoken to: its end takes the attempt along.
@@ -406,9 +435,16 @@ impl Host {
             Err(error) => Err(error),
         };
         match (heard, interpreter.state) {
-            (Ok(answer), Doing::Starting) if answer.hello == Some(1) => self.interpreter_ready(id),
-            (Ok(answer), Doing::Executing(attempt)) if answer.id == Some(attempt) => {
+            (Ok(mut answer), Doing::Starting) if answer.hello == Some(1) => {
+                self.note_imports(id, &mut answer);
+                self.interpreter_ready(id);
+            }
+            (Ok(mut answer), Doing::Executing(attempt)) if answer.id == Some(attempt) => {
+                self.note_imports(id, &mut answer);
                 self.execution_answered(attempt, answer.into_outcome());
+            }
+            (Ok(answer), Doing::Branching(attempt)) if answer.branched == Some(attempt) => {
+                self.interpreter_free(id);
             }
             // It ended, or is not the runner any more. Only the interpreter itself is killed: what it started goes on.
             _ => {
@@ -419,6 +455,21 @@ impl Host {
                     Some((None, true)) | None => {}
                 }
             }
+        }
+    }
+
+    pub(super) fn end_interpreter_of(&mut self, session: &str) {
+        if let Some(interpreter) = self.sessions.get(session).and_then(|session| session.interpreter) {
+            self.end_interpreter(interpreter);
+        }
+    }
+
+    fn note_imports(&mut self, id: u64, answer: &mut Answer) {
+        let Some(interpreter) = self.interpreters.get(&id) else { return };
+        if let Some(session) = self.sessions.get_mut(&interpreter.session) {
+            let room = exec::IMPORTS_KEPT_MAX.saturating_sub(session.imported.len());
+            let fitting = answer.imported.drain(..).filter(|name| name.len() <= exec::IMPORT_BYTES_MAX);
+            session.imported.extend(fitting.take(room));
         }
     }
 
@@ -447,6 +498,7 @@ impl Host {
         let Some(interpreter) = self.interpreters.remove(&id) else { return };
         if let Some(session) = self.sessions.get_mut(&interpreter.session) {
             session.interpreter = None;
+            session.imported.clear();
             session.restarted = true;
         }
         match (interpreter.state, how) {
@@ -463,7 +515,7 @@ impl Host {
                 self.interpreter_unavailable(&interpreter.session, &why);
             }
             (Doing::Executing(attempt), Ok(exit)) => self.execution_died(attempt, tree, exit),
-            (Doing::Executing(_), Err(_)) | (Doing::Idle, _) => {}
+            (Doing::Executing(_), Err(_)) | (Doing::Idle | Doing::Branching(_), _) => {}
         }
         self.advance(&interpreter.session);
     }

@@ -17,7 +17,7 @@ use prost::Message as _;
 use rustix::fs::MemfdFlags;
 
 use super::{
-    Host, INSTALL_ARGV, STEP_ARGV,
+    Host, INSTALL_ARGV, STEP_ARGV, Source,
     attempt::State,
     files, install, interpreter,
     launch::{Launch, Program},
@@ -28,18 +28,20 @@ use super::{
 use crate::frame;
 
 impl Host {
-    /// Hands an execution to its interpreter.
+    /// Hands an execution to its interpreter; a fresh one to be forked off it.
     pub(super) fn execute(
         &mut self,
         id: u64,
         control: &OwnedFd,
         interpreter: u64,
-        installed: bool,
-        restarted: bool,
+        (installed, restarted, fresh): (bool, bool, bool),
     ) -> io::Result<()> {
         let (out, err) = self.open_streams(id)?;
+        let branch = if fresh { Some(self.plant_branch_of(id)?) } else { None };
         let attempt = self.attempts.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
-        attempt.state = State::Interpreter(interpreter);
+        if !fresh {
+            attempt.state = State::Interpreter(interpreter);
+        }
         attempt.interpreter_restarted = restarted;
         let spec = attempt.spec.take().unwrap_or_default();
         let Some(task_spec::Kind::Python(python)) = &spec.kind else {
@@ -53,8 +55,26 @@ impl Host {
             args: &python.args,
             env: &env,
             installed,
+            fresh,
         };
-        request.send(control, &out, &err)
+        let fds: Vec<&OwnedFd> = [&out, &err].into_iter().chain(branch.iter().flatten()).collect();
+        request.send(control, &fds)
+    }
+
+    /// Where the fork of an execution will speak: its control socket and its subreaper's reports, their ends.
+    fn plant_branch_of(&mut self, id: u64) -> io::Result<[OwnedFd; 2]> {
+        let (control, their_control) = frame::pair()?;
+        let (reports, their_reports) = frame::pair()?;
+        rustix::io::ioctl_fionbio(&control, true)?;
+        rustix::io::ioctl_fionbio(&reports, true)?;
+        self.watch(&control, Source::Branch(id))?;
+        let session = self.attempts.get(&id).and_then(|attempt| attempt.session.clone()).unwrap_or_default();
+        let tree = self.plant_branch(reports, session, Owner::Attempt(id))?;
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.state = State::Tree(tree);
+            attempt.branch = Some(control);
+        }
+        Ok([their_control, their_reports])
     }
 
     pub(super) fn start_shell(&mut self, id: u64, session_id: &str) -> Result<()> {

@@ -37,6 +37,15 @@ pub fn descendants(root: i32) -> Vec<Process> {
     found
 }
 
+/// The parents above a process, from its own upwards.
+pub fn ancestors(pid: i32) -> impl Iterator<Item = i32> {
+    std::iter::successors(stat(pid).map(|stat| stat.parent), |pid| stat(*pid).map(|stat| stat.parent))
+}
+
+pub fn is_alive(pid: i32) -> bool {
+    living(pid).is_some()
+}
+
 /// Children of `pid` that are not zombies.
 pub fn living_children(pid: i32) -> Vec<i32> {
     children(pid).into_iter().filter(|child| living(*child).is_some()).collect()

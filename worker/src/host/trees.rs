@@ -1,7 +1,10 @@
 //! The process trees of the host: one for each interpreter, command, install and step, beneath its subreaper.
 
+use std::os::fd::OwnedFd;
+
 use cooper_common::clock;
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{
     Due, Host, Source,
@@ -9,13 +12,20 @@ use super::{
     tree::{self, Which},
 };
 
+/// How far below its session's subreaper a branch may stand.
+const BRANCH_DEPTH_MAX: usize = 16;
 /// A tree that will not die any other way loses its subreaper after this time; the host adopts and kills the rest.
 const STUBBORN_MS: u64 = 1_000;
 
 pub struct Tree {
-    pub reaper: Reaper,
+    reports: OwnedFd,
+    /// The subreaper. Of a branch it is not known at first.
+    root: Option<i32>,
     /// The child itself, while it lives.
     pub main: Option<i32>,
+    /// The subreaper is a process of the session's, not the host's child: what it says is verified, and it is signalled
+    /// by descriptor.
+    branch: Option<Branch>,
     pub session: Option<String>,
     pub owner: Owner,
     doom: Option<Doom>,
@@ -28,6 +38,13 @@ pub enum Owner {
     Attempt(u64),
 }
 
+/// Descriptors of the processes of a branch, which the host may not have to wait for.
+#[derive(Default)]
+struct Branch {
+    root: Option<OwnedFd>,
+    main: Option<OwnedFd>,
+}
+
 /// What of a tree has to die, until it is dead.
 struct Doom {
     which: Which,
@@ -37,6 +54,19 @@ struct Doom {
     then: Option<u64>,
 }
 
+impl Branch {
+    /// Its subreaper is known and has not ended.
+    fn lives(&self) -> bool {
+        let Some(root) = &self.root else { return false };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut [PollFd::new(root, PollFlags::IN)], Some(&now)), Ok(0))
+    }
+}
+
+fn branch_of(tree: &mut Tree) -> Option<(&mut Option<i32>, &mut Branch)> {
+    Some((&mut tree.root, tree.branch.as_mut()?))
+}
+
 impl Doom {
     fn is_whole(&self) -> bool {
         self.which == Which::default()
@@ -44,6 +74,20 @@ impl Doom {
 }
 
 impl Tree {
+    /// Signals the child itself. False: there is none.
+    pub fn signal_main(&self, signal: Signal) -> bool {
+        match (&self.branch, self.main) {
+            (Some(branch), _) => {
+                branch.main.as_ref().is_some_and(|main| pidfd_send_signal(main, signal).is_ok())
+            }
+            (None, Some(main)) => {
+                tree::signal(main, signal);
+                true
+            }
+            (None, None) => false,
+        }
+    }
+
     /// Its child ended, or was never started.
     pub fn has_exited(&self) -> bool {
         self.exited
@@ -60,19 +104,74 @@ impl Host {
     ) -> std::io::Result<u64> {
         let id = self.new_id();
         // When this fails, dropping the reaper's socket ends it.
-        self.watch(&reaper.reports, Source::Reports(id))?;
+        self.by_reaper.insert(reaper.pid, id);
+        let root = Some(reaper.pid.as_raw_nonzero().get());
+        self.plant_at(id, reaper.reports, root, None, session, owner)?;
+        Ok(id)
+    }
+
+    /// Takes over what will be beneath a subreaper that an interpreter forks.
+    pub(super) fn plant_branch(
+        &mut self,
+        reports: OwnedFd,
+        session: String,
+        owner: Owner,
+    ) -> std::io::Result<u64> {
+        let id = self.new_id();
+        self.plant_at(id, reports, None, Some(Branch::default()), Some(session), owner)?;
+        Ok(id)
+    }
+
+    fn plant_at(
+        &mut self,
+        id: u64,
+        reports: OwnedFd,
+        root: Option<i32>,
+        branch: Option<Branch>,
+        session: Option<String>,
+        owner: Owner,
+    ) -> std::io::Result<()> {
+        self.watch(&reports, Source::Reports(id))?;
         if let Some(session) = session.as_ref().and_then(|session| self.sessions.get_mut(session)) {
             session.trees.insert(id);
         }
-        self.by_reaper.insert(reaper.pid, id);
-        let tree = Tree { reaper, main: None, session, owner, doom: None, exited: false };
+        let tree = Tree { reports, root, main: None, branch, session, owner, doom: None, exited: false };
         self.trees.insert(id, tree);
-        Ok(id)
+        Ok(())
+    }
+
+    /// A process of the session's says that it is a subreaper, or the child of one. It is believed when it stands where
+    /// that would stand: a session can only ever name its own.
+    fn verified(&self, id: u64, pid: i32) -> Option<OwnedFd> {
+        let tree = self.trees.get(&id)?;
+        let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        let session = tree.session.as_ref().and_then(|session| self.sessions.get(session))?;
+        let roots = session.trees.iter().filter_map(|tree| self.trees.get(tree));
+        let roots: Vec<i32> =
+            roots.filter(|tree| tree.branch.is_none()).filter_map(|tree| tree.root).collect();
+        let within = tree::ancestors(pid).take(BRANCH_DEPTH_MAX).any(|ancestor| roots.contains(&ancestor));
+        // Opened first: it still is the process that was looked at.
+        (within && tree::is_alive(pid)).then_some(fd)
     }
 
     pub(super) fn on_reports(&mut self, id: u64) {
         while let Some(tree) = self.trees.get_mut(&id) {
-            match reaper::next_report(&tree.reaper.reports) {
+            match reaper::next_report(&tree.reports) {
+                Ok(Some(Report::Adopts { pid })) => {
+                    let fd = self.verified(id, pid);
+                    if let Some((tree, branch)) = self.trees.get_mut(&id).and_then(branch_of)
+                        && branch.root.is_none()
+                        && fd.is_some()
+                    {
+                        (*tree, branch.root) = (Some(pid), fd);
+                    }
+                }
+                Ok(Some(Report::Started { pid })) if tree.branch.is_some() => {
+                    let fd = self.verified(id, pid);
+                    if let Some((_, branch)) = self.trees.get_mut(&id).and_then(branch_of) {
+                        branch.main = fd;
+                    }
+                }
                 Ok(Some(Report::Started { pid })) => tree.main = Some(pid),
                 Ok(Some(Report::NotStarted { errno })) => {
                     tree.exited = true;
@@ -85,8 +184,11 @@ impl Host {
                 }
                 Ok(None) => return,
                 Err(_) => {
-                    // It is gone or going; its death comes as a signal.
-                    let _ = rustix::event::epoll::delete(&self.epoll, &tree.reaper.reports);
+                    let _ = rustix::event::epoll::delete(&self.epoll, &tree.reports);
+                    // It is gone or going; the death of the host's own child comes as a signal.
+                    if tree.branch.is_some() {
+                        self.tree_is_gone(id);
+                    }
                     return;
                 }
             }
@@ -129,15 +231,26 @@ impl Host {
         let Some(tree) = self.trees.get_mut(&id) else { return };
         let Some(doom) = &mut tree.doom else { return };
         let now = clock::mono_ms();
-        let reaper = tree.reaper.pid.as_raw_nonzero().get();
-        let alive = tree::kill_round(reaper, doom.which);
+        if tree.branch.is_some() && now - doom.since_ms > 2 * STUBBORN_MS {
+            // It never said who it is, or pretends to live: the session plays, and loses its interpreter for it.
+            let session = tree.session.clone();
+            self.tree_is_gone(id);
+            return session.map_or((), |session| self.end_interpreter_of(&session));
+        }
+        let root = tree.root.filter(|_| tree.branch.as_ref().is_none_or(Branch::lives));
+        let alive = root.map_or(1, |root| tree::kill_round(root, doom.which));
         if alive == 0 && !doom.is_whole() {
             let then = doom.then;
             tree.doom = None;
             return then.map_or((), |attempt| self.complete(attempt));
         }
         if now - doom.since_ms > STUBBORN_MS {
-            tree::signal(reaper, Signal::KILL);
+            match &tree.branch {
+                None => root.map_or((), |root| tree::signal(root, Signal::KILL)),
+                Some(branch) => {
+                    branch.root.as_ref().map(|root| pidfd_send_signal(root, Signal::KILL));
+                }
+            }
         }
         doom.rounds += 1;
         // 1, 2, 4, … 16 ms.
@@ -147,6 +260,16 @@ impl Host {
 
     pub(super) fn on_reaper_death(&mut self, id: u64, orderly: bool) {
         self.on_reports(id);
+        if let Some(root) = self.trees.get(&id).and_then(|tree| tree.root).and_then(Pid::from_raw) {
+            self.by_reaper.remove(&root);
+        }
+        if !orderly {
+            self.kill_strays();
+        }
+        self.tree_is_gone(id);
+    }
+
+    fn tree_is_gone(&mut self, id: u64) {
         if let Some(tree) = self.trees.get_mut(&id)
             && !tree.exited
         {
@@ -155,10 +278,6 @@ impl Host {
             self.main_exited(id, Exit { status: libc::SIGKILL, cpu_ms: 0, peak_memory_bytes: 0 });
         }
         let Some(tree) = self.trees.remove(&id) else { return };
-        self.by_reaper.remove(&tree.reaper.pid);
-        if !orderly {
-            self.kill_strays();
-        }
         if let Some(attempt) = tree.doom.and_then(|doom| doom.then) {
             self.complete(attempt);
         }

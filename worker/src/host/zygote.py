@@ -19,7 +19,6 @@ import os
 import resource
 import select
 import signal
-import struct
 import sys
 
 # Not for sessions to import.
@@ -33,10 +32,11 @@ SECCOMP_MODE_FILTER = 2
 LANDLOCK_RESTRICT_SELF = 446
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 SFD_NONBLOCK_CLOEXEC = 0o2004000
-STARTED, EXITED = 1, 3
 # Where every interpreter of this Python finds its standard library.
 STANDARD = [place for place in sys.path if place and not place.startswith(sys.prefix + "/")]
 
+# Names of what was imported from a layer.
+LAYERED = []
 # It holds the interpreter's lock while it calls: what is called forks.
 python = ctypes.PyDLL(None)
 libc = ctypes.CDLL(None, use_errno=True)
@@ -91,6 +91,9 @@ def preload(settings):
             __import__(name)
         except Exception:
             pass
+    for name, module in list(sys.modules.items()):
+        if "." not in name and (getattr(module, "__file__", None) or "").startswith(tuple(settings["path"]) or "\0"):
+            LAYERED.append(name)
     # It remembers the prefix of whoever imported it first.
     sys.modules.pop("sysconfig", None)
     # What every execution does is done once, so that its pages and caches are there.
@@ -140,7 +143,7 @@ def reap(control, reports):
             interpret(control)
         os.close(control)
         prctl(PR_SET_PDEATHSIG, 0)
-        tell(reports, STARTED, child)
+        tell(reports, runner.STARTED, child)
         watch(child, reports)
         code = 0
     finally:
@@ -148,9 +151,8 @@ def reap(control, reports):
 
 
 def tell(reports, *words):
-    words += (0,) * (4 - len(words))
     try:
-        os.write(reports, struct.pack("=4Q", *[word & 0xFFFFFFFFFFFFFFFF for word in words]))
+        runner.report(reports, *words)
     except OSError:
         pass  # the host is gone: the loop sees that as well
 
@@ -173,7 +175,7 @@ def watch(child, reports):
                 break
             if pid == child:
                 cpu = usage.ru_utime + usage.ru_stime
-                tell(reports, EXITED, status, int(cpu * 1000), usage.ru_maxrss * 1024)
+                tell(reports, runner.EXITED, status, int(cpu * 1000), usage.ru_maxrss * 1024)
         for fd, _ in events.poll():
             if fd == signals:
                 os.read(signals, 4096)
@@ -241,7 +243,7 @@ def interpret(control):
         confine(claim, fds, parent)
         inhabit(claim)
         gc.enable()
-        session.run_session()
+        session.run_session(LAYERED)
     finally:
         os._exit(1)
 

@@ -134,6 +134,106 @@ claims! {
         assert!(columns.into_iter().all(|column| column.len() == 4), "{seen:?}");
     }
 
+    fn a_fresh_execution_sees_the_variables_and_leaves_none() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "x = [1]\nimport os");
+        let done = worker.fresh(&session, "x.append(2)\ny = 3\nprint('out')\ndisplay('shown')\nx");
+        assert_eq!((done.state, done.value(), done.out()), (TaskState::Succeeded, "[1, 2]".to_owned(), "out\n".to_owned()));
+        assert_eq!(done.outcome.displays.len(), 1);
+        assert_eq!(worker.python(&session, "x, 'y' in globals()").value(), "([1], False)");
+        let failed = worker.fresh(&session, "1 / 0");
+        assert_eq!((failed.state, failed.outcome.exception.unwrap().name), (TaskState::Failed, "ZeroDivisionError".to_owned()));
+        assert_eq!(worker.fresh(&session, "import sys; sys.exit(3)").outcome.exit_code, 3);
+        let died = worker.fresh(&session, "print('last words', flush=True)\nos._exit(7)");
+        assert_eq!((died.state, died.error(), died.outcome.exit_code), (TaskState::Failed, "interpreter_died", 7));
+        assert_eq!((died.out(), died.outcome.interpreter_restarted), ("last words\n".to_owned(), false));
+        assert_eq!(worker.fresh(&session, "os.kill(os.getpid(), 11)").outcome.exit_code, 128 + 11);
+        assert!(worker.fresh(&session, "bytearray(50_000_000)[0]").outcome.usage.unwrap().peak_memory_bytes > 50_000_000);
+        assert_eq!(worker.python(&session, "x").value(), "[1]");
+        eventually("nothing of them is left", || {
+            (worker::in_workspace(&worker.dir, &session).len() == 1).then_some(())
+        });
+    }
+
+    fn while_a_fresh_execution_runs_others_go_on() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "import time");
+        let fresh = worker.start_fresh(&session, "print('up', flush=True)\ntime.sleep(60)", 0);
+        worker.link.wait_for_output(&fresh);
+        assert_eq!(worker.python(&session, "'meanwhile'").value(), "'meanwhile'");
+        assert_eq!(worker.fresh(&session, "'another'").value(), "'another'");
+        worker.cancel(&fresh, 0);
+        assert_eq!(worker.link.wait(&fresh).state, TaskState::Cancelled);
+        assert_eq!(worker.python(&session, "'after'").value(), "'after'");
+    }
+
+    fn a_fresh_execution_is_interrupted_then_killed_with_what_it_started_and_nothing_else() {
+        let (mut worker, session) = Worker::with_session();
+        worker.python(&session, "import subprocess, os, signal, time\nmine = subprocess.Popen(['sleep', '60'])");
+        let kept = worker.python(&session, "mine.pid").value().parse().unwrap();
+        let polite = worker.start_fresh(&session, "print('up', flush=True)\ntime.sleep(60)", 300);
+        let done = worker.link.wait(&polite);
+        assert_eq!((done.state, done.outcome.exit_code), (TaskState::TimedOut, 130));
+        assert_eq!(done.outcome.exception.unwrap().name, "KeyboardInterrupt");
+        let code = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfor _ in range(2):\n    if os.fork() == 0:\n        \
+            os.setsid()\n        if os.fork() == 0: break\n        os._exit(0)\n\
+            open(f'pid-{os.getpid()}', 'w')\nprint('up', flush=True)\ntime.sleep(60)";
+        let rude = worker.start_fresh(&session, code, 300);
+        assert_eq!(worker.link.wait(&rude).state, TaskState::TimedOut);
+        let pids: Vec<i32> = std::fs::read_dir(worker.workspace(&session)).unwrap().flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("pid-")?.parse().ok()).collect();
+        assert!(!pids.is_empty() && pids.iter().all(|pid| !is_alive(*pid)), "{pids:?}");
+        assert!(is_alive(kept), "what others started goes on");
+        assert_eq!(worker.python(&session, "mine.poll()").value(), "");
+    }
+
+    fn a_session_cannot_make_the_host_kill_what_is_not_its_own() {
+        let (mut worker, session) = Worker::with_session();
+        let victim = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let lie = format!("import sys, gc\nrunner = display.__self__\nmodule = sys._getframe(1).f_globals\n\
+            honest = module['report']\n\
+            def report(fd, kind, *words):\n    honest(fd, kind, *(words if kind == 3 else ({},)))\n\
+            module['report'] = report", victim.id());
+        worker.python(&session, &lie);
+        let fresh = worker.start_fresh(&session, "print('up', flush=True)\nimport time; time.sleep(60)", 0);
+        worker.link.wait_for_output(&fresh);
+        worker.cancel(&fresh, 100);
+        assert_eq!(worker.link.wait(&fresh).state, TaskState::Cancelled);
+        let mut victim = victim;
+        assert!(victim.try_wait().unwrap().is_none(), "another's process was killed");
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        // It loses its interpreter for it, perhaps while it is at something else.
+        eventually("an honest interpreter", || (worker.python(&session, "1").value() == "1").then_some(()));
+    }
+
+    fn figures_that_are_left_open_become_displays() {
+        let (mut worker, session) = Worker::with_session();
+        let fake = "import sys, types\nopen_now = [1, 2]\nplt = types.ModuleType('matplotlib.pyplot')\n\
+            plt.get_fignums = lambda: list(open_now)\n\
+            class Figure:\n    def savefig(self, file, format, **_): file.write(b'\\x89PNG' + format.encode())\n\
+            plt.figure = lambda number: Figure()\nplt.close = lambda which: open_now.clear()\n\
+            sys.modules['matplotlib.pyplot'] = plt\n'drawn'";
+        let drawn = worker.python(&session, fake);
+        assert_eq!((drawn.value(), drawn.outcome.displays.len()), ("'drawn'".to_owned(), 2));
+        assert_eq!(drawn.outcome.displays[0].data["image/png"], b"\x89PNGpng");
+        assert_eq!(worker.python(&session, "open_now").outcome.displays.len(), 0);
+        assert_eq!(worker.python(&session, "import os; os.environ['MPLBACKEND']").value(), "'Agg'");
+    }
+
+    fn a_data_frame_is_text_and_html_and_data() {
+        let (mut worker, session) = Worker::with_session();
+        let fake = "import sys, types\npandas = types.ModuleType('pandas')\n\
+            class DataFrame:\n    def __init__(self, n): self.n = n\n    def __len__(self): return self.n\n    \
+            def head(self, n): return DataFrame(min(n, self.n))\n    def _repr_html_(self): return '<table>'\n    \
+            def to_json(self, orient, **_): return '{\"data\": [' + ', '.join(['{}'] * self.n) + ']}'\n\
+            pandas.DataFrame = DataFrame\nsys.modules['pandas'] = pandas\nDataFrame(5000)";
+        let result = worker.python(&session, fake).outcome.result.unwrap();
+        assert_eq!(result.data["text/html"], b"<table>");
+        let json: serde_json::Value = serde_json::from_slice(&result.data["application/json"]).unwrap();
+        assert_eq!((json["data"].as_array().unwrap().len(), json["total_rows"].as_u64()), (1000, Some(5000)));
+    }
+
     fn a_forked_interpreter_has_nothing_of_the_workers() {
         let (mut worker, session) = Worker::with_session();
         let seen = worker.python(&session, "import os, gc\nfds = {os.readlink(f'/proc/self/fd/{fd}').partition(':')[0] \

@@ -255,6 +255,17 @@ impl Worker {
         self.link.wait(&task)
     }
 
+    pub fn fresh(&mut self, session: &str, code: &str) -> Done {
+        let task = self.start_fresh(session, code, 0);
+        self.link.wait(&task)
+    }
+
+    pub fn start_fresh(&mut self, session: &str, code: &str, timeout_ms: u64) -> String {
+        let mode = v1::ExecutionMode::Fresh.into();
+        let python = v1::PythonSpec { code: code.to_owned(), mode, ..v1::PythonSpec::default() };
+        self.start_task(session, task_spec::Kind::Python(python), timeout_ms)
+    }
+
     pub fn start_python(&mut self, session: &str, code: &str, timeout_ms: u64) -> String {
         let python = v1::PythonSpec { code: code.to_owned(), ..v1::PythonSpec::default() };
         self.start_task(session, task_spec::Kind::Python(python), timeout_ms)
