@@ -240,3 +240,13 @@ fn output_past_the_limit_is_cut_and_says_so() {
     assert_eq!((&done["stdout_truncated"], &done["stderr_truncated"]), (&true.into(), &false.into()));
     assert_eq!(done["exit_code"], 0);
 }
+
+#[test]
+fn a_fresh_execution_sees_the_variables_and_leaves_none() {
+    let cooper = shared().cooper();
+    let session = cooper.ok(["session", "create"]);
+    cooper.exec(&session, "barrels = ['oak']");
+    let fresh = cooper.json(["exec", "--fresh", &session, "-c", "barrels.append('ash')\nbarrels"]);
+    assert_eq!(fresh["outcome"]["result"]["text/plain"], "['oak', 'ash']", "{fresh}");
+    assert_eq!(cooper.exec(&session, "print(barrels)"), "['oak']");
+}
