@@ -247,6 +247,6 @@ fn a_fresh_execution_sees_the_variables_and_leaves_none() {
     let session = cooper.ok(["session", "create"]);
     cooper.exec(&session, "barrels = ['oak']");
     let fresh = cooper.json(["exec", "--fresh", &session, "-c", "barrels.append('ash')\nbarrels"]);
-    assert_eq!(fresh["outcome"]["result"]["text/plain"], "['oak', 'ash']", "{fresh}");
+    assert_eq!(fresh["result"]["text/plain"], "['oak', 'ash']", "{fresh}");
     assert_eq!(cooper.exec(&session, "print(barrels)"), "['oak']");
 }
