@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use cooper_common::{limits, token::Secret};
 use cooper_proto::v1::{
-    CreateSessionRequest, CreateTokenRequest, DestroySessionRequest, GetInfoRequest, ListWorkersRequest,
-    NoopSpec, PythonSpec, Session, SubmitTaskRequest, Task, TaskSpec, TaskState, WatchTasksRequest,
-    WatchTasksResponse, admin_client::AdminClient, execute_response::Event, sessions_client::SessionsClient,
-    task_spec::Kind, tasks_client::TasksClient,
+    CreateSessionRequest, CreateTokenRequest, DestroySessionRequest, ExecutionMode, GetInfoRequest,
+    ListWorkersRequest, NoopSpec, PythonSpec, Session, SubmitTaskRequest, Task, TaskSpec, TaskState,
+    WatchTasksRequest, WatchTasksResponse, admin_client::AdminClient, execute_response::Event,
+    sessions_client::SessionsClient, task_spec::Kind, tasks_client::TasksClient,
 };
 use tonic::{
     Request, Status, Streaming,
@@ -64,7 +64,17 @@ impl Client {
 
     /// Runs code to its end, which has to be a success; answers with its value as text.
     pub async fn execute(&mut self, session_id: &str, code: &str) -> Result<String> {
-        let kind = Kind::Python(PythonSpec { code: code.to_owned(), ..Default::default() });
+        self.execute_in(session_id, code, ExecutionMode::Stateful).await
+    }
+
+    /// The same in a fork of the session's interpreter.
+    pub async fn execute_fresh(&mut self, session_id: &str, code: &str) -> Result<String> {
+        self.execute_in(session_id, code, ExecutionMode::Fresh).await
+    }
+
+    async fn execute_in(&mut self, session_id: &str, code: &str, mode: ExecutionMode) -> Result<String> {
+        let kind =
+            Kind::Python(PythonSpec { code: code.to_owned(), mode: mode.into(), ..Default::default() });
         let spec = TaskSpec { kind: Some(kind), session_id: session_id.to_owned(), ..Default::default() };
         let request =
             SubmitTaskRequest { idempotency_key: key(), spec: Some(spec), ..SubmitTaskRequest::default() };

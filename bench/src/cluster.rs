@@ -23,8 +23,8 @@ use crate::{
     process::{self, Group},
 };
 
-/// Room for the row of 100 sessions.
-const MAX_SESSIONS: &str = "128";
+/// Room for the row of 200 idle sessions.
+const MAX_SESSIONS: &str = "256";
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(6);
 const LOOK: Duration = Duration::from_millis(1);

@@ -1,6 +1,6 @@
 //! Processes: groups that end with us, and what `/proc` says about one.
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -83,6 +83,15 @@ pub fn descendants(pid: u32) -> Vec<u32> {
         next.extend(below);
     }
     found
+}
+
+pub fn parent(pid: u32) -> Option<u32> {
+    stat(pid)?.get(1)?.parse().ok()
+}
+
+/// Empty when the process is gone.
+pub fn working_directory(pid: u32) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default()
 }
 
 /// Arguments of a process, joined with spaces; empty when it is gone.

@@ -51,6 +51,7 @@ impl Bench {
         match name {
             "session_create_first_result" => sessions::create_first_result(client).await,
             "exec_round_trip" => sessions::exec_round_trip(client).await,
+            "exec_fresh_round_trip" => sessions::fresh_round_trip(client).await,
             "noop_tasks_batched" => tasks::batched(client).await,
             "noop_unary" => tasks::unary(client).await,
             "noop_round_trip_1" => tasks::round_trip(client, 1).await,

@@ -150,6 +150,8 @@ pub mod zygote {
     pub const FORKS_MAX: u32 = 500;
     /// Between two looks at a pool that is not full.
     pub const REFILL_MS: u64 = 4;
+    /// With nobody asking for an interpreter for so long, the pool is filled above its low mark.
+    pub const QUIET_MS: u64 = 50;
     /// A zygote that has not forked after this time hangs, and is replaced.
     pub const FORK_MS_MAX: u64 = 2_000;
 }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use cooper_common::{clock, limits::zygote::REFILL_MS};
+use cooper_common::{
+    clock,
+    limits::zygote::{QUIET_MS, REFILL_MS},
+};
 
 use super::{
     Due, Host, Source,
@@ -27,6 +30,8 @@ pub struct Pool {
     zygotes: Vec<Zygote>,
     water: Water,
     refill_due: bool,
+    /// When a session last asked for an interpreter.
+    asked_ms: u64,
 }
 
 impl Pool {
@@ -36,6 +41,7 @@ impl Pool {
             zygotes: Vec::new(),
             water: Water { low: (config.pool_low as usize).min(high), high },
             refill_due: false,
+            asked_ms: 0,
         }
     }
 
@@ -89,6 +95,7 @@ impl Host {
     /// An interpreter for a session out of a zygote, now or soon. False: it has to be started.
     pub(super) fn take_from_zygote(&mut self, id: &str) -> bool {
         let Some(n) = self.zygote_for(id) else { return false };
+        self.pool.asked_ms = clock::mono_ms();
         while let Some(forked) = self.pool.zygotes[n].pool.pop_front() {
             self.refill_soon();
             if self.claim(id, forked) {
@@ -195,7 +202,8 @@ impl Host {
             return;
         }
         let now = clock::mono_ms();
-        let making = self.interpreters.values().any(|interpreter| interpreter.state == Doing::Starting);
+        let making = now - self.pool.asked_ms < QUIET_MS
+            || self.interpreters.values().any(|interpreter| interpreter.state == Doing::Starting);
         let mut again = false;
         for zygote in &mut self.pool.zygotes {
             if zygote.hangs(now) || zygote.has_served() {
