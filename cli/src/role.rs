@@ -114,7 +114,10 @@ pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
 }
 
 fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
-    use cooper_worker::config::Timing;
+    use cooper_worker::{
+        config::Timing,
+        confine::facilities::{Mask, Tier},
+    };
     let addr = config.text("coordinator_addr").unwrap_or_default();
     let labels: BTreeMap<String, String> = config.pairs("labels").into_iter().collect();
     let default = Timing::default();
@@ -140,6 +143,8 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         detach_max_ms: time("detach_max_ms", link::DETACH_MAX_MS),
         compose: config.text("compose").as_deref() != Some("off"),
         labels,
+        tier_min: config.text("min_tier").and_then(|tier| Tier::parse(&tier)).unwrap_or(Tier::T0),
+        mask: Mask::parse(&config.text("mask_facilities").unwrap_or_default())?,
         session_uids: config
             .text("session_uids")
             .map(|range| cooper_worker::confine::uids::parse(&range))

@@ -80,6 +80,7 @@ codes! {
     PlanChanged = "plan_changed", Conflict, "read the plan again and decide about that";
     ServiceLocked = "service_locked", Conflict, "wait for the run that works on this service; see `cooper runs list`";
     NoCapacity = "no_capacity", Exhausted, "destroy a session, raise MAX_SESSIONS, add a worker, or wait with --wait";
+    IsolationUnavailable = "isolation_unavailable", Unavailable, "see `cooper doctor` on the worker's machine; a lower tier has to be set on purpose, with min_tier";
     NoWorker = "no_worker", Unavailable, "start a worker (`cooper worker`) and see `cooper workers`";
     Overloaded = "overloaded", Exhausted, "send less at once and try again";
     Unauthenticated = "unauthenticated", Unauthenticated, "give a token: COOPER_TOKEN, COOPER_TOKEN_FILE, or the data directory's admin.token";

@@ -14,6 +14,8 @@ use cooper_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::confine::facilities::{Mask, Tier};
+
 /// Everything the host of a worker needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -62,6 +64,10 @@ pub struct Config {
     pub link_uid: u32,
     /// Where the uids of sessions come from when the host may give them. None = a range that nobody else uses.
     pub session_uids: Option<RangeInclusive<u32>>,
+    /// Sessions are refused where they could be confined less than this.
+    pub tier_min: Tier,
+    /// Facilities to do without.
+    pub mask: Mask,
 }
 
 /// How the worker dials. All in milliseconds.
@@ -120,6 +126,8 @@ impl Config {
             health_listen: None,
             link_uid: NOBODY,
             session_uids: None,
+            tier_min: Tier::T0,
+            mask: Mask::default(),
         }
     }
 }

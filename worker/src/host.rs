@@ -29,7 +29,7 @@ use rustix::{
 
 use crate::{
     config::Config,
-    confine::{facilities, uids::Uids},
+    confine::{Confiner, uids::Uids},
 };
 use attempt::Attempt;
 use dir::Dir;
@@ -137,6 +137,7 @@ struct Host {
     reach: reach::Reach,
     /// None where the host may not give sessions uids of their own.
     uids: Option<Uids>,
+    confiner: Confiner,
 }
 
 /// Whether Docker Compose works here.
@@ -220,10 +221,6 @@ impl Host {
             sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR2])
                 .map_err(internal)?;
         let dir = Dir::open(&config.dir, config.base_workspace.as_deref(), config.worker_id.as_deref())?;
-        let uids = match facilities::has_uids() {
-            true => Some(Uids::open(&dir.path, config.session_uids.clone())?),
-            false => None,
-        };
         let stacks = Stacks::open(&dir.path, &config.stacks)?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|e| internal(e.into()))?;
@@ -255,7 +252,8 @@ impl Host {
             stopping: None,
             drain_until_ms: 0,
             reach: reach::Reach::default(),
-            uids,
+            uids: None,
+            confiner: Confiner::none(),
             exe_path: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             config,
             exe,
@@ -278,6 +276,10 @@ impl Host {
                 None
             }
         };
+        if let Err(error) = host.confine() {
+            host.link.end(Signal::KILL);
+            return Err(error);
+        }
         host.start_zygotes();
         host.find_sessions();
         host.remove_what_was_destroyed();

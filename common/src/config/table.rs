@@ -267,6 +267,23 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "min_tier",
+        env: &["COOPER_MIN_TIER"],
+        roles: WORKERS,
+        kind: Kind::Choice(&["unconfined", "T0", "T1", "T2", "T3"]),
+        default: Default::Text("T0"),
+        doc: "Lowest isolation tier at which the worker takes sessions; unconfined takes them wherever it runs.",
+        ..BLANK
+    },
+    Setting {
+        key: "mask_facilities",
+        env: &["COOPER_MASK_FACILITIES"],
+        roles: WORKERS,
+        kind: Kind::Text,
+        doc: "Isolation facilities to do without, for tests: some of uid, namespaces, cgroup, seccomp, landlock, landlock:N.",
+        ..BLANK
+    },
+    Setting {
         key: "stacks",
         env: &["COOPER_STACKS"],
         roles: WORKERS,

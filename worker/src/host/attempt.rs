@@ -25,6 +25,7 @@ use super::{
     timers::Timer,
     tree,
 };
+use crate::confine::Part;
 
 /// Task, epoch, attempt.
 pub type Key = (String, u64, u32);
@@ -285,13 +286,13 @@ impl Host {
         self.doom(tree, tree::Which::default(), Some(id));
     }
 
-    pub(super) fn attempt_not_started(&mut self, id: u64, errno: i32) {
+    pub(super) fn attempt_not_started(&mut self, id: u64, errno: i32, part: Part) {
         let Some(attempt) = self.attempts.get(&id) else { return };
         let program = match attempt.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
             Some(task_spec::Kind::Shell(shell)) => shell.argv.first().cloned().unwrap_or_default(),
             _ => "cooper".to_owned(),
         };
-        self.finish(id, outcome::not_executed(&program, errno));
+        self.finish(id, outcome::not_executed(&program, errno, part));
     }
 
     /// The interpreter answered.

@@ -44,6 +44,13 @@ impl Dir {
             Error::new(Code::DataUnusable, format!("{}: {error}", what.display()))
         };
         let private = |dir: &Path| {
+            // What is missing above may have to be passed by sessions, to their own homes.
+            let parent = dir.parent().unwrap_or(Path::new("/"));
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(parent)
+                .map_err(|e| unusable(parent, e))?;
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)

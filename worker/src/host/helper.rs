@@ -46,13 +46,18 @@ impl Host {
 
     /// Moves a session's directory out of the way at once and removes it in a child.
     pub(super) fn remove_session_files(&mut self, session: &str, dir: &Path) -> io::Result<()> {
+        let uid = self.sessions.get(session).and_then(super::Session::uid);
         let gone = self.dir.base.join(format!(".gone-{session}-{:08x}", rand::random::<u32>()));
         match fs::rename(dir, &gone) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        self.help(Task::Remove { session: Some(session.to_owned()) }, move || remove(&gone).is_ok())?;
+        self.help(Task::Remove { session: Some(session.to_owned()) }, move || {
+            // Every process of it was found beneath its subreapers and is dead. What was not would belong to its uid.
+            let dead = uid.is_none_or(sys::kill_all_of);
+            remove(&gone).is_ok() && dead
+        })?;
         Ok(())
     }
 
@@ -89,6 +94,12 @@ impl Host {
                     tracing::warn!(?session, "some files could not be removed");
                 }
                 if let Some(session) = session {
+                    if let Some(group) =
+                        self.sessions.get(&session).and_then(|session| session.group.as_ref())
+                        && !group.remove()
+                    {
+                        tracing::warn!(session, "its control group could not be removed");
+                    }
                     self.session_destroyed(&session);
                 }
             }

@@ -36,6 +36,11 @@ impl Home {
         self.dir.join("cache")
     }
 
+    /// The directories that its code may change.
+    pub fn own(&self) -> [PathBuf; 4] {
+        ["workspace", "tmp", "cache", "shm"].map(|name| self.dir.join(name))
+    }
+
     /// Makes the directories, the venv and the record. What a half-made attempt left is removed first.
     pub fn create(&self, record: &Record, python: &Python, layer: Option<&Path>) -> io::Result<()> {
         if self.dir.exists() {
@@ -43,7 +48,7 @@ impl Home {
         }
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        let own = [self.workspace(), self.tmp(), self.cache()];
+        let own = self.own();
         let made = [&self.dir]
             .into_iter()
             .chain(&own)
@@ -60,7 +65,7 @@ impl Home {
     /// Makes what the session works in its own. The directory around it stays the worker's: its group may pass through it
     /// and no more.
     pub fn give_to(&self, uid: u32) -> io::Result<()> {
-        for dir in [self.workspace(), self.tmp(), self.cache()] {
+        for dir in self.own() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
             uids::own(&dir, uid)?;
         }

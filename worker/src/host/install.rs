@@ -26,6 +26,8 @@ use cooper_common::{
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::sys;
+use crate::confine::{self, Plan};
 use pip_settings::Settings;
 
 mod pip_settings;
@@ -33,6 +35,8 @@ mod pip_settings;
 /// What the host hands over as descriptor 3.
 #[derive(Serialize, Deserialize)]
 pub struct Job {
+    /// Taken on before the installer runs: what it builds is the session's code, or anybody's.
+    pub confinement: Plan,
     pub packages: Vec<String>,
     pub venv: PathBuf,
     pub workspace: PathBuf,
@@ -69,25 +73,50 @@ pub fn main() -> ExitCode {
     }
 }
 
-#[allow(unsafe_code)]
 fn read_job() -> io::Result<Job> {
-    // SAFETY: the host started this process with descriptor 3 open, for nobody but this function.
-    let fd = unsafe { OwnedFd::from_raw_fd(3) };
     let mut json = Vec::new();
-    File::from(fd).read_to_end(&mut json)?;
+    File::from(descriptor(3)).read_to_end(&mut json)?;
     Ok(serde_json::from_slice(&json)?)
 }
 
 /// Becomes the installer. Returns only when that failed.
 fn install(job: &Job) -> io::Result<std::convert::Infallible> {
     let settings = Settings::of_worker(&job.base_python);
-    fs::create_dir_all(&job.cache)?;
+    let mut readable = settings.places();
     let mut command = match find_uv(job) {
-        Some(uv) => uv_command(&uv, job, &settings),
+        Some(uv) => {
+            let command = uv_command(&uv, job, &settings);
+            readable.push(uv);
+            command
+        }
         None => pip_command(job, &settings),
     };
-    command.arg("--").args(&job.packages).current_dir(&job.workspace).stdin(Stdio::null());
+    command.arg("--").args(&job.packages).stdin(Stdio::null());
+    confine(job, &readable)
+        .map_err(|(part, error)| io::Error::other(format!("{}: {error}", part.as_str())))?;
     Err(command.exec())
+}
+
+/// From here on this process has the session's rights, but for the network, which an index is reached by.
+fn confine(job: &Job, readable: &[PathBuf]) -> Result<(), confine::Failed> {
+    let mounts = job.confinement.is_caged().then(|| descriptor(4));
+    let confinement =
+        job.confinement.confinement(mounts, readable).map_err(confine::of(confine::Part::Landlock))?;
+    confinement.enter()?;
+    if let Some(uid) = confinement.uid {
+        sys::become_user(uid).map_err(confine::of(confine::Part::Uid))?;
+        // The change of uid cleared it.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(confine::of(confine::Part::Uid))?;
+    }
+    rustix::process::chdir(&job.workspace).map_err(confine::of(confine::Part::Directory))?;
+    confinement.restrict()
+}
+
+#[allow(unsafe_code)]
+fn descriptor(number: i32) -> OwnedFd {
+    // SAFETY: the host started this process with this descriptor open, for nobody but one caller.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 fn uv_command(uv: &Path, job: &Job, settings: &Settings) -> Command {
@@ -116,6 +145,17 @@ fn pip_command(job: &Job, settings: &Settings) -> Command {
     command.arg(&job.cache);
     command.env_clear().envs(job.env.iter().cloned()).envs(settings.for_pip());
     command
+}
+
+/// What installers use of the machine's files, besides the system's own.
+pub fn places(base_python: &Path, tools: &Path) -> Vec<PathBuf> {
+    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
+        std::env::split_paths(&path).map(|dir| dir.join("uv")).filter(|uv| uv.is_file()).collect::<Vec<_>>()
+    });
+    let mut places = Settings::of_worker(base_python).places();
+    places.extend(on_path);
+    places.push(tools.to_owned());
+    places
 }
 
 /// uv on the worker's PATH, else the one fetched before, else one fetched now.

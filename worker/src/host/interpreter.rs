@@ -18,7 +18,7 @@ use super::{
     launch::{Launch, Program},
     reaper::{self, Reaper},
 };
-use crate::frame;
+use crate::{confine::Confinement, frame};
 
 pub const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from descriptor 3; its frames are recognised, and left out of tracebacks, by this file name.
@@ -35,11 +35,7 @@ pub struct Start {
     pub site: PathBuf,
     pub env: Vec<(String, String)>,
     pub limits: Vec<(Resource, u64)>,
-    pub uid: Option<u32>,
-    /// A Landlock ruleset.
-    pub landlock: Option<OwnedFd>,
-    /// seccomp programs, in the order they are installed.
-    pub filters: Vec<Vec<u8>>,
+    pub confinement: Confinement,
 }
 
 pub struct Running {
@@ -61,9 +57,6 @@ impl PlainChild {
 
     /// Returns at once; the interpreter says hello on its control socket when it is ready.
     pub fn start(&self, start: Start) -> io::Result<Running> {
-        if start.landlock.is_some() || !start.filters.is_empty() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
         let (control, theirs) = frame::pair()?;
         rustix::io::ioctl_fionbio(&control, true)?;
         let null = || -> io::Result<OwnedFd> {
@@ -76,7 +69,8 @@ impl PlainChild {
             cwd: start.workspace,
             fds: vec![null()?, null()?, null()?, self.runner.try_clone()?, theirs],
             limits: start.limits,
-            uid: start.uid,
+            uid: None,
+            confinement: Some(start.confinement),
         })?;
         Ok(Running { reaper, control })
     }

@@ -3,13 +3,14 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::sys;
+use crate::confine::{Confinement, Failed, Part, of};
 
 pub enum Program {
     Path(PathBuf),
@@ -26,49 +27,74 @@ pub struct Launch {
     /// Become the child's descriptors 0, 1, 2, …; it gets no others.
     pub fds: Vec<OwnedFd>,
     pub limits: Vec<(Resource, u64)>,
-    /// Runs as this uid; only when the host is root.
+    /// Runs as this uid; only when the host is root. A confinement has its own.
     pub uid: Option<u32>,
+    /// Of a session's process.
+    pub confinement: Option<Confinement>,
 }
 
 impl Launch {
+    /// What has to stay open until the child runs.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let program = match &self.program {
+            Program::Open(fd) => Some(fd.as_raw_fd()),
+            Program::Path(_) => None,
+        };
+        let confinement = self.confinement.iter().flat_map(Confinement::descriptors);
+        self.fds.iter().map(AsRawFd::as_raw_fd).chain(program).chain(confinement).collect()
+    }
+
     /// Turns the calling, freshly forked process into the child. Returns only when that failed.
-    pub fn exec(self, parent: Pid) -> io::Error {
+    pub fn exec(self, parent: Pid) -> Failed {
         match self.try_exec(parent) {
-            Err(error) => error,
+            Err(failed) => failed,
             Ok(never) => match never {},
         }
     }
 
-    fn try_exec(self, parent: Pid) -> io::Result<std::convert::Infallible> {
-        let argv = c_strings(self.argv)?;
-        let env = c_strings(self.env.into_iter().map(|(name, value)| format!("{name}={value}")))?;
+    /// The order matters: each step needs what a later one takes away.
+    fn try_exec(self, parent: Pid) -> Result<std::convert::Infallible, Failed> {
+        let argv = c_strings(self.argv).map_err(of(Part::Program))?;
+        let env = self.env.into_iter().map(|(name, value)| format!("{name}={value}"));
+        let env = c_strings(env).map_err(of(Part::Program))?;
         // Own session: a terminal's Ctrl-C is for the host, which then stops everything in order.
-        rustix::process::setsid()?;
+        rustix::process::setsid().map_err(of(Part::Program))?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        rustix::process::chdir(&self.cwd)?;
         let program = match &self.program {
             Program::Path(_) => None,
             Program::Open(fd) => Some(fd),
         };
-        let program_fd = sys::place_descriptors(&self.fds, program)?;
+        let program_fd = sys::place_descriptors(&self.fds, program).map_err(of(Part::Program))?;
+        if let Some(confinement) = &self.confinement {
+            confinement.enter()?;
+        }
         for (resource, limit) in self.limits {
             let limit = at_most_hard(resource, limit);
-            rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit })?;
+            rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit })
+                .map_err(of(Part::Limits))?;
         }
-        if let Some(uid) = self.uid {
-            sys::become_user(uid)?;
+        if let Some(uid) = self.confinement.as_ref().map_or(self.uid, |confinement| confinement.uid) {
+            sys::become_user(uid).map_err(of(Part::Uid))?;
+        }
+        // Not before: the worker could be led to where only it may go.
+        rustix::process::chdir(&self.cwd).map_err(of(Part::Directory))?;
+        if let Some(confinement) = &self.confinement {
+            confinement.restrict()?;
         }
         // After the change of uid, which clears it.
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(of(Part::Program))?;
         if rustix::process::getppid() != Some(parent) {
-            return Err(io::Error::other("the parent ended meanwhile"));
+            return Err((Part::Program, io::Error::other("the parent ended meanwhile")));
         }
         sys::reset_signals();
-        Err(match (program_fd, &self.program) {
+        let error = match (program_fd, &self.program) {
             (Some(fd), _) => sys::exec_fd(fd, &argv, &env),
-            (None, Program::Path(path)) => sys::exec_path(&c_string(path)?, &argv, &env),
+            (None, Program::Path(path)) => {
+                sys::exec_path(&c_string(path).map_err(of(Part::Program))?, &argv, &env)
+            }
             (None, Program::Open(fd)) => sys::exec_fd(fd.as_raw_fd(), &argv, &env),
-        })
+        };
+        Err((Part::Program, error))
     }
 }
 

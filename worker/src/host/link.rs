@@ -78,6 +78,7 @@ impl Link {
             fds: vec![null()?, stderr()?, stderr()?, theirs, told],
             limits: Vec::new(),
             uid: rustix::process::geteuid().is_root().then_some(config.link_uid),
+            confinement: None,
         };
         let me = rustix::process::getpid();
         match sys::fork()? {
@@ -95,7 +96,7 @@ impl Link {
             }
             sys::Fork::Child => {
                 let uid = launch.uid;
-                let error = launch.exec(me);
+                let (_, error) = launch.exec(me);
                 let hint =
                     uid.map_or(String::new(), |uid| format!(" (as uid {uid}; may it execute the program?)"));
                 eprintln!("cooper: the link cannot be started: {error}{hint}");

@@ -7,6 +7,7 @@ use cooper_common::{
 use cooper_proto::v1::{self, TaskState};
 
 use super::{reaper::Exit, to_wire};
+use crate::confine::Part;
 
 /// Why Cooper ended an attempt that did not end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +74,12 @@ pub fn interpreter_died(exit: Exit, why: Option<Why>, timeout_ms: u64) -> End {
 }
 
 /// A command that could not be executed, with the exit code a shell would give.
-pub fn not_executed(program: &str, errno: i32) -> End {
+pub fn not_executed(program: &str, errno: i32, part: Part) -> End {
+    if part != Part::Program {
+        let why = std::io::Error::from_raw_os_error(errno);
+        let what = format!("{program:?} was not started: {}: {why}", part.as_str());
+        return failed(&Error::new(Code::SpawnFailed, what));
+    }
     let exit_code = if errno == libc::ENOENT { 127 } else { 126 };
     let why = match errno {
         libc::ENOENT => "not found".to_owned(),

@@ -24,6 +24,8 @@ const PROBE_MS: u64 = 10_000;
 #[derive(Debug, Clone)]
 pub struct Python {
     pub executable: PathBuf,
+    /// Where it is installed: what it needs to run lies beneath, or in the system's own directories.
+    pub prefix: PathBuf,
     /// major, minor, micro
     pub version: (u32, u32, u32),
 }
@@ -59,13 +61,14 @@ pub fn find(configured: Option<&Path>) -> Result<Python> {
 #[derive(Deserialize)]
 struct Answer {
     executable: PathBuf,
+    prefix: PathBuf,
     version: (u32, u32, u32),
 }
 
 /// Shims are scripts and venvs have no standard library of their own, so Python itself is asked where it really is.
 fn probe(program: &Path) -> Result<Python, String> {
     let question = "import sys, json; print(json.dumps({'executable': getattr(sys, '_base_executable', None) or \
-                    sys.executable, 'version': sys.version_info[:3]}))";
+                    sys.executable, 'prefix': sys.base_prefix, 'version': sys.version_info[:3]}))";
     let mut child = Command::new(program)
         .args(["-I", "-S", "-c", question])
         .stdin(Stdio::null())
@@ -83,7 +86,8 @@ fn probe(program: &Path) -> Result<Python, String> {
         return Err(format!("version {major}.{minor} is older than {}.{}", OLDEST.0, OLDEST.1));
     }
     let executable = fs::canonicalize(&answer.executable).map_err(|e| e.to_string())?;
-    Ok(Python { executable, version: answer.version })
+    let prefix = fs::canonicalize(&answer.prefix).map_err(|e| e.to_string())?;
+    Ok(Python { executable, prefix, version: answer.version })
 }
 
 fn read_within(child: &mut std::process::Child, within_ms: u64) -> io::Result<Vec<u8>> {

@@ -23,8 +23,10 @@ pub enum Report {
     Started {
         pid: i32,
     },
+    /// With the part of starting it that failed: an index into `Part::ALL`.
     NotStarted {
         errno: i32,
+        part: u8,
     },
     Exited(Exit),
     /// Of one that is not the host's own child: its pid, as it says itself.
@@ -95,11 +97,8 @@ fn run(launch: Launch, reports: &OwnedFd) -> io::Result<()> {
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"cooper-reaper");
     // Descriptors of other sessions must not live on in here.
-    let mut keep: Vec<_> = launch.fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut keep = launch.descriptors();
     keep.push(reports.as_raw_fd());
-    if let super::launch::Program::Open(fd) = &launch.program {
-        keep.push(fd.as_raw_fd());
-    }
     sys::close_all_except(&keep)?;
     let me = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(me))?;
@@ -114,17 +113,19 @@ fn run(launch: Launch, reports: &OwnedFd) -> io::Result<()> {
     let child = match sys::fork()? {
         sys::Fork::Parent(pid) => pid,
         sys::Fork::Child => {
-            let errno = launch.exec(me).raw_os_error().unwrap_or(libc::EINVAL);
-            let _ = rustix::io::write(&failed_write, &errno.to_ne_bytes());
+            let (part, error) = launch.exec(me);
+            let errno = error.raw_os_error().unwrap_or(libc::EINVAL) as u64;
+            let _ = rustix::io::write(&failed_write, &(errno | (part as u64) << 32).to_ne_bytes());
             sys::exit_now(127)
         }
     };
     drop(failed_write);
     drop(launch);
-    let mut errno = [0u8; 4];
+    let mut failed = [0u8; 8];
     // A successful exec closes the pipe.
-    if matches!(rustix::io::retry_on_intr(|| rustix::io::read(&failed_read, &mut errno)), Ok(4)) {
-        return tell(reports, Report::NotStarted { errno: i32::from_ne_bytes(errno) });
+    if matches!(rustix::io::retry_on_intr(|| rustix::io::read(&failed_read, &mut failed)), Ok(8)) {
+        let failed = u64::from_ne_bytes(failed);
+        return tell(reports, Report::NotStarted { errno: failed as i32, part: (failed >> 32) as u8 });
     }
     drop(failed_read);
     rustix::process::set_parent_process_death_signal(None)?;
@@ -179,7 +180,7 @@ fn tell(reports: &OwnedFd, report: Report) -> io::Result<()> {
 fn encode(report: Report) -> [u8; 32] {
     let words: [u64; 4] = match report {
         Report::Started { pid } => [1, pid as u64, 0, 0],
-        Report::NotStarted { errno } => [2, errno as u64, 0, 0],
+        Report::NotStarted { errno, part } => [2, errno as u64, part.into(), 0],
         Report::Exited(exit) => [3, exit.status as u64, exit.cpu_ms, exit.peak_memory_bytes],
         Report::Adopts { pid } => [4, pid as u64, 0, 0],
     };
@@ -199,7 +200,7 @@ fn decode(packet: &[u8; 32]) -> io::Result<Report> {
     let mut next = || words.next().unwrap_or_default();
     match (next(), next(), next(), next()) {
         (1, pid, ..) => Ok(Report::Started { pid: pid as i32 }),
-        (2, errno, ..) => Ok(Report::NotStarted { errno: errno as i32 }),
+        (2, errno, part, _) => Ok(Report::NotStarted { errno: errno as i32, part: part as u8 }),
         (3, status, cpu_ms, peak_memory_bytes) => {
             Ok(Report::Exited(Exit { status: status as i32, cpu_ms, peak_memory_bytes }))
         }
@@ -218,7 +219,7 @@ mod tests {
         for report in [
             Report::Adopts { pid: 8 },
             Report::Started { pid: 9 },
-            Report::NotStarted { errno: 2 },
+            Report::NotStarted { errno: 2, part: 7 },
             Report::Exited(exit),
         ] {
             assert_eq!(decode(&encode(report)).unwrap(), report);

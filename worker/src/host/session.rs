@@ -25,7 +25,10 @@ use super::{
     trees::Owner,
     zygote::Forked,
 };
-use crate::frame;
+use crate::{
+    confine::{Confinement, Confiner, cgroup},
+    frame,
+};
 
 /// How long an interpreter may take to say hello.
 const HELLO_MS: u64 = 30_000;
@@ -47,6 +50,8 @@ pub struct Session {
     pub imported: BTreeSet<String>,
     /// Process trees that are not gone yet.
     pub trees: BTreeSet<u64>,
+    /// Its control group, where there are any.
+    pub group: Option<cgroup::Group>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -78,11 +83,6 @@ pub enum Doing {
     Branching(u64),
 }
 
-/// What confines a session here (I11).
-pub fn facilities() -> Vec<String> {
-    vec!["rlimits".to_owned()]
-}
-
 impl Session {
     pub fn found(record: Record, home: Home) -> Self {
         Self { restarted: true, state: State::Ready, ..Self::new(record, home) }
@@ -100,6 +100,7 @@ impl Session {
             installed: false,
             imported: BTreeSet::new(),
             trees: BTreeSet::new(),
+            group: None,
         }
     }
 
@@ -161,6 +162,26 @@ impl Session {
         self.record.uid
     }
 
+    /// Makes its control group, with its limits.
+    pub fn join_group(&mut self, confiner: &Confiner) -> Result<(), Error> {
+        let limits = cgroup::Limits { memory_bytes: self.record.memory_bytes, processes: 0, cpu_millis: 0 };
+        let group = confiner.group(&self.record.session_id, limits).map_err(|error| {
+            Error::new(Code::SpawnFailed, format!("the session's control group: {error}"))
+        })?;
+        self.group = group;
+        Ok(())
+    }
+
+    /// For one process tree of it.
+    pub fn confinement(&self, confiner: &Confiner) -> std::io::Result<Confinement> {
+        confiner.confinement(self.uid(), &self.home.dir, self.group.as_ref())
+    }
+
+    /// Only what makes a process count as the session's: for an installer before it is confined.
+    pub fn membership(&self) -> std::io::Result<Confinement> {
+        Confinement::member(self.group.as_ref())
+    }
+
     pub fn limits(&self) -> Vec<(Resource, u64)> {
         let or = |value: u64, default: u64| if value == 0 { default } else { value };
         let mut limits = vec![
@@ -196,7 +217,8 @@ impl Host {
             home.create(&record, &python, self.config.layer.as_deref())
                 .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))
         });
-        let session = Session::new(record, home);
+        let mut session = Session::new(record, home);
+        let made = made.and_then(|()| session.join_group(&self.confiner));
         match made {
             Ok(()) => {
                 self.sessions.insert(id.clone(), session);
@@ -204,7 +226,7 @@ impl Host {
             }
             Err(error) => {
                 tracing::warn!(session = %id, %error, "session refused");
-                let update = update(&session, "failed", Some(&error), String::new());
+                let update = self.update(&session, "failed", Some(&error), String::new());
                 self.link.tell(to_link::Message::Session(update), Vec::new());
             }
         }
@@ -219,6 +241,7 @@ impl Host {
                 format!("this worker has {} sessions", self.sessions.len()),
             ));
         }
+        self.confiner.admit()?;
         self.python.clone().ok_or_else(|| Error::new(Code::PythonMissing, "this worker has no usable Python"))
     }
 
@@ -246,7 +269,7 @@ impl Host {
                 self.sessions.insert(id.clone(), session);
                 return self.advance(&id);
             }
-            let update = update(&session, "destroyed", None, String::new());
+            let update = self.update(&session, "destroyed", None, String::new());
             return self.link.tell(to_link::Message::Session(update), Vec::new());
         };
         if let Some(fence) = end.fence {
@@ -317,7 +340,7 @@ impl Host {
 
     pub(super) fn session_destroyed(&mut self, id: &str) {
         if let Some(session) = self.sessions.remove(id) {
-            let update = update(&session, "destroyed", None, String::new());
+            let update = self.update(&session, "destroyed", None, String::new());
             self.link.tell(to_link::Message::Session(update), Vec::new());
         }
     }
@@ -333,7 +356,14 @@ impl Host {
 
     /// Makes a forked interpreter that of a session. False: it is not there any more.
     pub(super) fn claim(&mut self, id: &str, forked: Forked) -> bool {
-        let Some(start) = self.start_of(id) else { return true };
+        let start = match self.start_of(id) {
+            Some(Ok(start)) => start,
+            Some(Err(error)) => {
+                self.adopt_interpreter(id, Err(error), false);
+                return true;
+            }
+            None => return true,
+        };
         match forked.claim(&start) {
             Ok(running) => {
                 self.adopt_interpreter(id, Ok(running), true);
@@ -346,24 +376,23 @@ impl Host {
     /// Starts an interpreter of a session from scratch.
     pub(super) fn start_plain(&mut self, id: &str) {
         let Some(start) = self.start_of(id) else { return };
-        let started = self.plain.start(start);
+        let started = start.and_then(|start| self.plain.start(start));
         self.adopt_interpreter(id, started, false);
     }
 
-    fn start_of(&self, id: &str) -> Option<Start> {
+    fn start_of(&self, id: &str) -> Option<std::io::Result<Start>> {
         let session = self.sessions.get(id).filter(|session| session.waits_for_fork())?;
         let python = self.python.as_ref()?;
-        Some(Start {
+        let start = |confinement| Start {
             python: session.home.venv().join("bin/python"),
             workspace: session.home.workspace(),
             venv: session.home.venv(),
             site: python.site_packages(&session.home.venv()),
             env: session.home.environment(&session.record, [], &self.dir.path),
             limits: session.limits(),
-            uid: None,
-            landlock: None,
-            filters: Vec::new(),
-        })
+            confinement,
+        };
+        Some(session.confinement(&self.confiner).map(start))
     }
 
     fn adopt_interpreter(&mut self, id: &str, started: std::io::Result<Running>, forked: bool) {
@@ -524,26 +553,27 @@ impl Host {
         let Some(session) = self.sessions.get(id) else { return };
         let version = self.python.as_ref().map(|python| python.version_text()).unwrap_or_default();
         let update = match &session.state {
-            State::Ready => update(session, "ready", None, version),
-            State::Failed(error) => update(session, "failed", Some(error), version),
+            State::Ready => self.update(session, "ready", None, version),
+            State::Failed(error) => self.update(session, "failed", Some(error), version),
             State::Initializing | State::Destroying | State::Removing => return,
         };
         self.link.tell(to_link::Message::Session(update), Vec::new());
     }
-}
 
-fn update(
-    session: &Session,
-    state: &str,
-    error: Option<&Error>,
-    python_version: String,
-) -> v1::SessionUpdate {
-    v1::SessionUpdate {
-        session_id: session.record.session_id.clone(),
-        fence: Some(session.record.fence()),
-        state: state.to_owned(),
-        error: error.map(to_wire),
-        python_version,
-        facilities: facilities(),
+    fn update(
+        &self,
+        session: &Session,
+        state: &str,
+        error: Option<&Error>,
+        python_version: String,
+    ) -> v1::SessionUpdate {
+        v1::SessionUpdate {
+            session_id: session.record.session_id.clone(),
+            fence: Some(session.record.fence()),
+            state: state.to_owned(),
+            error: error.map(to_wire),
+            python_version,
+            facilities: self.confiner.facilities.names(),
+        }
     }
 }

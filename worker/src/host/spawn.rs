@@ -25,7 +25,7 @@ use super::{
     outcome, reaper,
     trees::Owner,
 };
-use crate::frame;
+use crate::{confine::Part, frame};
 
 impl Host {
     /// Hands an execution to its interpreter; a fresh one to be forked off it.
@@ -91,7 +91,7 @@ impl Host {
         let env = session.home.environment(&session.record, spec.env, &self.dir.path);
         let path = env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
         let Some(program) = find_program(argv0, path, &cwd) else {
-            self.finish(id, outcome::not_executed(argv0, libc::ENOENT));
+            self.finish(id, outcome::not_executed(argv0, libc::ENOENT, Part::Program));
             return Ok(());
         };
         let stdin = if shell.stdin.is_empty() {
@@ -108,6 +108,7 @@ impl Host {
             fds: vec![stdin.map_err(unspawned)?],
             limits: session.limits(),
             uid: None,
+            confinement: Some(session.confinement(&self.confiner).map_err(unspawned)?),
         };
         self.start_tree(id, Some(session_id), launch).map_err(unspawned)
     }
@@ -120,7 +121,9 @@ impl Host {
         let session = self.sessions.get(session_id).ok_or_else(|| super::unknown_session(session_id))?;
         let python =
             self.python.as_ref().ok_or_else(|| Error::new(Code::PythonMissing, "no usable Python"))?;
+        let (plan, mounts) = self.confiner.plan(session.uid(), &session.home.dir).map_err(unspawned)?;
         let job = install::Job {
+            confinement: plan,
             packages: install::checked(wanted.packages)?,
             venv: session.home.venv(),
             workspace: session.home.workspace(),
@@ -137,12 +140,17 @@ impl Host {
             argv: vec!["cooper".to_owned(), INSTALL_ARGV.to_owned()],
             env,
             cwd: session.home.workspace(),
-            fds: vec![
+            fds: [
                 null().map_err(unspawned)?,
                 frame::sealed_memfd("cooper-install", &job).map_err(unspawned)?,
-            ],
-            limits: vec![(rustix::process::Resource::Core, 0)],
+            ]
+            .into_iter()
+            .chain(mounts)
+            .collect(),
+            limits: session.limits(),
             uid: None,
+            // Its own, which it takes on when it knows what to run. The control group holds from the start.
+            confinement: Some(session.membership().map_err(unspawned)?),
         };
         self.start_tree(id, Some(session_id), launch).map_err(unspawned)
     }
@@ -167,6 +175,7 @@ impl Host {
             fds: vec![null().map_err(unspawned)?, input, report],
             limits: Vec::new(),
             uid: None,
+            confinement: None,
         };
         self.start_tree(id, None, launch).map_err(unspawned)
     }

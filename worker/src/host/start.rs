@@ -1,5 +1,7 @@
 //! What a host knows before anything runs: capacity, the sessions on disk, the link and its greeting.
 
+use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path};
+
 use cooper_common::{
     clock,
     error::{Code, Error},
@@ -14,10 +16,14 @@ use rustix::process::{Resource, Rlimit, Signal};
 use super::{
     Compose, Due, Host, Source,
     home::{Home, Record},
+    install,
     session::{self, Session},
     stop::Phase,
 };
-use crate::config::Config;
+use crate::{
+    config::Config,
+    confine::{Confiner, Surroundings, facilities, uids::Uids},
+};
 
 const MEMORY_PER_SESSION: u64 = 256 << 20;
 const SESSIONS_PER_CORE: u64 = 8;
@@ -148,12 +154,49 @@ impl Host {
             worker_id: self.dir.worker_id.clone(),
             python_version: self.python.as_ref().map(|p| p.version_text()).unwrap_or_default(),
             capabilities,
-            facilities: session::facilities(),
+            facilities: self.confiner.facilities.names(),
             capacity: Some(self.capacity),
             sessions: self.sessions.values().filter_map(Session::item).collect(),
             attempts: self.attempts.values().map(|attempt| attempt.item()).collect(),
             stacks: self.stacks.list(),
         }
+    }
+
+    /// Finds out what sessions can be confined with.
+    pub(super) fn confine(&mut self) -> Result<(), Error> {
+        let tools = self.dir.path.join("tools");
+        let python = self.python.as_ref();
+        let around = Surroundings {
+            dir: &self.dir.path,
+            base: &self.dir.base,
+            python_prefix: python.map(|python| &*python.prefix),
+            readable: python.map(|python| install::places(&python.executable, &tools)).unwrap_or_default(),
+            layer: self.config.layer.as_deref(),
+            worker_id: &self.dir.worker_id,
+        };
+        let unusable =
+            |dir: &Path, e: std::io::Error| Error::new(Code::DataUnusable, format!("{}: {e}", dir.display()));
+        std::fs::create_dir_all(&tools).map_err(|e| unusable(&tools, e))?;
+        if facilities::has_uids() {
+            // To be passed by those whose home lies beneath, and listed by nobody but the worker.
+            let mut passed = vec![self.dir.base.as_path()];
+            // Inside namespaces every directory on the way may be passed.
+            passed.extend((!facilities::may_make_namespaces()).then_some(self.dir.path.as_path()));
+            for dir in passed {
+                std::fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(|e| unusable(dir, e))?;
+            }
+        }
+        self.confiner = Confiner::new(self.config.mask, self.config.tier_min, &around);
+        let facilities = &self.confiner.facilities;
+        if facilities.uid {
+            self.uids = Some(Uids::open(&self.dir.path, self.config.session_uids.clone())?);
+        }
+        tracing::info!(tier = %facilities.tier(), facilities = ?facilities.names(), "isolation");
+        self.confiner.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        if let Err(refused) = self.confiner.admit() {
+            tracing::warn!("{refused}: sessions are refused");
+        }
+        Ok(())
     }
 
     /// A session of a host without uids gets one now; one with a uid cannot go on under a host that may not use it.
@@ -184,7 +227,7 @@ impl Host {
             let home = Home::new(&self.dir.base, &record.session_id);
             let owned = self.own_found(&mut record, &home);
             let mut session = Session::found(record, home);
-            if let Err(error) = owned {
+            if let Err(error) = owned.and_then(|()| session.join_group(&self.confiner)) {
                 tracing::warn!(session = session.record.session_id, %error, "session cannot go on");
                 session.state = session::State::Failed(error);
             }

@@ -13,6 +13,9 @@ use std::{
 
 use rustix::process::Pid;
 
+/// A millisecond each.
+const KILL_ROUNDS: u32 = 2_000;
+
 pub enum Fork {
     Child,
     Parent(Pid),
@@ -91,6 +94,31 @@ pub fn become_user(uid: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Kills every process of `uid`, from within that uid, so that none can escape by forking. False: some remain.
+pub fn kill_all_of(uid: u32) -> bool {
+    let child = match fork() {
+        Ok(Fork::Parent(pid)) => pid,
+        Ok(Fork::Child) => {
+            if become_user(uid).is_err() {
+                exit_now(2);
+            }
+            for _ in 0..KILL_ROUNDS {
+                // SAFETY: no memory is passed. Of -1 the caller itself is exempt.
+                if unsafe { libc::kill(-1, libc::SIGKILL) } != 0 {
+                    exit_now(0);
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            exit_now(1)
+        }
+        Err(_) => return false,
+    };
+    let mut status = 0;
+    // SAFETY: the out parameter is valid for writing; the child was made above.
+    let ended = unsafe { libc::waitpid(child.as_raw_nonzero().get(), &mut status, 0) };
+    ended == child.as_raw_nonzero().get() && status == 0
 }
 
 /// Makes `fds` the descriptors 0, 1, 2, …; marks every other one close-on-exec. Returns what became of `program`.

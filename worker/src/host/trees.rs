@@ -11,6 +11,7 @@ use super::{
     reaper::{self, Exit, Reaper, Report},
     tree::{self, Which},
 };
+use crate::confine::Part;
 
 /// How far below its session's subreaper a branch may stand.
 const BRANCH_DEPTH_MAX: usize = 16;
@@ -173,9 +174,9 @@ impl Host {
                     }
                 }
                 Ok(Some(Report::Started { pid })) => tree.main = Some(pid),
-                Ok(Some(Report::NotStarted { errno })) => {
+                Ok(Some(Report::NotStarted { errno, part })) => {
                     tree.exited = true;
-                    self.main_not_started(id, errno);
+                    self.main_not_started(id, errno, part);
                 }
                 Ok(Some(Report::Exited(exit))) => {
                     tree.main = None;
@@ -203,11 +204,13 @@ impl Host {
         }
     }
 
-    fn main_not_started(&mut self, id: u64, errno: i32) {
+    fn main_not_started(&mut self, id: u64, errno: i32, part: u8) {
+        let part = Part::ALL.get(usize::from(part)).copied().unwrap_or(Part::Program);
         match self.trees.get(&id).map(|tree| tree.owner) {
-            Some(Owner::Attempt(attempt)) => self.attempt_not_started(attempt, errno),
+            Some(Owner::Attempt(attempt)) => self.attempt_not_started(attempt, errno, part),
             Some(Owner::Interpreter(interpreter)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
+                let error = std::io::Error::other(format!("{}: {error}", part.as_str()));
                 self.interpreter_exited(interpreter, id, Err(error));
             }
             None => {}

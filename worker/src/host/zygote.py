@@ -6,9 +6,12 @@ descriptors, the interpreter's control socket and its subreaper's report socket;
 "pid": the subreaper's}. The subreaper is made with CLONE_PARENT, which makes it the host's own child; it forks the
 interpreter. An interpreter waits, running no code of anybody's, until the host sends it its claim:
 
-    {"cwd", "env": {}, "prefix", "site", "limits": [[resource, value]], "confinement": {"uid", "landlock", "filters"}}
+    {"cwd", "env": {}, "prefix", "site", "limits": [[resource, value]], "confinement": {"uid", "entrances", "namespaces",
+     "own": [[directory, place]], "landlock", "filter"}}
 
-`filters` are seccomp programs (base64 of struct sock_filter[]); with `landlock` true the ruleset comes as descriptor.
+`filter` is a seccomp program (base64 of struct sock_filter[]). Beside it come descriptors: as many as it says of files
+of control groups, two of namespaces (mounts, network) if there are any, and the Landlock ruleset if there is one. What is
+done with them is what `Launch::exec` and `Confinement` do for every other process, in the same order.
 
 `runner` is the module of `runner.py`, `settings` what the host said at the start: {"preload": [module], "path": [dir]}.
 """
@@ -29,7 +32,10 @@ CLOSED_ABOVE = 1 << 20
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 SECCOMP_MODE_FILTER = 2
-LANDLOCK_RESTRICT_SELF = 446
+LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 445, 446
+# LANDLOCK_ACCESS_FS_READ_FILE and _READ_DIR
+LANDLOCK_READ = 1 << 2 | 1 << 3
+CLONE_NEWNS, CLONE_NEWNET, MS_BIND = 0x20000, 0x40000000, 4096
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 SFD_NONBLOCK_CLOEXEC = 0o2004000
 # Where every interpreter of this Python finds its standard library.
@@ -250,13 +256,22 @@ def interpret(control):
 
 def confine(claim, fds, parent):
     """Gives up what the session must not have. The order matters: each step needs what the next one takes away."""
-    os.chdir(claim["cwd"])
+    confinement, left = claim["confinement"], list(fds)
+    for _ in range(confinement["entrances"]):
+        os.write(left.pop(0), b"0")
+    if confinement["namespaces"]:
+        mounts, network = left.pop(0), left.pop(0)
+        checked(libc.setns(network, CLONE_NEWNET))
+        checked(libc.setns(mounts, CLONE_NEWNS))
+        if confinement["own"]:
+            checked(libc.unshare(CLONE_NEWNS))
+        for directory, place in confinement["own"]:
+            checked(libc.mount(os.fsencode(directory), os.fsencode(place), None, ctypes.c_ulong(MS_BIND), None))
     for kind, value in claim["limits"]:
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
-    confinement = claim["confinement"]
-    uid = confinement.get("uid")
+    uid = confinement["uid"]
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -266,15 +281,25 @@ def confine(claim, fds, parent):
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
-    filters = confinement.get("filters") or ()
-    if filters or confinement.get("landlock"):
+    os.chdir(claim["cwd"])
+    if confinement["landlock"] or confinement["filter"]:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if confinement.get("landlock"):
-        checked(libc.syscall(ctypes.c_long(LANDLOCK_RESTRICT_SELF), ctypes.c_int(fds[0]), ctypes.c_uint(0)))
+    if confinement["landlock"]:
+        restrict(left.pop(0), "/proc" if confinement["namespaces"] else "/proc/self/.")
     for fd in fds:
         os.close(fd)
-    for program in filters:
-        seccomp(runner.binascii.a2b_base64(program))
+    if confinement["filter"]:
+        seccomp(runner.binascii.a2b_base64(confinement["filter"]))
+
+
+def restrict(ruleset, processes):
+    """Landlock, with a rule for the processes it may see (see `landlock::own_processes`)."""
+    place = os.open(processes, os.O_PATH | os.O_CLOEXEC)
+    rule = ctypes.create_string_buffer(struct.pack("=Qi", LANDLOCK_READ, place), 12)
+    checked(libc.syscall(ctypes.c_long(LANDLOCK_ADD_RULE), ctypes.c_int(ruleset), ctypes.c_int(1), rule,
+                         ctypes.c_uint(0)))
+    os.close(place)
+    checked(libc.syscall(ctypes.c_long(LANDLOCK_RESTRICT_SELF), ctypes.c_int(ruleset), ctypes.c_uint(0)))
 
 
 def seccomp(instructions):

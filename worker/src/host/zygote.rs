@@ -21,7 +21,10 @@ use super::{
     reaper::Reaper,
     sys, tree,
 };
-use crate::frame;
+use crate::{
+    confine::{Inside, seccomp},
+    frame,
+};
 
 const SOURCE: &str = include_str!("zygote.py");
 const BOOTSTRAP: &str = "\
@@ -213,14 +216,34 @@ struct Claim<'a> {
     prefix: &'a Path,
     site: PathBuf,
     limits: Vec<(u32, u64)>,
-    confinement: Confinement,
+    confinement: Confinement<'a>,
 }
 
+/// A confinement as `zygote.py` takes it on; its descriptors go beside it.
 #[derive(Serialize)]
-struct Confinement {
+struct Confinement<'a> {
     uid: Option<u32>,
+    entrances: usize,
+    namespaces: bool,
+    /// Directories and where they are mounted.
+    own: &'a [(PathBuf, PathBuf)],
     landlock: bool,
-    filters: Vec<String>,
+    filter: Option<String>,
+}
+
+impl<'a> Confinement<'a> {
+    fn of(confinement: &'a crate::confine::Confinement) -> Self {
+        let encode =
+            |program: &seccomp::Program| base64::engine::general_purpose::STANDARD.encode(&program.0);
+        Self {
+            uid: confinement.uid,
+            entrances: confinement.entrances.len(),
+            namespaces: confinement.namespaces.is_some(),
+            own: confinement.namespaces.as_ref().map_or(&[], Inside::own),
+            landlock: confinement.landlock.is_some(),
+            filter: confinement.filter.as_deref().map(encode),
+        }
+    }
 }
 
 impl Zygote {
@@ -272,6 +295,7 @@ impl Zygote {
             fds: vec![null()?, null()?, null()?, told, theirs],
             limits: vec![(Resource::Core, 0)],
             uid: None,
+            confinement: None,
         };
         let me = rustix::process::getpid();
         let pid = match sys::fork()? {
@@ -394,17 +418,13 @@ impl Forked {
             prefix: &start.venv,
             site: start.site.clone(),
             limits: start.limits.iter().map(|(resource, value)| (*resource as u32, *value)).collect(),
-            confinement: Confinement {
-                uid: start.uid,
-                landlock: start.landlock.is_some(),
-                filters: start
-                    .filters
-                    .iter()
-                    .map(|f| base64::engine::general_purpose::STANDARD.encode(f))
-                    .collect(),
-            },
+            confinement: Confinement::of(&start.confinement),
         };
-        let fds: Vec<_> = start.landlock.iter().map(AsFd::as_fd).collect();
+        // In the order in which `confine` takes them.
+        let confinement = &start.confinement;
+        let namespaces = confinement.namespaces.iter().flat_map(Inside::both);
+        let fds = confinement.entrances.iter().chain(namespaces).chain(&confinement.landlock);
+        let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
         frame::send_bytes(&self.control, &serde_json::to_vec(&claim)?, &fds)?;
         Ok(Running { reaper: self.reaper, control: self.control })
     }

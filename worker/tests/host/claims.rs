@@ -680,10 +680,15 @@ claims! {
 
     fn a_subreaper_that_is_killed_takes_its_tree_along() {
         let (mut worker, session) = Worker::with_session();
-        let done = worker.python(&session, "import os, subprocess\np = subprocess.Popen(['setsid', 'sleep', '63'])\n\
-            print(p.pid, flush=True)\nos.kill(os.getppid(), 9)\nimport time; time.sleep(60)");
-        assert_eq!(done.error(), "interpreter_died");
-        let child: i32 = done.out().trim().parse().unwrap();
+        let task = worker.start_python(&session, "import os, subprocess\n\
+            p = subprocess.Popen(['setsid', 'sleep', '63'])\nopen('new', 'w').write(f'{os.getppid()} {p.pid}')\n\
+            os.rename('new', 'pids')\nimport time; time.sleep(60)", 0);
+        let file = worker.workspace(&session).join("pids");
+        let pids = eventually("the pids", || std::fs::read_to_string(&file).ok());
+        let (reaper, child) = pids.split_once(' ').unwrap();
+        signal(reaper.parse().unwrap(), Signal::KILL);
+        assert_eq!(worker.link.wait(&task).error(), "interpreter_died");
+        let child: i32 = child.parse().unwrap();
         eventually("the stray is dead", || (!is_alive(child)).then_some(()));
         assert_eq!(worker.python(&session, "1").value(), "1");
     }

@@ -202,7 +202,8 @@ impl Worker {
         let env = env.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let grant = v1::SessionGrant { session_id: id.clone(), fence: fence(), env, limits: Some(limits) };
         self.link.send(to_host::Message::SessionCreate(grant));
-        assert_eq!(self.link.session_update(&id).state, "ready");
+        let update = self.link.session_update(&id);
+        assert_eq!(update.state, "ready", "{update:?}");
         id
     }
 

@@ -78,6 +78,15 @@ impl Settings {
         }
     }
 
+    /// What of the machine's files an installer reads by these settings.
+    pub fn places(&self) -> Vec<PathBuf> {
+        let named = ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+        let of_environment = named.iter().filter_map(|name| self.environment.get(*name)).map(PathBuf::from);
+        let links = self.find_links.iter().map(|link| PathBuf::from(link.trim_start_matches("file://")));
+        let all = of_environment.chain(self.cert.as_ref().map(PathBuf::from)).chain(links);
+        all.filter(|path| path.is_absolute()).collect()
+    }
+
     /// uv knows pip's options by names of its own. What the worker's UV_* say comes first.
     pub fn for_uv(&self) -> Variables {
         let mut variables = Variables::new();
