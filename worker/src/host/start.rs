@@ -181,7 +181,8 @@ impl Host {
             // To be passed by those whose home lies beneath, and listed by nobody but the worker.
             let mut passed = vec![self.dir.base.as_path()];
             // Inside namespaces every directory on the way may be passed.
-            passed.extend((!facilities::may_make_namespaces()).then_some(self.dir.path.as_path()));
+            let bare = self.config.mask.namespaces || !facilities::may_make_namespaces();
+            passed.extend(bare.then_some(self.dir.path.as_path()));
             for dir in passed {
                 std::fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(|e| unusable(dir, e))?;
             }

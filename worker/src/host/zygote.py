@@ -295,7 +295,7 @@ def confine(claim, fds, parent):
 def restrict(ruleset, processes):
     """Landlock, with a rule for the processes it may see (see `landlock::own_processes`)."""
     place = os.open(processes, os.O_PATH | os.O_CLOEXEC)
-    rule = ctypes.create_string_buffer(struct.pack("=Qi", LANDLOCK_READ, place), 12)
+    rule = LANDLOCK_READ.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder)
     checked(libc.syscall(ctypes.c_long(LANDLOCK_ADD_RULE), ctypes.c_int(ruleset), ctypes.c_int(1), rule,
                          ctypes.c_uint(0)))
     os.close(place)

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod claims;
+mod hostile;
 mod measure;
 mod worker;
 
@@ -32,8 +33,25 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[String]) -> ExitCode {
     let wanted: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
+    let hostile: &[(&str, fn())] = &[
+        (
+            "with_all_facilities_hostile_code_reaches_nothing",
+            hostile::with_all_facilities_hostile_code_reaches_nothing,
+        ),
+        (
+            "without_namespaces_hostile_code_reaches_nothing",
+            hostile::without_namespaces_hostile_code_reaches_nothing,
+        ),
+        (
+            "without_namespaces_and_control_groups_hostile_code_reaches_nothing",
+            hostile::without_namespaces_and_control_groups_hostile_code_reaches_nothing,
+        ),
+        ("below_the_least_tier_sessions_are_refused", hostile::below_the_least_tier_sessions_are_refused),
+        ("after_a_session_nothing_of_its_uid_is_left", hostile::after_a_session_nothing_of_its_uid_is_left),
+    ];
     let tests: Vec<_> = claims::ALL
         .iter()
+        .chain(hostile)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .collect();
     println!("\nrunning {} tests", tests.len());

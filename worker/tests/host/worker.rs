@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd, FromRawFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
-            fs::FileExt,
+            fs::{FileExt, PermissionsExt},
             net::{SocketAddr, UnixListener, UnixStream},
         },
     },
@@ -29,6 +29,7 @@ use cooper_proto::{
 };
 use cooper_worker::{
     config::{Config, LinkConfig},
+    confine::facilities::Mask,
     frame,
 };
 use prost::Message;
@@ -43,6 +44,9 @@ pub fn host(arguments: &[String]) -> ExitCode {
     let mut config = Config::new(dir, address, Secret::from_text("cpr_test"));
     config.log_level = std::env::var("TEST_LOG").unwrap_or("error".to_owned());
     config.max_sessions = Some(8);
+    let text = |name| std::env::var(name).unwrap_or_default();
+    config.mask = Mask::parse(&text("TEST_MASK")).expect("facilities");
+    config.python = Some(text("TEST_PYTHON")).filter(|python| !python.is_empty()).map(PathBuf::from);
     config.preload = match std::env::var("TEST_PRELOAD").ok().as_deref() {
         Some("off") => None,
         Some(tier) => Some(tier.to_owned()),
@@ -153,6 +157,8 @@ impl Worker {
     /// With more in the worker's environment.
     pub fn start_in(environment: &[(&str, &str)]) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
+        // Without namespaces, sessions have to pass it on the way to their homes.
+        std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let dir = std::fs::canonicalize(temp.path()).expect("it exists").join("worker");
         let name = format!("cooper-test-{:032x}", rand::random::<u128>());
         let listener = UnixListener::bind_addr(&address(&name)).expect("a free name");
@@ -205,6 +211,19 @@ impl Worker {
         let update = self.link.session_update(&id);
         assert_eq!(update.state, "ready", "{update:?}");
         id
+    }
+
+    /// What became of a session that may be refused.
+    pub fn try_session(&mut self, limits: v1::Limits) -> v1::SessionUpdate {
+        let session_id = SessionId::new().to_string();
+        let grant = v1::SessionGrant {
+            session_id: session_id.clone(),
+            fence: fence(),
+            limits: Some(limits),
+            ..v1::SessionGrant::default()
+        };
+        self.link.send(to_host::Message::SessionCreate(grant));
+        self.link.session_update(&session_id)
     }
 
     /// Until so many forked interpreters wait for sessions.
