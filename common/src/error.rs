@@ -68,6 +68,12 @@ codes! {
     FileNotFound = "file_not_found", NotFound, "see `cooper files ls SESSION`";
     PathEscapes = "path_escapes", Invalid, "name a path inside the session's workspace";
     NotAFile = "not_a_file", Invalid, "name a regular file";
+    FileExists = "file_exists", Conflict, "choose another path, or allow it to be replaced (--overwrite)";
+    FileChanged = "file_changed", Conflict, "read the file again and decide anew";
+    DirectoryNotEmpty = "directory_not_empty", Conflict, "remove what is in it too (--recursive)";
+    EditNoMatch = "edit_no_match", Conflict, "read the file and give the text exactly as it is there, blanks and line ends included";
+    EditAmbiguous = "edit_ambiguous", Conflict, "give more of the text around it, or say how often it is there (--count N, --all)";
+    NotSupported = "not_supported", Conflict, "upgrade the worker that holds the session";
     SessionNotReady = "session_not_ready", Conflict, "wait until the session is ready, or create another";
     SessionEnded = "session_ended", Conflict, "create a new session";
     SessionExpired = "session_expired", Conflict, "create a new session; give it a longer --ttl, or `cooper session extend` it in time";

@@ -7,6 +7,7 @@ pub mod error;
 pub mod failpoint;
 pub mod ids;
 pub mod limits;
+pub mod path_text;
 pub mod redact;
 
 pub mod telemetry;

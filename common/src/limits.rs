@@ -33,10 +33,10 @@ pub mod link {
     pub const ACCEPT_BACKLOG: u32 = 16_384;
     /// Versions of the link protocol this build speaks; what each brought is in docs/protocol.md.
     pub const PROTOCOL_MIN: u32 = 1;
-    pub const PROTOCOL_MAX: u32 = 2;
+    pub const PROTOCOL_MAX: u32 = 3;
     /// Versions of the host protocol this build speaks.
     pub const HOST_PROTOCOL_MIN: u32 = 1;
-    pub const HOST_PROTOCOL_MAX: u32 = 2;
+    pub const HOST_PROTOCOL_MAX: u32 = 3;
     /// The brake: fewer workers than this are given up whatever their share. Two that fail together are a rack or a bad
     /// day; from three on the coordinator's own network is the better guess.
     pub const BRAKE_WORKERS_MIN: usize = 3;
@@ -85,6 +85,43 @@ pub mod request {
     pub const FILES_LISTED_MAX: usize = 10_000;
     /// A listing in all: half of what a message holds.
     pub const FILES_LISTED_BYTES_MAX: usize = 4 << 20;
+}
+
+/// Calls into a session's files.
+pub mod files {
+    /// Calls of one session that processes serve at once; the others wait.
+    pub const WORK_PER_SESSION_MAX: usize = 4;
+    /// The same of a worker in all.
+    pub const WORK_MAX: usize = 16;
+    /// Calls of a worker that wait for such a process; more are refused (`overloaded`).
+    pub const WORK_WAITING_MAX: usize = 1_024;
+    /// A listing or search that takes longer answers with what it has and says so; anything else is `timed_out` at the
+    /// one below.
+    pub const WORK_SOFT_MS: u64 = 20_000;
+    pub const WORK_MS: u64 = 120_000;
+    /// CPU time of one call.
+    pub const WORK_CPU_SECONDS: u64 = 60;
+    /// Memory of the process that serves one call (RLIMIT_AS).
+    pub const WORK_MEMORY_BYTES: u64 = 1 << 30;
+    /// Directories that one call holds open; those above are opened again when it comes back to them.
+    pub const OPEN_DIRECTORIES_MAX: usize = 64;
+    /// Names of one directory held in memory; the next ones are read when these are done with.
+    pub const NAMES_HELD_MAX: usize = 50_000;
+    pub const GLOB_BYTES_MAX: usize = 1_024;
+    pub const PATTERN_BYTES_MAX: usize = 4_096;
+    pub const MATCHES: u32 = 1_000;
+    pub const MATCHES_MAX: u32 = 10_000;
+    /// Part of a line that a search shows.
+    pub const MATCH_TEXT_BYTES_MAX: usize = 1_024;
+    /// A longer line is searched in pieces of this size.
+    pub const SEARCHED_LINE_BYTES_MAX: usize = 1 << 20;
+    pub const EDITED_FILE_BYTES_MAX: u64 = 16 << 20;
+    pub const EDITS_MAX: usize = 64;
+    /// Texts of all edits of one request together.
+    pub const EDITS_BYTES_MAX: usize = 4 << 20;
+    /// What one call may copy.
+    pub const COPIED_BYTES_MAX: u64 = 16 << 30;
+    pub const COPIED_ENTRIES_MAX: u64 = 1_000_000;
 }
 
 /// What an execution may use when nothing else is said.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use cooper_common::error::{Code, Error, Result};
+use cooper_common::{
+    error::{Code, Error, Result},
+    limits::files,
+};
 use cooper_proto::v1;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +22,10 @@ use cooper_core::{cluster::Message, worker::WorkerId};
 
 /// A worker answers a call within this time, or it failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for one that may take the worker time, whose own limit it is above.
+const WORK_TIMEOUT: Duration = Duration::from_millis(files::WORK_MS + 30_000);
+/// Calls beyond the first three, and more fields of those.
+const FILE_CALLS_PROTOCOL: u32 = 3;
 /// Pieces of a file on their way between door and link.
 const TRANSFER_PIECES_MAX: usize = 8;
 
@@ -26,6 +33,8 @@ const TRANSFER_PIECES_MAX: usize = 8;
 #[derive(Debug, Clone)]
 struct Stream {
     attach: u64,
+    /// Version of the link protocol that is spoken.
+    protocol: u32,
     down: mpsc::Sender<v1::Down>,
 }
 
@@ -52,12 +61,8 @@ enum Body {
     In(mpsc::Receiver<Bytes>),
 }
 
-/// What a call is answered with.
-#[derive(Debug)]
-pub enum Reply {
-    List(v1::ListFilesResponse),
-    Stat(v1::FileStat),
-}
+/// What a call is answered with; never its variant `Error`.
+pub type Reply = v1::call_result::Result;
 
 /// What a transfer stream moves.
 #[derive(Debug)]
@@ -73,14 +78,31 @@ pub type Reading = mpsc::Receiver<Result<Bytes>>;
 /// A body on its way to a worker; an empty piece says that it is complete.
 pub type Writing = mpsc::Sender<Bytes>;
 
+/// Whether a worker of before [`FILE_CALLS_PROTOCOL`] would not know the call, or take it for another.
+fn is_newer(op: &v1::call::Op) -> bool {
+    use v1::call::Op;
+    match op {
+        Op::List(list) => {
+            list.recursive
+                || list.hidden
+                || list.limit != 0
+                || !list.glob.is_empty()
+                || !list.cursor.is_empty()
+        }
+        Op::Read(read) => !read.if_match.is_empty(),
+        Op::Write(write) => !write.if_match.is_empty(),
+        _ => true,
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Fleet {
     /// Makes a stream the one of its worker. An older one of the same worker ends, its calls fail.
-    pub fn opened(&self, worker: &WorkerId, attach: u64, down: mpsc::Sender<v1::Down>) {
-        let before = locked(&self.streams).insert(worker.clone(), Stream { attach, down });
+    pub fn opened(&self, worker: &WorkerId, attach: u64, protocol: u32, down: mpsc::Sender<v1::Down>) {
+        let before = locked(&self.streams).insert(worker.clone(), Stream { attach, protocol, down });
         if let Some(before) = before {
             self.fail_calls(worker, before.attach);
         }
@@ -152,6 +174,14 @@ impl Fleet {
                 format!("worker {worker}, which holds the session, is away"),
             ));
         };
+        if stream.protocol < FILE_CALLS_PROTOCOL && is_newer(&op) {
+            return Err(Error::new(
+                Code::NotSupported,
+                format!(
+                    "worker {worker}, which holds the session, is of an older version and does not know that request"
+                ),
+            ));
+        }
         let call_id = self.next_call.fetch_add(1, Ordering::Relaxed) + 1;
         let (answer, answered) = oneshot::channel();
         locked(&self.calls).insert(
@@ -163,8 +193,13 @@ impl Fleet {
         Ok((call_id, answered))
     }
 
-    async fn answer(&self, call_id: u64, answered: oneshot::Receiver<Result<Reply>>) -> Result<Reply> {
-        let answer = tokio::time::timeout(CALL_TIMEOUT, answered).await;
+    async fn answer(
+        &self,
+        call_id: u64,
+        answered: oneshot::Receiver<Result<Reply>>,
+        within: Duration,
+    ) -> Result<Reply> {
+        let answer = tokio::time::timeout(within, answered).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::new(Code::Unavailable, "the worker's link was cut")),
@@ -176,47 +211,39 @@ impl Fleet {
         answer
     }
 
-    pub async fn list(
-        &self,
-        worker: &WorkerId,
-        request: v1::ListFilesRequest,
-    ) -> Result<v1::ListFilesResponse> {
-        let session = request.session_id.clone();
-        let (id, answered) = self.start_call(worker, session, v1::call::Op::List(request), None)?;
-        let reply = self.answer(id, answered).await;
+    /// A call without a body.
+    pub async fn call(&self, worker: &WorkerId, session: String, op: v1::call::Op) -> Result<Reply> {
+        let (id, answered) = self.start_call(worker, session, op, None)?;
+        let reply = self.answer(id, answered, WORK_TIMEOUT).await;
         locked(&self.calls).remove(&id);
-        match reply? {
-            Reply::List(list) => Ok(list),
-            Reply::Stat(_) => Err(Error::internal("the worker answered a list with a stat")),
-        }
+        reply
     }
 
-    /// Starts reading a file; its body follows piece by piece.
+    /// Starts a call whose answer has a body, which follows piece by piece.
     pub async fn read(
         &self,
         worker: &WorkerId,
-        request: v1::ReadFileRequest,
+        session: String,
+        op: v1::call::Op,
     ) -> Result<(v1::FileStat, Reading)> {
-        let session = request.session_id.clone();
         let (sender, body) = mpsc::channel(TRANSFER_PIECES_MAX);
-        let (id, answered) =
-            self.start_call(worker, session, v1::call::Op::Read(request), Some(Body::Out(sender)))?;
-        match self.answer(id, answered).await? {
+        let within = if matches!(op, v1::call::Op::Read(_)) { CALL_TIMEOUT } else { WORK_TIMEOUT };
+        let (id, answered) = self.start_call(worker, session, op, Some(Body::Out(sender)))?;
+        match self.answer(id, answered, within).await? {
             Reply::Stat(stat) => Ok((stat, body)),
-            Reply::List(_) => Err(Error::internal("the worker answered a read with a list")),
+            _ => Err(Error::internal("the worker answered a read with something else")),
         }
     }
 
-    /// Starts writing a file: give the body to the sender, then await the second value.
+    /// Starts a call that takes a body: give it to the sender, then await the second value.
     pub fn write(
         self: &Arc<Self>,
         worker: &WorkerId,
-        header: v1::WriteFileHeader,
-    ) -> Result<(Writing, impl Future<Output = Result<v1::FileStat>> + Send + use<>)> {
-        let session = header.session_id.clone();
+        session: String,
+        op: v1::call::Op,
+    ) -> Result<(Writing, impl Future<Output = Result<Reply>> + Send + use<>)> {
         let (sender, body) = mpsc::channel(TRANSFER_PIECES_MAX);
-        let (id, answered) =
-            self.start_call(worker, session, v1::call::Op::Write(header), Some(Body::In(body)))?;
+        let (id, answered) = self.start_call(worker, session, op, Some(Body::In(body)))?;
         let fleet = self.clone();
         let done = async move {
             // As long as the client takes to send: the stream's own end is the limit, not a clock.
@@ -224,10 +251,7 @@ impl Fleet {
                 Err(Error::new(Code::Unavailable, "the worker's link was cut; nothing was written"))
             });
             locked(&fleet.calls).remove(&id);
-            match answer? {
-                Reply::Stat(stat) => Ok(stat),
-                Reply::List(_) => Err(Error::internal("the worker answered a write with a list")),
-            }
+            answer
         };
         Ok((sender, done))
     }

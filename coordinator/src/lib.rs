@@ -6,6 +6,7 @@ pub mod caller;
 mod check;
 pub mod cluster;
 pub mod doors;
+pub mod files;
 pub mod fleet;
 pub mod hub;
 mod keys;

@@ -1,4 +1,4 @@
-//! Sessions: create, find, destroy, and the calls into their files.
+//! Sessions: create, find, destroy.
 
 mod packages;
 mod update;
@@ -20,7 +20,6 @@ use crate::{
     caller::Caller,
     check,
     cluster::{Cluster, durable},
-    fleet::{Reading, Writing},
     store::{Filter, Page, Record},
 };
 
@@ -280,7 +279,7 @@ pub async fn destroy(cluster: &Arc<Cluster>, caller: &Caller, id_or_name: &str) 
 }
 
 /// The worker that holds a ready session of the tenant.
-async fn holder(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<(SessionId, WorkerId)> {
+pub async fn holder(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<(SessionId, WorkerId)> {
     let record = get(cluster, caller, id_or_name).await?;
     let body = body(&record)?;
     match body.state {
@@ -297,38 +296,4 @@ async fn holder(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<
             format!("session {} is {}", record.id, body.state.as_str()),
         )),
     }
-}
-
-pub async fn list_files(
-    cluster: &Cluster,
-    caller: &Caller,
-    mut request: v1::ListFilesRequest,
-) -> Result<v1::ListFilesResponse> {
-    check::path(&request.path, true)?;
-    let (id, worker) = holder(cluster, caller, &request.session_id).await?;
-    request.session_id = id.to_string();
-    cluster.fleet.list(&worker, request).await
-}
-
-pub async fn read_file(
-    cluster: &Cluster,
-    caller: &Caller,
-    mut request: v1::ReadFileRequest,
-) -> Result<(v1::FileStat, Reading)> {
-    check::path(&request.path, false)?;
-    let (id, worker) = holder(cluster, caller, &request.session_id).await?;
-    request.session_id = id.to_string();
-    cluster.fleet.read(&worker, request).await
-}
-
-pub async fn write_file(
-    cluster: &Cluster,
-    caller: &Caller,
-    mut header: v1::WriteFileHeader,
-) -> Result<(Writing, impl Future<Output = Result<v1::FileStat>> + Send + use<>)> {
-    check::path(&header.path, false)?;
-    check::idempotency_key(&header.idempotency_key)?;
-    let (id, worker) = holder(cluster, caller, &header.session_id).await?;
-    header.session_id = id.to_string();
-    cluster.fleet.write(&worker, header)
 }

@@ -132,7 +132,12 @@ impl Host {
                 }
             }
             // Files and stacks are not simulated, and this host speaks version 1.
-            M::OpenFile(_) | M::CloseFile(_) | M::StackAdd(_) | M::Drained(_) | M::Reach(_) => {}
+            M::OpenFile(_)
+            | M::CloseFile(_)
+            | M::FileWork(_)
+            | M::StackAdd(_)
+            | M::Drained(_)
+            | M::Reach(_) => {}
         }
     }
 

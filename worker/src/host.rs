@@ -41,9 +41,9 @@ use stacks::Stacks;
 use timers::Timers;
 use trees::Tree;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "checkpoints come with the next change"))]
 mod archive;
 mod attempt;
+mod beneath;
 mod dir;
 mod files;
 mod helper;
@@ -127,6 +127,7 @@ struct Host {
     helpers: HashMap<Pid, helper::Task>,
     leftovers: BTreeMap<u64, (OwnedFd, String)>,
     writing: files::Writing,
+    work: files::work::Work,
     /// Attempts whose spools grew in this round.
     grown: BTreeSet<u64>,
     timers: Timers<Due>,
@@ -164,6 +165,7 @@ enum Due {
     StartZygote(usize),
     Refill,
     Helper(Pid),
+    FileWork(Pid),
     Strays,
     Stop(stop::Phase),
     /// No coordinator was reached for too long.
@@ -246,6 +248,7 @@ impl Host {
             helpers: HashMap::new(),
             leftovers: BTreeMap::new(),
             writing: files::Writing::default(),
+            work: files::work::Work::default(),
             grown: BTreeSet::new(),
             timers: Timers::default(),
             next_id: 0,
@@ -355,6 +358,7 @@ impl Host {
             Due::Refill => self.refill(),
             Due::Helper(pid) if self.helpers.contains_key(&pid) => helper::end(pid),
             Due::Helper(_) => {}
+            Due::FileWork(pid) => self.on_late_file_work(pid),
             Due::Strays => self.kill_strays(),
             Due::Stop(phase) => self.on_stop_due(phase),
             Due::Unreached => self.on_unreached(),
@@ -370,10 +374,12 @@ impl Host {
                 self.on_reaper_death(*tree, dead.status == 0);
             } else if let Some(task) = self.helpers.remove(&dead.pid) {
                 self.on_helper_done(task, dead.status == 0);
+            } else if self.work.has(dead.pid) {
+                self.file_work_done(dead.pid, dead.status);
             } else if !self.on_zygote_death(dead.pid) {
+                // Anything else was adopted: its end is all that was wanted of it.
                 self.ending.remove(&dead.pid);
             }
-            // Anything else was adopted: its end is all that was wanted of it.
         }
     }
 
@@ -399,6 +405,7 @@ impl Host {
             M::Forget(forget) => self.forget(&forget),
             M::OpenFile(call) => self.open_file(&call),
             M::CloseFile(call) => self.close_file(&call),
+            M::FileWork(work) => self.file_work(work),
             M::StackAdd(add) => self.add_stack(&add),
             M::Drained(_) => self.on_drained(),
             M::Reach(reach) => self.on_reach(&reach),
@@ -406,11 +413,14 @@ impl Host {
     }
 
     fn open_file(&mut self, call: &wire::OpenFile) {
+        let mut answer = wire::FileOpened { call_id: call.call_id, ..wire::FileOpened::default() };
         let opened = match self.sessions.get(&call.session_id) {
-            Some(session) => self.writing.open(&session.home.workspace(), call),
+            Some(session) => {
+                answer.size_bytes_max = files::largest_file(session);
+                self.writing.open(&session.home.workspace(), files::acting(session), call)
+            }
             None => Err(unknown_session(&call.session_id)),
         };
-        let mut answer = wire::FileOpened { call_id: call.call_id, ..wire::FileOpened::default() };
         let mut fds = Vec::new();
         match opened {
             Ok(opened) => {

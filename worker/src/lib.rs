@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod confine;
+mod etag;
 pub mod frame;
 pub mod host;
 pub mod link;

@@ -1,15 +1,20 @@
-//! `cooper files`: put, get, ls. Streams, so any size passes; a local file appears whole or not at all.
+//! `cooper files`: into the workspace and out of it. Streams, so any size passes; a local file appears whole or not at all.
+
+mod archive;
+mod change;
+mod find;
 
 use std::{
     fs,
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use cooper_common::{error::Code, limits::link::CHUNK_BYTES_MAX};
 use cooper_proto::v1::{
-    ListFilesRequest, ReadFileRequest, WriteFileHeader, WriteFileRequest, read_file_response,
+    FileStat, ReadFileRequest, WriteFileHeader, WriteFileRequest, read_file_response,
     write_file_request::Part,
 };
 use serde_json::json;
@@ -25,14 +30,41 @@ use crate::{
     context::Context,
     failure::{Failure, Result},
     output::json,
-    units,
 };
+
+/// Tries in a row that bring nothing, and the pause between two.
+const TRIES: u32 = 5;
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
 pub async fn run(context: &Context, args: Files) -> Result<u8> {
     match args {
-        Files::Put { session, local, remote } => put(context, session, &local, remote).await,
+        Files::Put { session, local, remote, if_match } => {
+            put(context, session, &local, remote, if_match).await
+        }
         Files::Get { session, remote, local } => get(context, session, remote, local).await,
-        Files::Ls { session, path } => ls(context, session, path.unwrap_or_default()).await,
+        Files::Cat { session, path, offset, length } => cat(context, session, path, offset, length).await,
+        Files::Ls { session, path, which, recursive } => {
+            find::ls(context, session, path.unwrap_or_default(), which, recursive).await
+        }
+        Files::Find { session, glob, path, hidden } => {
+            find::find(context, session, path.unwrap_or_default(), glob, hidden).await
+        }
+        grep @ Files::Grep { .. } => find::grep(context, grep).await,
+        Files::Stat { session, path, sha256, follow } => {
+            find::stat(context, session, path, sha256, follow).await
+        }
+        edit @ Files::Edit { .. } => change::edit(context, edit).await,
+        Files::Mv(names) => change::mv(context, names).await,
+        Files::Cp(names) => change::cp(context, names).await,
+        Files::Rm { session, path, recursive, force } => {
+            change::rm(context, session, path, recursive, force).await
+        }
+        Files::Mkdir { session, path, mode } => change::mkdir(context, session, path, mode).await,
+        Files::Tar { session, path, hidden } => {
+            archive::tar(context, session, path.unwrap_or_default(), hidden).await
+        }
+        Files::Untar { session, path } => archive::untar(context, session, path.unwrap_or_default()).await,
+        Files::Chmod { session, mode, path } => change::chmod(context, session, path, mode).await,
     }
 }
 
@@ -44,11 +76,17 @@ fn local_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::new(code, format!("cannot {what} {} here: {error}", path.display())).hint("")
 }
 
-async fn put(context: &Context, session: String, local: &Path, remote: Option<String>) -> Result<u8> {
+async fn put(
+    context: &Context,
+    session: String,
+    local: &Path,
+    remote: Option<String>,
+    if_match: String,
+) -> Result<u8> {
     let stdin = local == Path::new("-");
     if !stdin && local.is_dir() {
         return Err(Failure::new(Code::NotAFile, format!("{} is a directory", local.display()))
-            .hint("pack it: tar c DIR | cooper sh SESSION -- tar x"));
+            .hint("pack it: tar c DIR | cooper files untar SESSION"));
     }
     let name = local.file_name().map(|name| name.to_string_lossy().into_owned());
     let path = match (remote, name) {
@@ -75,6 +113,7 @@ async fn put(context: &Context, session: String, local: &Path, remote: Option<St
         mode,
         create_dirs: true,
         idempotency_key: idempotency_key(),
+        if_match,
     };
     let stat = send(&client, header, source, local).await?;
     if context.out.json {
@@ -142,23 +181,11 @@ async fn get(context: &Context, session: String, remote: String, local: Option<P
     };
     let client = context.cluster()?.connect().await?;
     let request = ReadFileRequest { session_id: session.clone(), path: remote, ..ReadFileRequest::default() };
-    let mut parts = client.sessions().read_file(request).await?.into_inner();
-    let mut stat = None;
-    let mut received = 0u64;
     let mut sink = match &target {
         Some(path) => Receiving::file(path)?,
         None => Receiving::Stdout,
     };
-    while let Some(message) = parts.message().await? {
-        match message.part {
-            Some(read_file_response::Part::Stat(first)) => stat = Some(first),
-            Some(read_file_response::Part::Data(data)) => {
-                received += data.len() as u64;
-                sink.write(&data)?;
-            }
-            None => {}
-        }
-    }
+    let (stat, received) = receive(&client, request, &mut sink).await?;
     sink.finish(stat.as_ref().map_or(0, |stat| stat.mode))?;
     // On `-` standard output is the file's; a document would spoil it.
     if let (true, Some(path)) = (context.out.json, &target) {
@@ -169,6 +196,76 @@ async fn get(context: &Context, session: String, remote: String, local: Option<P
         context.out.document(&document)?;
     }
     Ok(0)
+}
+
+async fn cat(context: &Context, session: String, path: String, offset: u64, length: u64) -> Result<u8> {
+    let client = context.cluster()?.connect().await?;
+    let request = ReadFileRequest {
+        session_id: session,
+        path,
+        offset_bytes: offset,
+        length_bytes: length,
+        ..ReadFileRequest::default()
+    };
+    receive(&client, request, &mut Receiving::Stdout).await?;
+    Receiving::Stdout.finish(0)?;
+    Ok(0)
+}
+
+/// Receives a file. One whose way breaks off is asked for again from there, as long as it is the same file and each try
+/// brings something.
+async fn receive(
+    client: &Client,
+    mut request: ReadFileRequest,
+    sink: &mut Receiving,
+) -> Result<(Option<FileStat>, u64)> {
+    let wanted = request.length_bytes;
+    let (mut stat, mut received) = (None, 0);
+    let mut idle = 0;
+    loop {
+        let before = received;
+        let piece = receive_once(client, request.clone(), sink, &mut stat, &mut received).await;
+        let Err(failure) = piece else { return Ok((stat, received)) };
+        let etag = stat.as_ref().map_or("", |stat: &FileStat| &stat.etag);
+        idle = if received > before { 0 } else { idle + 1 };
+        let away = [Code::Unavailable, Code::NoWorker].map(Code::as_str);
+        let passing = matches!(&failure, Failure::Error(report) if away.contains(&&*report.code));
+        if !passing || etag.is_empty() || idle > TRIES {
+            return Err(failure);
+        }
+        tokio::time::sleep(BETWEEN_TRIES).await;
+        request.if_match = etag.to_owned();
+        request.offset_bytes += received - before;
+        if wanted > 0 {
+            request.length_bytes = wanted - received;
+            if request.length_bytes == 0 {
+                return Ok((stat, received));
+            }
+        }
+    }
+}
+
+async fn receive_once(
+    client: &Client,
+    request: ReadFileRequest,
+    sink: &mut Receiving,
+    stat: &mut Option<FileStat>,
+    received: &mut u64,
+) -> Result<()> {
+    let mut parts = client.sessions().read_file(request).await?.into_inner();
+    while let Some(message) = parts.message().await? {
+        match message.part {
+            Some(read_file_response::Part::Stat(first)) => {
+                stat.get_or_insert(first);
+            }
+            Some(read_file_response::Part::Data(data)) => {
+                *received += data.len() as u64;
+                sink.write(&data)?;
+            }
+            None => {}
+        }
+    }
+    Ok(())
 }
 
 /// Where a received file goes.
@@ -225,38 +322,6 @@ impl Drop for Receiving {
             let _ = fs::remove_file(temporary);
         }
     }
-}
-
-async fn ls(context: &Context, session: String, path: String) -> Result<u8> {
-    let client = context.cluster()?.connect().await?;
-    let request = ListFilesRequest { session_id: session.clone(), path };
-    let answer = client.sessions().list_files(request).await?.into_inner();
-    if context.out.json {
-        let files: Vec<_> = answer.files.iter().map(json::file).collect();
-        let document = json!({"session_id": session, "files": files, "truncated": answer.truncated});
-        context.out.document(&document)?;
-        return Ok(0);
-    }
-    let rows = answer
-        .files
-        .iter()
-        .map(|file| {
-            let slash = if file.kind == "dir" { "/" } else { "" };
-            let size =
-                if file.kind == "file" { units::human_bytes(file.size_bytes) } else { file.kind.clone() };
-            vec![
-                format!("{:04o}", file.mode),
-                size,
-                units::ago(file.modified_at_ms),
-                format!("{}{slash}", file.path),
-            ]
-        })
-        .collect();
-    context.out.table(&["mode", "size", "modified", "path"], rows)?;
-    if answer.truncated {
-        context.out.note("note: there are more; only the first are listed");
-    }
-    Ok(0)
 }
 
 #[cfg(test)]

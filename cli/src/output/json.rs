@@ -248,13 +248,21 @@ pub fn token(token: &v1::Token) -> Value {
 }
 
 pub fn file(stat: &v1::FileStat) -> Value {
-    json!({
+    let mut document = json!({
         "path": stat.path,
         "size_bytes": stat.size_bytes,
         "mode": format!("{:04o}", stat.mode),
         "modified_at_ms": stat.modified_at_ms,
         "kind": stat.kind,
-    })
+    });
+    let more = [("etag", &stat.etag), ("sha256", &stat.sha256), ("link_target", &stat.link_target)];
+    for (name, text) in more.into_iter().filter(|(_, text)| !text.is_empty()) {
+        document[name] = text.as_str().into();
+    }
+    if stat.not_utf8 {
+        document["not_utf8"] = true.into();
+    }
+    document
 }
 
 pub fn event(event: &v1::Event) -> Value {

@@ -196,7 +196,7 @@ async fn attach(
                 let message = Some(v1::down::Message::Welcome(welcome.clone()));
                 // The channel is empty.
                 let _ = downs.try_send(v1::Down { message });
-                cluster.fleet.opened(&worker, *attach, downs);
+                cluster.fleet.opened(&worker, *attach, protocol, downs);
             }
         },
     )?;
@@ -529,9 +529,8 @@ fn error_of(error: v1::Error) -> Error {
 
 fn call_result(cluster: &Cluster, worker: &WorkerId, result: v1::CallResult) {
     let reply = match result.result {
-        Some(v1::call_result::Result::List(list)) => Ok(Reply::List(list)),
-        Some(v1::call_result::Result::Stat(stat)) => Ok(Reply::Stat(stat)),
-        Some(v1::call_result::Result::Error(error)) => Err(error_of(error)),
+        Some(Reply::Error(error)) => Err(error_of(error)),
+        Some(reply) => Ok(reply),
         None => Err(Error::internal("the worker answered a call with nothing")),
     };
     cluster.fleet.answered(worker, result.call_id, reply);

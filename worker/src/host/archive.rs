@@ -84,7 +84,8 @@ fn failed(path: &[u8], error: impl Into<io::Error>) -> Error {
     let code = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => Code::StoreFull,
         Some(libc::EFBIG) => Code::TooLarge,
-        Some(libc::EXDEV | libc::ELOOP) => Code::PathEscapes,
+        // ENOTDIR: what should be a directory is a link, or a file.
+        Some(libc::EXDEV | libc::ELOOP | libc::ENOTDIR) => Code::PathEscapes,
         _ => Code::Internal,
     };
     Error::new(code, format!("{:?}: {error}", String::from_utf8_lossy(path)))

@@ -3,17 +3,11 @@
 //! The kernel resolves the path (openat2 BENEATH), so nothing a session does to its directories meanwhile leads out of
 //! its workspace; symbolic links that stay inside are followed.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsStr,
-    io,
-    os::fd::{AsFd, OwnedFd},
-    path::{Component, Path},
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd, os::unix::ffi::OsStrExt, path::Path};
 
 use cooper_common::{
     error::{Code, Error, Result},
-    limits::request::PATH_BYTES_MAX,
+    limits::exec::FILE_SIZE_BYTES,
 };
 use cooper_proto::{
     host::{OpenFile, open_file::Mode},
@@ -21,23 +15,38 @@ use cooper_proto::{
 };
 use prost::Message as _;
 use rustix::{
-    fs::{self, AtFlags, FileType, Mode as Permissions, OFlags, ResolveFlags},
+    fs::{self, AtFlags, FileType, Mode as Permissions, OFlags, RenameFlags},
     io::Errno,
 };
 
-use super::listing;
-use crate::frame;
+use super::{
+    beneath::{self, DIRECTORY, LISTABLE, Place, READABLE, checked, describe, failed},
+    listing,
+    session::Session,
+    sys,
+};
+use crate::{etag, frame};
+
+mod change;
+mod copy;
+mod edit;
+mod find;
+mod pack;
+mod walk;
+pub mod work;
 
 /// Files being written: temporary files beside the file they will become.
 #[derive(Default)]
 pub struct Writing(BTreeMap<u64, Pending>);
 
 struct Pending {
-    directory: OwnedFd,
+    place: Place,
     temporary: String,
-    name: String,
     path: String,
     file: OwnedFd,
+    /// Etag that what is there must have, or `none`.
+    if_match: String,
+    uid: Option<u32>,
 }
 
 pub struct Opened {
@@ -45,41 +54,48 @@ pub struct Opened {
     pub stat: Option<FileStat>,
 }
 
+/// As whom calls act on the files of a session: as its code does, or neither could change what the other made.
+pub fn acting(session: &Session) -> Option<u32> {
+    session.uid()
+}
+
+/// The largest file that a process of the session may write.
+pub fn largest_file(session: &Session) -> u64 {
+    match session.record.file_size_bytes {
+        0 => FILE_SIZE_BYTES,
+        bytes => bytes,
+    }
+}
+
 impl Writing {
-    /// Serves one OpenFile. What is opened for writing stays pending until [`Writing::close`].
-    pub fn open(&mut self, workspace: &Path, call: &OpenFile) -> Result<Opened> {
-        check(&call.path)?;
-        let root =
-            fs::open(workspace, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Permissions::empty())
-                .map_err(|e| failed(&call.path, e))?;
-        match call.mode() {
+    /// Serves one OpenFile as `uid`. What is opened for writing stays pending until [`Writing::close`].
+    pub fn open(&mut self, workspace: &Path, uid: Option<u32>, call: &OpenFile) -> Result<Opened> {
+        let root = fs::open(workspace, DIRECTORY, Permissions::empty()).map_err(|e| failed(&call.path, e))?;
+        let opened = sys::as_user(uid, || match call.mode() {
             Mode::List => list(&root, &call.path),
             Mode::Read => read(&root, &call.path),
-            Mode::Write => self.write(&root, call),
+            Mode::Write => self.write(&root, uid, call),
             Mode::Unspecified => Err(Error::invalid("a file call without a mode")),
-        }
+        });
+        opened.map_err(|e| Error::internal(format!("the session's uid cannot be taken: {e}")))?
     }
 
-    fn write(&mut self, root: &OwnedFd, call: &OpenFile) -> Result<Opened> {
-        let path = Path::new(&call.path);
-        let name = path
-            .file_name()
-            .and_then(OsStr::to_str)
-            .filter(|_| {
-                !call.path.ends_with('/')
-                    && !matches!(path.components().next_back(), Some(Component::ParentDir))
-            })
-            .ok_or_else(|| Error::invalid(format!("{:?} does not name a file", call.path)))?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let directory = open_parent(root, parent, call.create_dirs).map_err(|e| failed(&call.path, e))?;
+    fn write(&mut self, root: &OwnedFd, uid: Option<u32>, call: &OpenFile) -> Result<Opened> {
+        if call.path.ends_with('/') {
+            return Err(Error::invalid(format!("{:?} does not name a file", call.path)));
+        }
+        let place = Place::find(root, &call.path, call.create_dirs)?;
+        matches(&place, &call.path, &call.if_match)?;
         let temporary = format!(".cooper-{:016x}.part", rand::random::<u64>());
         let mode = if call.permissions == 0 { 0o644 } else { call.permissions & 0o777 };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = beneath(&directory, Path::new(&temporary), flags, Permissions::from_raw_mode(0o600))
+        let private = Permissions::from_raw_mode(0o600);
+        let file = beneath::open(&place.dir, temporary.as_bytes(), flags, private)
             .and_then(|file| fs::fchmod(&file, Permissions::from_raw_mode(mode)).map(|()| file))
             .map_err(|e| failed(&call.path, e))?;
         let fd = file.try_clone().map_err(|e| Error::internal(e.to_string()))?;
-        let pending = Pending { directory, temporary, name: name.to_owned(), path: call.path.clone(), file };
+        let (path, if_match) = (call.path.clone(), call.if_match.clone());
+        let pending = Pending { place, temporary, path, file, if_match, uid };
         if let Some(before) = self.0.insert(call.call_id, pending) {
             before.remove();
         }
@@ -95,11 +111,10 @@ impl Writing {
             pending.remove();
             return Ok(None);
         }
-        let renamed = fs::renameat(&pending.directory, &pending.temporary, &pending.directory, &pending.name);
-        match renamed.and_then(|()| fs::fstat(&pending.file)) {
+        let put = sys::as_user(pending.uid, || pending.put());
+        match put.unwrap_or_else(|e| Err(Error::internal(e.to_string()))) {
             Ok(stat) => Ok(Some(describe(&pending.path, &stat))),
             Err(error) => {
-                let error = failed(&pending.path, error);
                 pending.remove();
                 Err(error)
             }
@@ -113,119 +128,67 @@ impl Writing {
 }
 
 impl Pending {
+    fn put(&self) -> Result<fs::Stat> {
+        matches(&self.place, &self.path, &self.if_match)?;
+        let flags = if self.if_match == ABSENT { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        let dir = &self.place.dir;
+        fs::renameat_with(dir, &*self.temporary, dir, self.place.name(), flags)
+            .and_then(|()| fs::fstat(&self.file))
+            .map_err(|e| failed(&self.path, e))
+    }
+
     fn remove(self) {
-        let _ = fs::unlinkat(&self.directory, &self.temporary, AtFlags::empty());
+        let gone = || fs::unlinkat(&self.place.dir, &*self.temporary, AtFlags::empty());
+        let _ = sys::as_user(self.uid, gone);
+    }
+}
+
+/// `if_match` of a file that must not be there.
+const ABSENT: &str = "none";
+
+/// Whether what is there is what the caller knows of.
+fn matches(place: &Place, path: &str, if_match: &str) -> Result<()> {
+    if if_match.is_empty() {
+        return Ok(());
+    }
+    match place.stat() {
+        Err(Errno::NOENT) if if_match == ABSENT => Ok(()),
+        Ok(_) if if_match == ABSENT => Err(failed(path, Errno::EXIST)),
+        Ok(stat) if etag::of_stat(&stat) == if_match => Ok(()),
+        Ok(_) | Err(Errno::NOENT) => {
+            Err(Error::new(Code::FileChanged, format!("{path:?} is not the file it was")))
+        }
+        Err(error) => Err(failed(path, error)),
     }
 }
 
 /// A directory beneath the workspace, for a command to start in. Empty = the workspace.
 pub fn directory(workspace: &Path, path: &str) -> Result<std::path::PathBuf> {
-    check(path)?;
+    let bytes = checked(path)?;
     if path.is_empty() {
         return Ok(workspace.to_owned());
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = fs::open(workspace, flags, Permissions::empty()).map_err(|e| failed(path, e))?;
-    beneath(&root, Path::new(path), flags, Permissions::empty()).map_err(|e| failed(path, e))?;
-    Ok(workspace.join(path))
-}
-
-fn check(path: &str) -> Result<()> {
-    if path.len() > PATH_BYTES_MAX || path.contains('\0') {
-        return Err(Error::invalid("the path is too long or contains NUL"));
-    }
-    if path.starts_with('/') {
-        return Err(Error::new(Code::PathEscapes, format!("{path:?} is absolute")));
-    }
-    Ok(())
+    let root = fs::open(workspace, DIRECTORY, Permissions::empty()).map_err(|e| failed(path, e))?;
+    beneath::open(&root, &bytes, DIRECTORY, Permissions::empty()).map_err(|e| failed(path, e))?;
+    Ok(workspace.join(std::ffi::OsStr::from_bytes(&bytes)))
 }
 
 fn list(root: &OwnedFd, path: &str) -> Result<Opened> {
-    let target = if path.is_empty() { "." } else { path };
-    let directory = beneath(
-        root,
-        Path::new(target),
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Permissions::empty(),
-    )
-    .map_err(|e| failed(path, e))?;
+    let directory =
+        beneath::open(root, &checked(path)?, LISTABLE, Permissions::empty()).map_err(|e| failed(path, e))?;
     let listing = listing::list(directory, path)?.encode_to_vec();
     let fd = frame::sealed_memfd("cooper-listing", &listing).map_err(|e| Error::internal(e.to_string()))?;
     Ok(Opened { fd, stat: None })
 }
 
 fn read(root: &OwnedFd, path: &str) -> Result<Opened> {
-    // Not blocking: a session may have put a FIFO there.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = beneath(root, Path::new(path), flags, Permissions::empty()).map_err(|e| failed(path, e))?;
+    let fd =
+        beneath::open(root, &checked(path)?, READABLE, Permissions::empty()).map_err(|e| failed(path, e))?;
     let stat = fs::fstat(&fd).map_err(|e| failed(path, e))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+    if beneath::kind(&stat) != FileType::RegularFile {
         return Err(Error::new(Code::NotAFile, format!("{path:?} is not a regular file")));
     }
     Ok(Opened { fd, stat: Some(describe(path, &stat)) })
-}
-
-fn beneath(root: impl AsFd, path: &Path, flags: OFlags, mode: Permissions) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    // AGAIN: something was renamed while the kernel looked; a few tries tell a busy session from a hostile one.
-    let mut last = Errno::AGAIN;
-    for _ in 0..16 {
-        match fs::openat2(&root, path, flags, mode, resolve) {
-            Err(error @ (Errno::AGAIN | Errno::INTR)) => last = error,
-            other => return other,
-        }
-    }
-    Err(last)
-}
-
-fn open_parent(root: &OwnedFd, parent: &Path, create: bool) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match beneath(root, parent, flags, Permissions::empty()) {
-        Err(Errno::NOENT) if create => {}
-        other => return other,
-    }
-    let mut at = beneath(root, Path::new("."), flags, Permissions::empty())?;
-    let mut so_far = std::path::PathBuf::new();
-    for component in parent.components() {
-        so_far.push(component);
-        at = match beneath(root, &so_far, flags, Permissions::empty()) {
-            Err(Errno::NOENT) => {
-                match fs::mkdirat(&at, component.as_os_str(), Permissions::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => beneath(root, &so_far, flags, Permissions::empty())?,
-                    Err(error) => return Err(error),
-                }
-            }
-            other => other?,
-        };
-    }
-    Ok(at)
-}
-
-fn describe(path: &str, stat: &fs::Stat) -> FileStat {
-    FileStat {
-        path: path.to_owned(),
-        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
-        mode: stat.st_mode & 0o7777,
-        modified_at_ms: stat.st_mtime * 1000 + stat.st_mtime_nsec as i64 / 1_000_000,
-        kind: "file".to_owned(),
-    }
-}
-
-fn failed(path: &str, error: Errno) -> Error {
-    let code = match error {
-        Errno::NOENT => Code::FileNotFound,
-        Errno::XDEV | Errno::AGAIN => Code::PathEscapes,
-        Errno::ISDIR | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV => Code::NotAFile,
-        Errno::NAMETOOLONG | Errno::INVAL | Errno::ACCESS | Errno::PERM => Code::InvalidArgument,
-        Errno::NOSPC | Errno::DQUOT => Code::StoreFull,
-        _ => Code::Internal,
-    };
-    let what = match code {
-        Code::PathEscapes => "leads out of the workspace".to_owned(),
-        Code::FileNotFound => "does not exist".to_owned(),
-        _ => io::Error::from(error).to_string(),
-    };
-    Error::new(code, format!("{path:?}: {what}"))
 }
 
 #[cfg(test)]
@@ -241,7 +204,7 @@ mod tests {
         OpenFile { call_id: 1, path: path.to_owned(), mode: mode.into(), ..OpenFile::default() }
     }
     fn refused(workspace: &Path, path: &str, mode: Mode) -> Code {
-        Writing::default().open(workspace, &call(path, mode)).err().map(|e| e.code).unwrap()
+        Writing::default().open(workspace, None, &call(path, mode)).err().map(|e| e.code).unwrap()
     }
 
     #[test]
@@ -279,7 +242,7 @@ mod tests {
         let mut writing = Writing::default();
         let mut open = call("f", Mode::Write);
         open.permissions = 0o750;
-        let opened = writing.open(dir.path(), &open).unwrap();
+        let opened = writing.open(dir.path(), None, &open).unwrap();
         stdfs::File::from(opened.fd).write_all(b"new!").unwrap();
         assert_eq!(stdfs::read(dir.path().join("f")).unwrap(), b"old");
         let stat = writing.close(1, true).unwrap().unwrap();
@@ -287,7 +250,7 @@ mod tests {
         let mode = stdfs::metadata(dir.path().join("f")).unwrap().permissions().mode();
         assert_eq!((stdfs::read(dir.path().join("f")).unwrap(), mode & 0o777), (b"new!".to_vec(), 0o750));
 
-        writing.open(dir.path(), &open).unwrap();
+        writing.open(dir.path(), None, &open).unwrap();
         writing.abandon();
         assert_eq!(stdfs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -297,15 +260,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writing = Writing::default();
         let mut open = call("a/b/f", Mode::Write);
-        assert_eq!(writing.open(dir.path(), &open).err().map(|e| e.code), Some(Code::FileNotFound));
+        assert_eq!(writing.open(dir.path(), None, &open).err().map(|e| e.code), Some(Code::FileNotFound));
         open.create_dirs = true;
-        writing.open(dir.path(), &open).unwrap();
+        writing.open(dir.path(), None, &open).unwrap();
         writing.close(1, true).unwrap();
-        let read = writing.open(dir.path(), &call("a/b/f", Mode::Read)).unwrap();
+        let read = writing.open(dir.path(), None, &call("a/b/f", Mode::Read)).unwrap();
         let mut content = String::new();
         stdfs::File::from(read.fd).read_to_string(&mut content).unwrap();
         assert_eq!(read.stat.unwrap().path, "a/b/f");
-        let listing = writing.open(dir.path(), &call("a", Mode::List)).unwrap();
+        let listing = writing.open(dir.path(), None, &call("a", Mode::List)).unwrap();
         let mut encoded = Vec::new();
         stdfs::File::from(listing.fd).read_to_end(&mut encoded).unwrap();
         let listing = cooper_proto::v1::ListFilesResponse::decode(&*encoded).unwrap();

@@ -54,6 +54,7 @@ fn list_first(directory: OwnedFd, path: &str, max: usize, bytes_max: usize) -> R
             mode: stat.st_mode & 0o7777,
             modified_at_ms: stat.st_mtime * 1000 + stat.st_mtime_nsec as i64 / 1_000_000,
             kind: kind.to_owned(),
+            ..FileStat::default()
         };
         // A tag and a length before each; deep directories and names that are not UTF-8 make long paths.
         bytes += file.encoded_len() + 8;
@@ -63,7 +64,7 @@ fn list_first(directory: OwnedFd, path: &str, max: usize, bytes_max: usize) -> R
         }
         files.push(file);
     }
-    Ok(ListFilesResponse { files, truncated })
+    Ok(ListFilesResponse { files, truncated, ..ListFilesResponse::default() })
 }
 
 #[cfg(test)]

@@ -285,6 +285,7 @@ impl Host {
         session.state = State::Destroying;
         session.queue.clear();
         self.end_attempts_of(&id, Why::SessionEnded);
+        self.end_file_work(&id);
         self.leftovers.retain(|_, (_, session)| *session != id);
         let trees: Vec<u64> =
             self.sessions.get(&id).into_iter().flat_map(|s| s.trees.iter().copied()).collect();
@@ -298,7 +299,7 @@ impl Host {
     pub(super) fn advance(&mut self, id: &str) {
         let Some(session) = self.sessions.get_mut(id) else { return };
         match session.state {
-            State::Destroying if session.trees.is_empty() => {
+            State::Destroying if session.trees.is_empty() && !self.work.is_on(id) => {
                 session.state = State::Removing;
                 let dir = session.home.dir.clone();
                 if let Err(error) = self.remove_session_files(id, &dir) {

@@ -94,6 +94,7 @@ impl Host {
         let wait = self.link.died(&self.config.timing, now);
         // What it was writing stays half-written for ever otherwise.
         self.writing.abandon();
+        self.work.abandon();
         for attempt in self.attempts.values_mut() {
             attempt.unname();
         }

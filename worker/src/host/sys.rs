@@ -121,6 +121,39 @@ pub fn kill_all_of(uid: u32) -> bool {
     ended == child.as_raw_nonzero().get() && status == 0
 }
 
+/// Does `work` as if this process were `uid` to the file system, and only to that: what the kernel lets that user open,
+/// make and rename is what `work` can. `None` changes nothing.
+pub fn as_user<T>(uid: Option<u32>, work: impl FnOnce() -> T) -> io::Result<T> {
+    /// Puts the identity back, also when `work` panics.
+    struct Back {
+        uid: libc::c_int,
+        gid: libc::c_int,
+    }
+    impl Drop for Back {
+        fn drop(&mut self) {
+            // SAFETY: plain system calls on this thread, which is the process's only one.
+            unsafe {
+                libc::setfsuid(self.uid as u32);
+                libc::setfsgid(self.gid as u32);
+            }
+        }
+    }
+    let Some(uid) = uid else { return Ok(work()) };
+    // SAFETY: plain system calls on this thread. They report nothing but the identity of before, so it is asked for
+    // again by naming one that cannot be.
+    let (back, now) = unsafe {
+        let gid = libc::setfsgid(uid);
+        let back = Back { uid: libc::setfsuid(uid), gid };
+        (back, (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX)))
+    };
+    let done = match now == (uid as libc::c_int, uid as libc::c_int) {
+        true => Ok(work()),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    };
+    drop(back);
+    done
+}
+
 /// Makes `fds` the descriptors 0, 1, 2, …; marks every other one close-on-exec. Returns what became of `program`.
 pub fn place_descriptors(fds: &[OwnedFd], program: Option<&OwnedFd>) -> io::Result<Option<RawFd>> {
     // First all of them out of the way of the targets, then each to its place.

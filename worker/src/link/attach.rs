@@ -127,7 +127,8 @@ impl<H: Host> Link<H> {
             "registered"
         );
         self.show_status(true);
-        let mut attached = Attached::new(up, down, bulk, self.timing);
+        let host_version = self.ledger.host().version;
+        let mut attached = Attached::new(up, down, bulk, self.timing, host_version);
         let left = self.attached(&mut attached).await;
         // Files half written for calls of this attach.
         for close in attached.abandon() {

@@ -39,8 +39,15 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub fn new(up: mpsc::Sender<v1::Up>, down: Streaming<v1::Down>, bulk: Bulk, timing: Timing) -> Self {
-        Self { up, down, output: Output::new(bulk.clone(), timing), calls: Calls::new(bulk) }
+    pub fn new(
+        up: mpsc::Sender<v1::Up>,
+        down: Streaming<v1::Down>,
+        bulk: Bulk,
+        timing: Timing,
+        host_version: u32,
+    ) -> Self {
+        let calls = Calls::new(bulk.clone(), host_version);
+        Self { up, down, output: Output::new(bulk, timing), calls }
     }
     /// What the host has to be told now that nobody waits for the calls any more.
     pub fn abandon(self) -> Vec<to_host::Message> {

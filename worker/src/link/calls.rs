@@ -14,10 +14,13 @@ use std::{
 
 use cooper_common::{
     error::{Code, Error, Result},
-    limits::link::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX},
+    limits::{
+        exec::FILE_SIZE_BYTES,
+        link::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX},
+    },
 };
 use cooper_proto::{
-    host::{CloseFile, FileClosed, FileOpened, OpenFile, open_file::Mode, to_host},
+    host::{CloseFile, FileClosed, FileOpened, FileWork, OpenFile, open_file::Mode, to_host},
     v1::{self, FileStat, call, call_result, up},
 };
 use prost::Message as _;
@@ -37,6 +40,9 @@ const LIST_BYTES_MAX: usize = MESSAGE_BYTES_MAX - CHUNK_BYTES_MAX;
 /// Calls that wait for their turn; more are refused (`overloaded`).
 const CALLS_WAITING_MAX: usize = 1024;
 
+/// Since this version of the host protocol the host serves calls by processes.
+const FILE_WORK_VERSION: u32 = 3;
+
 /// Ids of files at the host. They start somewhere else in every link, so that a late answer to the link before this
 /// one cannot be taken for an answer to this one.
 static NEXT_ID: std::sync::LazyLock<AtomicU64> =
@@ -52,19 +58,21 @@ pub struct Calls {
     tasks: JoinSet<()>,
 }
 
-type Opened = (FileOpened, Option<OwnedFd>);
+type Opened = (FileOpened, Vec<OwnedFd>);
 
 /// What a task asks of the loop.
 pub enum Request {
     Open(OpenFile, oneshot::Sender<Opened>),
+    Work(FileWork, oneshot::Sender<Opened>),
     Close(CloseFile, oneshot::Sender<FileClosed>),
     Answer(v1::CallResult),
 }
 
 impl Calls {
-    pub fn new(bulk: Bulk) -> Self {
+    pub fn new(bulk: Bulk, host_version: u32) -> Self {
         let (sender, requests) = mpsc::channel(CALLS_MAX);
-        let desk = Desk { bulk, requests: sender, slots: Arc::new(Semaphore::new(CALLS_MAX)) };
+        let slots = Arc::new(Semaphore::new(CALLS_MAX));
+        let desk = Desk { bulk, host_version, requests: sender, slots };
         Self {
             desk,
             requests,
@@ -103,6 +111,10 @@ impl Calls {
                 }
                 ledger.tell_host(to_host::Message::OpenFile(open));
             }
+            Request::Work(work, reply) => {
+                self.opening.insert(work.call_id, reply);
+                ledger.tell_host(to_host::Message::FileWork(work));
+            }
             Request::Close(close, reply) => {
                 self.writing.remove(&close.call_id);
                 self.closing.insert(close.call_id, reply);
@@ -117,7 +129,7 @@ impl Calls {
             self.writing.remove(&opened.call_id);
         }
         if let Some(reply) = self.opening.remove(&opened.call_id) {
-            let _ = reply.send((opened, fds.into_iter().next()));
+            let _ = reply.send((opened, fds));
         }
     }
 
@@ -138,24 +150,45 @@ async fn serve(desk: Desk, call: v1::Call) {
     let Ok(_slot) = desk.slots.clone().acquire_owned().await else { return };
     let v1::Call { call_id, session_id, op } = call;
     let done = match op {
-        Some(call::Op::List(list)) => {
-            let files = list_files(&desk, session_id, list.path).await;
-            match files {
-                Ok(files) => {
-                    desk.answer(v1::CallResult { call_id, result: Some(call_result::Result::List(files)) })
-                        .await;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            }
-        }
         Some(call::Op::Read(read)) => transfer::read(&desk, call_id, session_id, read).await,
         Some(call::Op::Write(write)) => transfer::write(&desk, call_id, session_id, write).await,
-        None => Err(Error::invalid("this worker does not know that call").into_wire()),
+        Some(call::Op::ReadArchive(read)) => transfer::read_archive(&desk, call_id, session_id, read).await,
+        Some(call::Op::WriteArchive(header)) => {
+            transfer::write_archive(&desk, call_id, session_id, header).await
+        }
+        Some(op) => match answer_to(&desk, session_id, op).await {
+            Ok(result) => {
+                desk.answer(v1::CallResult { call_id, result: Some(result) }).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        None => Err(Error::new(Code::NotSupported, "this worker does not know that call").into_wire()),
     };
     if let Err(error) = done {
         desk.answer(refusal(call_id, error)).await;
     }
+}
+
+/// What the host answers a call that needs no transfer with.
+async fn answer_to(desk: &Desk, session_id: String, op: call::Op) -> Result<call_result::Result, v1::Error> {
+    match op {
+        // As every host serves it.
+        call::Op::List(list) if desk.host_version < FILE_WORK_VERSION && is_plain(&list) => {
+            list_files(desk, session_id, list.path).await.map(call_result::Result::List)
+        }
+        op => desk.work(session_id, op).await,
+    }
+}
+
+/// Asks for no more than a list could in the first version.
+fn is_plain(list: &v1::ListFilesRequest) -> bool {
+    let plain = v1::ListFilesRequest {
+        session_id: list.session_id.clone(),
+        path: list.path.clone(),
+        ..v1::ListFilesRequest::default()
+    };
+    *list == plain
 }
 
 async fn list_files(
@@ -198,6 +231,8 @@ fn refusal(call_id: u64, error: v1::Error) -> v1::CallResult {
 #[derive(Clone)]
 pub struct Desk {
     pub bulk: Bulk,
+    /// Version of the host protocol that is spoken.
+    pub host_version: u32,
     requests: mpsc::Sender<Request>,
     slots: Arc<Semaphore>,
 }
@@ -207,6 +242,8 @@ pub struct OpenedFile {
     pub id: u64,
     pub fd: OwnedFd,
     pub stat: Option<FileStat>,
+    /// Write: the longest it may become.
+    pub size_bytes_max: u64,
 }
 
 impl Desk {
@@ -217,14 +254,66 @@ impl Desk {
         let (reply, answer) = oneshot::channel();
         let gone = || Error::new(Code::Unavailable, "the worker's host did not answer").into_wire();
         self.requests.send(Request::Open(open, reply)).await.map_err(|_| gone())?;
-        let (opened, fd) = answer.await.map_err(|_| gone())?;
+        let (opened, fds) = answer.await.map_err(|_| gone())?;
+        let fd = fds.into_iter().next();
+        let size_bytes_max = match opened.size_bytes_max {
+            0 => FILE_SIZE_BYTES,
+            bytes => bytes,
+        };
         match (opened.error, fd) {
             (Some(error), _) => Err(error),
-            (None, Some(fd)) => Ok(OpenedFile { id, fd, stat: opened.stat }),
+            (None, Some(fd)) => Ok(OpenedFile { id, fd, stat: opened.stat, size_bytes_max }),
             (None, None) => {
                 Err(Error::internal("the worker's host opened a file and did not hand it over").into_wire())
             }
         }
+    }
+
+    /// Has a process of the session's own uid serve a call.
+    pub async fn work(&self, session_id: String, op: call::Op) -> Result<call_result::Result, v1::Error> {
+        Ok(self.work_with(session_id, op, String::new()).await?.0)
+    }
+
+    /// The same for calls about an archive: the one at a path, or one that comes with the answer.
+    pub async fn work_with(
+        &self,
+        session_id: String,
+        op: call::Op,
+        archive_path: String,
+    ) -> Result<(call_result::Result, Option<OwnedFd>), v1::Error> {
+        self.can_work()?;
+        let call_id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let call = v1::Call { call_id, session_id, op: Some(op) };
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::new(Code::Unavailable, "the worker's host did not answer").into_wire();
+        let work = FileWork { call_id, call: Some(call), archive_path };
+        self.requests.send(Request::Work(work, reply)).await.map_err(|_| gone())?;
+        let (opened, fds) = answer.await.map_err(|_| gone())?;
+        if let Some(error) = opened.error {
+            return Err(error);
+        }
+        let mut fds = fds.into_iter();
+        let nothing = || Error::internal("the worker's host answered nothing").into_wire();
+        let fd = fds.next().ok_or_else(nothing)?;
+        let answer = blocking(move || {
+            frame::read_sealed(&fd)
+                .and_then(|answer| Ok(v1::CallResult::decode(&*answer)?))
+                .map_err(|e| Error::internal(format!("the worker's host gave an unreadable answer: {e}")))
+        });
+        match answer.await.map_err(IntoWire::into_wire)?.result {
+            Some(call_result::Result::Error(error)) => Err(error),
+            Some(result) => Ok((result, fds.next())),
+            None => Err(nothing()),
+        }
+    }
+
+    /// Whether the host serves calls by processes.
+    pub fn can_work(&self) -> Result<(), v1::Error> {
+        if self.host_version < FILE_WORK_VERSION {
+            let what = "the worker's host is of an older version, which does not know that request";
+            return Err(Error::new(Code::NotSupported, what).into_wire());
+        }
+        Ok(())
     }
 
     /// Ends the writing of a file: into place, or away.
@@ -276,7 +365,7 @@ mod tests {
     fn a_list_that_no_message_holds_is_cut_and_says_so() {
         let file = FileStat { path: "p".repeat(1_000), ..FileStat::default() };
         let list =
-            |files: usize| v1::ListFilesResponse { files: vec![file.clone(); files], truncated: false };
+            |files: usize| v1::ListFilesResponse { files: vec![file.clone(); files], ..Default::default() };
         assert_eq!(fitting(list(1_000)), list(1_000));
         let cut = fitting(list(10_000));
         assert!(cut.truncated && cut.files.len() > 8_000 && cut.encoded_len() < MESSAGE_BYTES_MAX);

@@ -15,6 +15,7 @@ macro_rules! claims {
         $($(#[$doc])* fn $name() $body)*
     };
 }
+pub(crate) use claims;
 
 claims! {
     fn a_session_gets_an_interpreter_that_was_forked_before_it_was_wanted() {
@@ -591,7 +592,7 @@ claims! {
 
     fn host_and_link_speak_the_newest_version_that_both_know() {
         let mut worker = Worker::start();
-        assert_eq!(worker.hello.version, 2);
+        assert_eq!(worker.hello.version, 3);
         // A link of before an upgrade, on a host of after it.
         signal(worker.link.pid, Signal::KILL);
         worker.next_silent_link();
@@ -599,9 +600,9 @@ claims! {
         // One that is too new is sent away; the next may be another.
         signal(worker.link.pid, Signal::KILL);
         worker.next_silent_link();
-        worker.link.send(to_host::Message::Hello(wire::LinkHello { version_min: 3, version_max: 9 }));
+        worker.link.send(to_host::Message::Hello(wire::LinkHello { version_min: 4, version_max: 9 }));
         worker.next_link();
-        assert_eq!(worker.hello.version, 2);
+        assert_eq!(worker.hello.version, 3);
 
         let mut old = Worker::start_in(&[("TEST_HOST_PROTOCOL", "1")]);
         assert_eq!(old.hello.version, 1);

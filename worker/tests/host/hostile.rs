@@ -81,7 +81,7 @@ pub fn after_a_session_nothing_of_its_uid_is_left() {
     worker.destroy(&session);
     let left = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
         std::os::unix::fs::MetadataExt::uid(
-            &entry.metadata().map_or_else(|_| std::fs::metadata("/").unwrap(), |m| m),
+            &entry.metadata().unwrap_or_else(|_| std::fs::metadata("/").unwrap()),
         ) == uid
     });
     assert_eq!(left.count(), 0);

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod claims;
+mod files;
 mod hostile;
 mod measure;
 mod worker;
@@ -52,6 +53,7 @@ fn run(arguments: &[String]) -> ExitCode {
     let tests: Vec<_> = claims::ALL
         .iter()
         .chain(hostile)
+        .chain(files::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .collect();
     println!("\nrunning {} tests", tests.len());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cooper_common::error::Error;
-use cooper_proto::v1::{self, sessions_server};
+use cooper_proto::v1::{self, call::Op, sessions_server};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -11,6 +11,8 @@ use super::convert;
 use crate::{
     cluster::Cluster,
     doors::{BoxStream, caller, status},
+    files,
+    fleet::Reply,
     sessions,
 };
 
@@ -21,6 +23,7 @@ pub struct Sessions {
 #[tonic::async_trait]
 impl sessions_server::Sessions for Sessions {
     type ReadFileStream = BoxStream<v1::ReadFileResponse>;
+    type ReadArchiveStream = BoxStream<v1::ReadFileResponse>;
 
     async fn create_session(
         &self,
@@ -81,11 +84,152 @@ impl sessions_server::Sessions for Sessions {
         &self,
         request: Request<v1::ReadFileRequest>,
     ) -> Result<Response<Self::ReadFileStream>, Status> {
+        self.read(request, Op::Read).await
+    }
+
+    async fn read_archive(
+        &self,
+        request: Request<v1::ReadArchiveRequest>,
+    ) -> Result<Response<Self::ReadArchiveStream>, Status> {
+        self.read(request, Op::ReadArchive).await
+    }
+
+    async fn write_file(
+        &self,
+        request: Request<Streaming<v1::WriteFileRequest>>,
+    ) -> Result<Response<v1::WriteFileResponse>, Status> {
+        use v1::write_file_request::Part;
+        let written = self.write(request, |message| match message.part {
+            Some(Part::Header(header)) => Piece::Header(Op::Write(header)),
+            Some(Part::Data(data)) => Piece::Data(data),
+            None => Piece::Data(Vec::new()),
+        });
+        match written.await? {
+            Reply::Stat(stat) => Ok(Response::new(v1::WriteFileResponse { stat: Some(stat) })),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn write_archive(
+        &self,
+        request: Request<Streaming<v1::WriteArchiveRequest>>,
+    ) -> Result<Response<v1::WriteArchiveResponse>, Status> {
+        use v1::write_archive_request::Part;
+        let written = self.write(request, |message| match message.part {
+            Some(Part::Header(header)) => Piece::Header(Op::WriteArchive(header)),
+            Some(Part::Data(data)) => Piece::Data(data),
+            None => Piece::Data(Vec::new()),
+        });
+        match written.await? {
+            Reply::Unpacked(unpacked) => Ok(Response::new(unpacked)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn list_files(
+        &self,
+        request: Request<v1::ListFilesRequest>,
+    ) -> Result<Response<v1::ListFilesResponse>, Status> {
+        match self.call(request, Op::List).await? {
+            Reply::List(list) => Ok(Response::new(list)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn stat_file(
+        &self,
+        request: Request<v1::StatFileRequest>,
+    ) -> Result<Response<v1::FileStat>, Status> {
+        self.call_for_stat(request, Op::Stat).await
+    }
+
+    async fn move_file(
+        &self,
+        request: Request<v1::MoveFileRequest>,
+    ) -> Result<Response<v1::FileStat>, Status> {
+        self.call_for_stat(request, Op::Move).await
+    }
+
+    async fn make_dir(&self, request: Request<v1::MakeDirRequest>) -> Result<Response<v1::FileStat>, Status> {
+        self.call_for_stat(request, Op::MakeDir).await
+    }
+
+    async fn change_mode(
+        &self,
+        request: Request<v1::ChangeModeRequest>,
+    ) -> Result<Response<v1::FileStat>, Status> {
+        self.call_for_stat(request, Op::ChangeMode).await
+    }
+
+    async fn copy_file(
+        &self,
+        request: Request<v1::CopyFileRequest>,
+    ) -> Result<Response<v1::CopyFileResponse>, Status> {
+        match self.call(request, Op::Copy).await? {
+            Reply::Copied(copied) => Ok(Response::new(copied)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn delete_file(
+        &self,
+        request: Request<v1::DeleteFileRequest>,
+    ) -> Result<Response<v1::DeleteFileResponse>, Status> {
+        match self.call(request, Op::Delete).await? {
+            Reply::Deleted(deleted) => Ok(Response::new(deleted)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn search_files(
+        &self,
+        request: Request<v1::SearchFilesRequest>,
+    ) -> Result<Response<v1::SearchFilesResponse>, Status> {
+        match self.call(request, Op::Search).await? {
+            Reply::Found(found) => Ok(Response::new(found)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn edit_file(
+        &self,
+        request: Request<v1::EditFileRequest>,
+    ) -> Result<Response<v1::EditFileResponse>, Status> {
+        match self.call(request, Op::Edit).await? {
+            Reply::Edited(edited) => Ok(Response::new(edited)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+}
+
+impl Sessions {
+    async fn call<T>(&self, request: Request<T>, op: impl FnOnce(T) -> Op) -> Result<Reply, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        files::call(&self.cluster, &caller, op(request.into_inner())).await.map_err(status)
+    }
+
+    async fn call_for_stat<T>(
+        &self,
+        request: Request<T>,
+        op: impl FnOnce(T) -> Op,
+    ) -> Result<Response<v1::FileStat>, Status> {
+        match self.call(request, op).await? {
+            Reply::Stat(stat) => Ok(Response::new(stat)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
+    async fn read<T>(
+        &self,
+        request: Request<T>,
+        op: impl FnOnce(T) -> Op,
+    ) -> Result<Response<BoxStream<v1::ReadFileResponse>>, Status> {
         use v1::read_file_response::Part;
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
         let (stat, mut body) =
-            sessions::read_file(&self.cluster, &caller, request.into_inner()).await.map_err(status)?;
+            files::read(&self.cluster, &caller, op(request.into_inner())).await.map_err(status)?;
         let stream = async_stream::try_stream! {
             yield v1::ReadFileResponse { part: Some(Part::Stat(stat)) };
             while let Some(piece) = body.recv().await {
@@ -96,34 +240,31 @@ impl sessions_server::Sessions for Sessions {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn write_file(
+    /// Passes a body on to the worker; its answer may come before the body's end, and says why then.
+    async fn write<T: Send + 'static>(
         &self,
-        request: Request<Streaming<v1::WriteFileRequest>>,
-    ) -> Result<Response<v1::WriteFileResponse>, Status> {
-        use v1::write_file_request::Part;
+        request: Request<Streaming<T>>,
+        piece: impl Fn(T) -> Piece + Send,
+    ) -> Result<Reply, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
         let mut parts = request.into_inner();
-        let Some(v1::WriteFileRequest { part: Some(Part::Header(header)) }) =
-            parts.next().await.transpose()?
-        else {
+        let Some(Piece::Header(op)) = parts.next().await.transpose()?.map(&piece) else {
             return Err(status(Error::invalid("the first message of a write is its header")));
         };
-        let (body, written) = sessions::write_file(&self.cluster, &caller, header).await.map_err(status)?;
+        let (body, written) = files::write(&self.cluster, &caller, op).await.map_err(status)?;
         tokio::pin!(written);
         let send = async {
             while let Some(part) = parts.next().await.transpose()? {
-                match part.part {
-                    Some(Part::Data(data)) if !data.is_empty() => {
+                match piece(part) {
+                    Piece::Data(data) if !data.is_empty() => {
                         if body.send(data.into()).await.is_err() {
                             // The worker gave up; its answer says why.
                             return Ok(());
                         }
                     }
-                    Some(Part::Header(_)) => {
-                        return Err(status(Error::invalid("a write has one header")));
-                    }
-                    Some(Part::Data(_)) | None => {}
+                    Piece::Data(_) => {}
+                    Piece::Header(_) => return Err(status(Error::invalid("a write has one header"))),
                 }
             }
             // Complete. A stream that was cut instead fails above, and the body is dropped without this.
@@ -138,22 +279,14 @@ impl sessions_server::Sessions for Sessions {
                     result?;
                     sent = true;
                 }
-                stat = &mut written => {
-                    let stat = stat.map_err(status)?;
-                    return Ok(Response::new(v1::WriteFileResponse { stat: Some(stat) }));
-                }
+                reply = &mut written => return reply.map_err(status),
             }
         }
     }
+}
 
-    async fn list_files(
-        &self,
-        request: Request<v1::ListFilesRequest>,
-    ) -> Result<Response<v1::ListFilesResponse>, Status> {
-        let caller = caller(&request)?;
-        caller.require_client().map_err(status)?;
-        let files =
-            sessions::list_files(&self.cluster, &caller, request.into_inner()).await.map_err(status)?;
-        Ok(Response::new(files))
-    }
+/// One message of a write.
+enum Piece {
+    Header(Op),
+    Data(Vec<u8>),
 }

@@ -199,10 +199,9 @@ impl<R: Read> Reader<R> {
         loop {
             self.pass_by()?;
             let mut block = [0; BLOCK];
-            match self.fill(&mut block)? {
-                0 => return Ok(None),
-                BLOCK => {}
-                _ => return Err(cut()),
+            // An archive ends with a mark: one that just ends was cut, be it between two entries.
+            if self.fill(&mut block)? != BLOCK {
+                return Err(cut());
             }
             if block.iter().all(|byte| *byte == 0) {
                 return Ok(None);
@@ -366,5 +365,5 @@ fn malformed(what: &str) -> Error {
 }
 
 fn cut() -> Error {
-    Error::invalid("the archive ends in the middle of an entry")
+    Error::invalid("the archive ends before its end mark: it was cut")
 }

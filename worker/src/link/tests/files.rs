@@ -34,7 +34,7 @@ async fn a_directory_is_listed_and_a_refusal_is_passed_on() {
     let (mut host, _link) = link(&coordinator.addr, hello()).await;
     let mut attach = coordinator.attach().await;
     attach.welcome(1, vec![]).await;
-    let list = v1::ListFilesRequest { session_id: "s".into(), path: "sub".into() };
+    let list = v1::ListFilesRequest { session_id: "s".into(), path: "sub".into(), ..Default::default() };
     call(&attach, 9, v1::call::Op::List(list.clone())).await;
     let open = opened(&mut host, host::open_file::Mode::List).await;
     assert_eq!((open.session_id.as_str(), open.path.as_str()), ("s", "sub"));
@@ -43,7 +43,7 @@ async fn a_directory_is_listed_and_a_refusal_is_passed_on() {
         |path: &str, kind: &str| v1::FileStat { path: path.into(), kind: kind.into(), ..Default::default() };
     let listing = v1::ListFilesResponse {
         files: vec![listed("sub/a", "dir"), listed("sub/b", "file")],
-        truncated: false,
+        ..Default::default()
     };
     let listing = crate::frame::sealed_memfd("listing", &listing.encode_to_vec()).unwrap();
     host.say(to_link::Message::FileOpened(answer), &[listing.as_fd()]).await;
@@ -55,7 +55,7 @@ async fn a_directory_is_listed_and_a_refusal_is_passed_on() {
     call(&attach, 10, v1::call::Op::List(list)).await;
     let open = opened(&mut host, host::open_file::Mode::List).await;
     let error = Some(v1::Error { code: "file_not_found".into(), ..v1::Error::default() });
-    let refused = host::FileOpened { call_id: open.call_id, error: error.clone(), stat: None };
+    let refused = host::FileOpened { call_id: open.call_id, error: error.clone(), ..Default::default() };
     host.say(to_link::Message::FileOpened(refused), &[]).await;
     let up::Message::CallResult(result) = attach.next().await else { panic!("no result") };
     assert_eq!(result.result, error.map(v1::call_result::Result::Error));
