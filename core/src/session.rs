@@ -69,6 +69,9 @@ pub struct Body {
     pub python_version: String,
     #[serde(default)]
     pub facilities: Vec<String>,
+    /// Its worker's when it became ready.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tier: String,
     #[serde(default)]
     pub interpreter_restarted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,6 +179,7 @@ impl Session {
                 output_limit_bytes: create.output_limit_bytes,
                 python_version: String::new(),
                 facilities: Vec::new(),
+                tier: String::new(),
                 interpreter_restarted: false,
                 reason: None,
                 lifetime: Lifetime { idle_timeout_ms: create.idle_timeout_ms, ..Lifetime::default() },

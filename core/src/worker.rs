@@ -86,6 +86,12 @@ pub struct Body {
     pub boot_id: String,
     #[serde(default)]
     pub python_version: String,
+    /// Isolation of its sessions; empty = it did not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tier: String,
+    /// Why it takes no sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions_refused: Option<Reason>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
     /// Why it could not attach when it tried last.
@@ -108,6 +114,8 @@ impl Body {
             hostname: String::new(),
             boot_id: String::new(),
             python_version: String::new(),
+            tier: String::new(),
+            sessions_refused: None,
             drain: None,
             refused: None,
         }
@@ -272,9 +280,15 @@ impl Worker {
         self.attached.map_or(0, |attached| attached.credit.available())
     }
 
+    /// Its sessions are kept from each other: they have uids of their own. What does not say so does not.
+    pub fn keeps_tenants_apart(&self) -> bool {
+        matches!(&*self.body.tier, "T1" | "T2" | "T3")
+    }
+
     /// Sessions it can take now.
     pub fn free_sessions(&self) -> u32 {
-        if self.accepts() && self.body.capabilities.contains("python") {
+        let takes = self.body.capabilities.contains("python") && self.body.sessions_refused.is_none();
+        if self.accepts() && takes {
             self.body.sessions_max.saturating_sub(u32::try_from(self.sessions.len()).unwrap_or(u32::MAX))
         } else {
             0

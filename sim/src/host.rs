@@ -190,6 +190,7 @@ impl Host {
             worker_id: self.name.clone(),
             python_version: "3.12.0".to_owned(),
             capabilities: vec!["python".to_owned()],
+            tier: "T1".to_owned(),
             capacity: Some(v1::Capacity { sessions_max: SESSIONS_MAX, tasks_max: TASKS_MAX }),
             sessions: sessions.collect(),
             attempts: attempts.collect(),

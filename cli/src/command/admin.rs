@@ -62,6 +62,7 @@ fn worker_table(context: &Context, workers: &[Worker]) -> Result<()> {
                 format!("{}/{}", worker.sessions, worker.sessions_max),
                 worker.running.to_string(),
                 worker.capabilities.join(","),
+                worker.tier.clone(),
                 labels.join(","),
                 worker.hostname.clone(),
                 worker.version.clone(),
@@ -70,12 +71,16 @@ fn worker_table(context: &Context, workers: &[Worker]) -> Result<()> {
             ]
         })
         .collect();
-    let titles =
-        ["worker", "state", "sessions", "running", "can", "labels", "host", "version", "start", "seen"];
+    let titles = [
+        "worker", "state", "sessions", "running", "can", "tier", "labels", "host", "version", "start", "seen",
+    ];
     context.out.table(&titles, rows)?;
     for worker in workers {
         if let Some(refused) = &worker.refused {
             context.out.note(&format!("{} was refused: {}: {}", worker.id, refused.code, refused.message));
+        }
+        if let Some(refused) = &worker.sessions_refused {
+            context.out.note(&format!("{} takes no sessions: {}", worker.id, refused.message));
         }
     }
     Ok(())

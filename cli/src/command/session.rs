@@ -177,7 +177,7 @@ fn text(session: &Session) -> String {
         ("python", session.python_version.clone()),
         ("active", format!("{} executions", session.active_executions)),
         ("limits", format!("{} an execution, memory {memory}", units::human_ms(limits.exec_timeout_ms))),
-        ("isolation", session.facilities.join(", ")),
+        ("isolation", format!("{} {}", session.tier, session.facilities.join(", ")).trim().to_owned()),
         ("labels", pairs(&session.labels)),
         ("created", format!("{} ({})", units::utc(session.created_at_ms), units::ago(session.created_at_ms))),
     ];

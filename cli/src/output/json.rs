@@ -48,6 +48,7 @@ pub fn session(session: &v1::Session) -> Value {
         },
         "python_version": session.python_version,
         "facilities": session.facilities,
+        "tier": session.tier,
         "interpreter_restarted": session.interpreter_restarted,
         "active_executions": session.active_executions,
         "created_at_ms": session.created_at_ms,
@@ -232,6 +233,8 @@ pub fn worker(worker: &v1::Worker) -> Value {
         "drained_at_ms": worker.drained_at_ms,
         "drained_by": worker.drained_by,
         "refused": worker.refused.as_ref().map(error),
+        "tier": worker.tier,
+        "sessions_refused": worker.sessions_refused.as_ref().map(error),
     })
 }
 

@@ -274,6 +274,10 @@ fn understood(worker: WorkerId, caller: &Caller, protocol: u32, hello: v1::Hello
             hostname: hello.hostname,
             boot_id: hello.boot_id,
             python_version: hello.python_version,
+            tier: hello.tier,
+            sessions_refused: hello
+                .sessions_refused
+                .map(|error| Reason { code: error.code, message: error.message }),
             drain: None,
             refused: None,
         },

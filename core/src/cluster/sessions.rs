@@ -13,6 +13,7 @@ use crate::{
     lease::Fence,
     session::{Create, Reason, Session, State},
     task::End,
+    worker::Worker,
 };
 
 /// What a worker says about a session it was granted.
@@ -24,10 +25,12 @@ pub enum Update {
 }
 
 impl Cluster {
-    /// Places a session on the worker with the most free room among those with its labels. Its tasks go there.
+    /// Places a session on the worker with the most free room among those with its labels. Its tasks go there. One that
+    /// cannot keep tenants apart is left to the tenant that is there.
     ///
     /// # Errors
-    /// `name_taken`; `no_worker` when none with the labels is attached; `no_capacity` when all are full.
+    /// `name_taken`; `no_worker` when none with the labels is attached; `isolation_unavailable` when all of these refuse
+    /// sessions; `no_capacity` when all are full or another tenant's.
     pub fn create_session(&mut self, now: Now, create: Create) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
         let name = (create.tenant.clone(), create.name.clone());
@@ -42,9 +45,10 @@ impl Cluster {
             .workers
             .values()
             .filter(|worker| worker.free_sessions() > 0 && worker.has(&create.worker_labels))
+            .filter(|worker| !self.is_anothers(worker, &create.tenant))
             .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
             .map(|worker| worker.id.clone())
-            .ok_or_else(|| self.no_room(&create.worker_labels))?;
+            .ok_or_else(|| self.no_room(&create.worker_labels, &create.tenant))?;
         let session = Session::new(now, create, &worker, self.epoch);
         let (id, fence, spec) = (session.id, session.body.fence, session.spec.clone());
         if !name.1.is_empty() {
@@ -60,7 +64,13 @@ impl Cluster {
         Ok(out)
     }
 
-    fn no_room(&self, labels: &BTreeMap<String, String>) -> Error {
+    /// Nothing keeps its sessions apart, and it has some of another tenant.
+    fn is_anothers(&self, worker: &Worker, tenant: &str) -> bool {
+        let of_another = |id| self.sessions.get(id).is_some_and(|session| *session.tenant != *tenant);
+        !worker.keeps_tenants_apart() && worker.sessions.iter().any(of_another)
+    }
+
+    fn no_room(&self, labels: &BTreeMap<String, String>, tenant: &str) -> Error {
         let mut hosts: Vec<_> =
             self.workers.values().filter(|w| w.accepts() && w.body.capabilities.contains("python")).collect();
         if hosts.is_empty() {
@@ -76,6 +86,32 @@ impl Cluster {
                 .with_hint(format!(
                     "start a worker with `--labels {labels}`; `cooper workers` lists labels"
                 ));
+        }
+        if let Some(refused) = hosts.iter().find_map(|worker| worker.body.sessions_refused.as_ref())
+            && hosts.iter().all(|worker| worker.body.sessions_refused.is_some())
+        {
+            return Error::new(
+                Code::IsolationUnavailable,
+                format!("all {} worker(s){on} refuse sessions: {}", hosts.len(), refused.message),
+            );
+        }
+        hosts.retain(|worker| worker.body.sessions_refused.is_none());
+        let anothers = |worker: &&&Worker| worker.free_sessions() > 0 && self.is_anothers(worker, tenant);
+        let closed = hosts.iter().filter(anothers).count();
+        if closed > 0 {
+            // Not whose they are: that is no business of this tenant's.
+            return Error::new(
+                Code::NoCapacity,
+                format!(
+                    "{closed} of {} worker(s){on} with room cannot keep tenants apart and hold another's sessions, the rest \
+                     are full",
+                    hosts.len()
+                ),
+            )
+            .with_hint(
+                "run the workers as root, so that sessions get uids of their own (docs/isolation.md), or give every \
+                 tenant workers of its own",
+            );
         }
         let (held, max) =
             hosts.iter().fold((0, 0), |(held, max), w| (held + w.sessions.len(), max + w.body.sessions_max));
@@ -100,6 +136,7 @@ impl Cluster {
             return out;
         }
         self.seen(now, worker);
+        let tier = self.workers.get(worker).map(|worker| worker.body.tier.clone()).unwrap_or_default();
         let Some(session) = self.sessions.get_mut(&id) else { return out };
         if session.body.fence != fence || session.body.worker != worker {
             return out;
@@ -110,6 +147,7 @@ impl Cluster {
                 if moved {
                     session.body.python_version = python_version;
                     session.body.facilities = facilities;
+                    session.body.tier = tier;
                 }
                 moved
             }

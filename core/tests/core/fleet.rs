@@ -67,7 +67,27 @@ impl World {
     }
 
     pub fn attach(&mut self, id: &str, protocol: u32, sessions: &[(SessionId, Fence)]) {
-        let body = Body {
+        self.attach_with(id, protocol, sessions, |_| {});
+    }
+
+    /// A worker that says something else of itself.
+    pub fn attach_as(&mut self, id: &str, with: impl FnOnce(&mut Body)) {
+        self.attach_with(id, 2, &[], with);
+    }
+
+    pub fn update(&mut self, worker: &str, id: SessionId, fence: Fence, update: Update) {
+        let out = self.cluster.session_update(self.now, worker, self.attaches[worker], id, fence, update);
+        self.take(out);
+    }
+
+    fn attach_with(
+        &mut self,
+        id: &str,
+        protocol: u32,
+        sessions: &[(SessionId, Fence)],
+        with: impl FnOnce(&mut Body),
+    ) {
+        let mut body = Body {
             state: State::Ready,
             incarnation: 1,
             version: "1".into(),
@@ -79,9 +99,12 @@ impl World {
             hostname: id.into(),
             boot_id: id.into(),
             python_version: String::new(),
+            tier: "T1".into(),
+            sessions_refused: None,
             drain: None,
             refused: None,
         };
+        with(&mut body);
         let sessions = sessions
             .iter()
             .map(|(session, fence)| cooper_core::cluster::SessionItem {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cooper_common::{error::Code, ids::SessionId};
 use cooper_core::{
-    cluster::{Changed, Cluster, Message, Quota},
+    cluster::{Changed, Cluster, Message, Quota, Update},
     lease::Timing,
     session::{self, Share, State},
     task::{End, Kind},
@@ -111,6 +111,49 @@ fn a_worker_hears_of_new_limits_now_or_when_it_attaches_again() {
     world.sent.clear();
     world.attach("w", 2, &[(id, fence)]);
     assert!(granted(&world));
+}
+
+#[test]
+fn a_worker_that_cannot_keep_tenants_apart_holds_sessions_of_one_tenant() {
+    for tier in ["T0", "unconfined", ""] {
+        let mut world = World::new();
+        world.attach_as("a", |body| body.tier = tier.into());
+        let (first, _) = world.session_with(|_| {}).expect("room");
+        let refused = world.session_with(|create| create.tenant = "other".into());
+        assert_eq!(refused.map(drop), Err(Code::NoCapacity), "{tier:?}");
+        // Its own tenant goes on; a worker that keeps tenants apart takes the other.
+        world.session_with(|_| {}).expect("room");
+        world.attach_as("b", |body| body.tier = "T1".into());
+        let (_, worker) = world.session_with(|create| create.tenant = "other".into()).expect("room");
+        assert_eq!(worker, "b");
+        let out = world.cluster.destroy_session(world.now, first).expect("it lives");
+        world.take(out);
+    }
+}
+
+#[test]
+fn a_worker_left_by_one_tenant_is_free_for_another() {
+    let mut world = World::new();
+    world.attach_as("a", |body| body.tier = "T0".into());
+    let (first, _) = world.session_with(|_| {}).expect("room");
+    let fence = world.cluster.session(first).expect("it lives").body.fence;
+    let out = world.cluster.destroy_session(world.now, first).expect("it lives");
+    world.take(out);
+    let other = |create: &mut session::Create| create.tenant = "other".into();
+    assert_eq!(world.session_with(other).map(drop), Err(Code::NoCapacity), "it is still being destroyed");
+    world.update("a", first, fence, Update::Destroyed);
+    world.session_with(other).expect("room");
+}
+
+#[test]
+fn a_worker_below_its_own_least_tier_takes_no_session() {
+    let mut world = World::new();
+    let refused = session::Reason { code: "isolation_unavailable".into(), message: "T0 is the least".into() };
+    world.attach_as("a", |body| body.sessions_refused = Some(refused));
+    assert_eq!(world.session_with(|_| {}).map(drop), Err(Code::IsolationUnavailable));
+    world.attach("b", 2, &[]);
+    let (id, worker) = world.session_with(|_| {}).expect("room");
+    assert_eq!((&*worker, &*world.cluster.session(id).expect("it lives").body.tier), ("b", "T1"));
 }
 
 #[test]

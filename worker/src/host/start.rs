@@ -19,6 +19,7 @@ use super::{
     install,
     session::{self, Session},
     stop::Phase,
+    to_wire,
 };
 use crate::{
     config::Config,
@@ -156,6 +157,8 @@ impl Host {
             python_version: self.python.as_ref().map(|p| p.version_text()).unwrap_or_default(),
             capabilities,
             facilities: self.confiner.facilities.names(),
+            tier: self.confiner.facilities.tier().to_string(),
+            sessions_refused: self.confiner.admit().err().as_ref().map(to_wire),
             capacity: Some(self.capacity),
             sessions: self.sessions.values().filter_map(Session::item).collect(),
             attempts: self.attempts.values().map(|attempt| attempt.item()).collect(),

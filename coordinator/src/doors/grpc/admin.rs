@@ -43,6 +43,8 @@ fn worker(worker: &Worker, stacks: bool) -> v1::Worker {
         drained_by: drain.map(|drain| drain.by.clone()).unwrap_or_default(),
         refused: body.refused.as_ref().map(convert::reason),
         protocol: worker.attached.map_or(0, |attached| attached.protocol),
+        tier: body.tier.clone(),
+        sessions_refused: body.sessions_refused.as_ref().map(convert::reason),
     }
 }
 

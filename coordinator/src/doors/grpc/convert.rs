@@ -51,6 +51,7 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         updated_at_ms: record.row.updated_ms,
         python_version: body.python_version,
         facilities: body.facilities,
+        tier: body.tier,
         interpreter_restarted: body.interpreter_restarted,
         active_executions: active.unwrap_or(0) as u32,
         error: body.reason.as_ref().map(reason),

@@ -764,6 +764,8 @@ fn worker_body() -> worker::Body {
         hostname: "h".into(),
         boot_id: "b".into(),
         python_version: String::new(),
+        tier: "T1".into(),
+        sessions_refused: None,
         drain: None,
         refused: None,
     }
