@@ -6,7 +6,9 @@ mod tests;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use cooper_proto::v1::{RetryPolicy, RetryWhen, SubmitTaskRequest, TaskSpec, TaskState};
+use cooper_proto::v1::{
+    NetworkMode, NetworkPolicy, RetryPolicy, RetryWhen, SubmitTaskRequest, TaskSpec, TaskState,
+};
 
 use crate::{
     connect::idempotency_key,
@@ -160,7 +162,7 @@ pub enum Session {
     Create(SessionCreate),
     /// List live sessions, newest first
     List(SessionList),
-    /// Change labels, limits and times of a live session
+    /// Change labels, limits, times and the network of a live session
     Update(SessionUpdate),
     /// Let a session live this long from now
     Extend {
@@ -218,6 +220,34 @@ pub struct SessionCreate {
     /// A note of your own; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub metadata: Vec<(String, String)>,
+    #[command(flatten)]
+    pub network: Network,
+}
+
+/// What a session reaches.
+#[derive(Debug, Clone, Args)]
+pub struct Network {
+    /// none, public, or hosts with commas between them: api.example.com, *.example.com
+    /// [default: the coordinator's setting]
+    #[arg(long = "network", value_name = "POLICY", value_parser = cooper_common::network::Policy::parse)]
+    pub policy: Option<cooper_common::network::Policy>,
+    /// A port besides 80 and 443; repeatable
+    #[arg(long = "network-port", value_name = "PORT", requires = "policy",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+}
+
+impl Network {
+    pub fn request(self) -> Option<NetworkPolicy> {
+        use cooper_common::network::Reach;
+        let (mode, domains) = match self.policy?.reach {
+            Reach::None => (NetworkMode::None, Vec::new()),
+            Reach::Public => (NetworkMode::Proxy, Vec::new()),
+            Reach::Hosts(hosts) => (NetworkMode::Proxy, hosts.iter().map(ToString::to_string).collect()),
+        };
+        let ports = self.ports.into_iter().map(u32::from).collect();
+        Some(NetworkPolicy { mode: mode.into(), domains, ports })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -265,6 +295,8 @@ pub struct SessionUpdate {
     /// Destroy it when nothing happened in it for this long, or never
     #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
     pub idle_timeout: Option<u64>,
+    #[command(flatten)]
+    pub network: Network,
 }
 
 /// When a task runs, and what becomes of an attempt that does not succeed.

@@ -1,14 +1,15 @@
 //! The roles of a cluster: each runs here as a call into its crate, and nowhere else.
 
-use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, ffi::OsStr, net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use cooper_common::{
     config::{Config, Role},
     error::Code,
     limits::{link, stop, zygote},
-    telemetry,
+    network, telemetry,
 };
-use cooper_coordinator::{Quota, Timing, upkeep::Keep};
+use cooper_coordinator::{Policy, Quota, Timing, upkeep::Keep};
+use cooper_worker::egress::dial::Place;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,6 +25,7 @@ pub fn internal(name: &OsStr) -> Option<ExitCode> {
     match name.to_str()? {
         "worker-link" => Some(cooper_worker::link::main()),
         "worker-step" => Some(cooper_worker::stack::main()),
+        cooper_worker::egress::ARGV => Some(cooper_worker::egress::main()),
         "worker-install" => Some(cooper_worker::host::install::main()),
         _ => None,
     }
@@ -44,6 +46,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
         keep: keep(&config),
         quota: quota(&config),
+        network: config.text("network").map_or(Ok(Policy::default()), |text| Policy::parse(&text))?,
     };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;
@@ -145,6 +148,13 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         labels,
         tier_min: config.text("min_tier").and_then(|tier| Tier::parse(&tier)).unwrap_or(Tier::T0),
         mask: Mask::parse(&config.text("mask_facilities").unwrap_or_default())?,
+        egress_allow: places(config, "egress_allow")?,
+        egress_index: match config.text("egress_index").as_deref() {
+            Some("off") => None,
+            Some("auto") | None => Some(Vec::new()),
+            Some(_) => Some(places(config, "egress_index")?),
+        },
+        egress_hosts: hosts(config)?,
         session_uids: config
             .text("session_uids")
             .map(|range| cooper_worker::confine::uids::parse(&range))
@@ -154,6 +164,26 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),
         ..cooper_worker::config::Config::new(config.data().join("worker"), addr, config.join_token()?)
     })
+}
+
+/// Hosts with commas between them.
+fn places(config: &Config, key: &str) -> Result<Vec<Place>> {
+    let text = config.text(key).unwrap_or_default();
+    let named = text.split(',').map(str::trim).filter(|place| !place.is_empty());
+    let place = |text: &str| {
+        let message = format!("{key}: {text:?} is not host or host:port");
+        Place::parse(text).ok_or_else(|| Failure::new(Code::ConfigInvalid, message))
+    };
+    named.map(place).collect()
+}
+
+fn hosts(config: &Config) -> Result<BTreeMap<String, IpAddr>> {
+    let read = |(name, address): (String, String)| {
+        let known = network::host(&name).zip(address.parse().ok());
+        let message = format!("egress_hosts: {name}={address} is not a name and its address");
+        known.ok_or_else(|| Failure::new(Code::ConfigInvalid, message))
+    };
+    config.pairs("egress_hosts").into_iter().map(read).collect()
 }
 
 /// SIGTERM for this process when its supervisor dies. A supervisor that is dead already ends it at once.

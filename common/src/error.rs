@@ -79,6 +79,7 @@ codes! {
     SessionExpired = "session_expired", Conflict, "create a new session; give it a longer --ttl, or `cooper session extend` it in time";
     SessionIdle = "session_idle", Conflict, "create a new session; give it a longer --idle-timeout";
     QuotaExceeded = "quota_exceeded", Exhausted, "destroy sessions that are not needed, ask for less, or have the quota raised";
+    NetworkUnavailable = "network_unavailable", Conflict, "use --network none, or a worker whose facilities (`cooper workers`) list network";
     SessionBusy = "session_busy", Exhausted, "wait for the session's executions, or use another session";
     NameTaken = "name_taken", Conflict, "choose another name or destroy the session that has it";
     IdempotencyConflict = "idempotency_conflict", Conflict, "use a fresh idempotency key for a different request";

@@ -7,6 +7,7 @@ pub mod error;
 pub mod failpoint;
 pub mod ids;
 pub mod limits;
+pub mod network;
 pub mod path_text;
 pub mod redact;
 

@@ -290,3 +290,29 @@ pub mod stop {
     /// The drain of the worker of `cooper up`: results that are there are delivered, what runs is not waited for.
     pub const UP_DRAIN_MS: u64 = 500;
 }
+
+/// What sessions reach, and the proxy that lets them.
+pub mod network {
+    /// Hosts and ports of one policy.
+    pub const DOMAINS_MAX: usize = 256;
+    pub const PORTS_MAX: usize = 64;
+    /// A name in the DNS.
+    pub const NAME_BYTES_MAX: usize = 253;
+    /// Connections of one session, and of all of a worker; more are closed (`too_many`).
+    pub const CONNECTIONS_PER_SESSION_MAX: usize = 128;
+    pub const CONNECTIONS_MAX: usize = 4_096;
+    /// What a connection begins with: the head of a request, or the first message of TLS.
+    pub const HEAD_BYTES_MAX: usize = 32 << 10;
+    /// Until that has arrived.
+    pub const HEAD_MS_MAX: u64 = 10_000;
+    /// Until a name is resolved and its host answers.
+    pub const CONNECT_MS_MAX: u64 = 15_000;
+    /// A connection on which nothing moves for this long is closed.
+    pub const IDLE_MS_MAX: u64 = 600_000;
+    /// Different refusals remembered until the next heartbeat tells of them; more are only counted as one.
+    pub const REFUSALS_TOLD_MAX: usize = 64;
+    /// The same refusal (session, host, port, reason) is said again after this time, with its count.
+    pub const REFUSAL_AGAIN_MS: u64 = 60_000;
+    /// Connects of one process tree that the proxy has not answered yet and that fail when it dies.
+    pub const CONNECTS_UNANSWERED_MAX: usize = 256;
+}

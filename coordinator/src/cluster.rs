@@ -11,6 +11,7 @@ use cooper_common::{
     error::{Code, Error, Result},
     ids::SessionId,
     limits,
+    network::Policy,
 };
 use cooper_core::{
     Now, cluster,
@@ -49,6 +50,8 @@ pub struct Cluster {
     pub output: OutputLog,
     pub timing: Timing,
     pub space: Space,
+    /// What sessions reach that do not say so.
+    pub network: Policy,
     session_changes: broadcast::Sender<SessionId>,
     /// Room for a session may have appeared.
     pub capacity: Notify,
@@ -66,6 +69,7 @@ impl Cluster {
         output: OutputLog,
         timing: Timing,
         quota: cluster::Quota,
+        network: Policy,
     ) -> Result<Arc<Self>> {
         use cooper_core::change::Aggregate;
         let epoch = store.next_epoch().await?;
@@ -114,6 +118,7 @@ impl Cluster {
             output,
             timing,
             space: Space::default(),
+            network,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
             broken: tokio::sync::watch::Sender::new(None),

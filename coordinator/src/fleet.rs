@@ -313,6 +313,7 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
                 fence: fence(f),
                 env: spec.env,
                 limits: spec.limits,
+                network: spec.network,
             })
         }
         Message::Drain { draining, deadline_in_ms } => {

@@ -20,6 +20,7 @@ pub mod tasks;
 pub mod tokens;
 pub mod upkeep;
 
+pub use cooper_common::network::Policy;
 pub use cooper_core::{cluster::Quota, lease::Timing};
 pub use life::serve;
 pub use serve::{Config, Coordinator};

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use cooper_common::{error::Result, limits};
+use cooper_common::{error::Result, limits, network::Policy};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
     admin_server::AdminServer, runs_server::RunsServer, sessions_server::SessionsServer,
@@ -42,6 +42,8 @@ pub struct Config {
     pub keep: Keep,
     /// What one tenant may hold.
     pub quota: Quota,
+    /// What sessions reach that do not say so.
+    pub network: Policy,
 }
 
 /// Output and transfers share a connection of 8 MiB, so that one slow stream leaves room for the others.
@@ -68,7 +70,8 @@ impl Coordinator {
         config: Config,
     ) -> Result<Self> {
         let tokens = Tokens::open(store.clone(), &config.data).await?;
-        let cluster = Cluster::load(store, output, config.timing, config.quota).await?;
+        let cluster =
+            Cluster::load(store, output, config.timing, config.quota, config.network.clone()).await?;
         let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
         Ok(Self { cluster, config, runs, blobs, tokens, bus })
     }

@@ -1,5 +1,6 @@
 //! Sessions: create, find, destroy.
 
+mod network;
 mod packages;
 mod update;
 
@@ -44,6 +45,7 @@ pub async fn create(
     packages::check(&request.packages)?;
     let limits = with_defaults(request.limits.unwrap_or_default())?;
     request.limits = Some(limits);
+    request.network = Some(network::of(request.network.take(), &cluster.network)?);
     let wait_ms = request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX);
     let key = request.idempotency_key.clone();
     let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &key).await;

@@ -85,6 +85,9 @@ pub struct Body {
     /// Its spec is not the one that it was created by any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub updated: bool,
+    /// Connections that its network policy refused.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub network_refused: u64,
 }
 
 /// When Cooper ends a session by itself; 0 = never.
@@ -157,6 +160,8 @@ pub struct Session {
     pub(crate) due_mono_ms: Option<u64>,
     spec_changed: bool,
     events: Vec<&'static str>,
+    /// Events that say more than that something happened.
+    told: Vec<NewEvent>,
 }
 
 /// Executions of one session that run side by side; more wait.
@@ -185,6 +190,7 @@ impl Session {
                 lifetime: Lifetime { idle_timeout_ms: create.idle_timeout_ms, ..Lifetime::default() },
                 share: create.share,
                 updated: false,
+                network_refused: 0,
             },
             spec: create.spec,
             queue: Queue::default(),
@@ -196,6 +202,7 @@ impl Session {
             due_mono_ms: None,
             spec_changed: false,
             events: vec!["session.initializing"],
+            told: Vec::new(),
         };
         session.live_for(now, create.ttl_ms);
         session
@@ -223,6 +230,7 @@ impl Session {
             due_mono_ms: None,
             spec_changed: false,
             events: Vec::new(),
+            told: Vec::new(),
         })
     }
 
@@ -263,6 +271,12 @@ impl Session {
         self.spec_changed = true;
         self.body.updated = true;
         self.events.push("session.updated");
+    }
+
+    /// Its policy refused connections; `body` is the event's.
+    pub(crate) fn refused(&mut self, count: u64, body: String) {
+        self.body.network_refused = self.body.network_refused.saturating_add(count);
+        self.told.push(NewEvent { kind: "session.network_refused".to_owned(), body });
     }
 
     /// Tasks that wait or run.
@@ -332,6 +346,7 @@ impl Session {
                     kind: kind.to_owned(),
                     body: format!(r#"{{"worker":{:?}}}"#, self.body.worker),
                 })
+                .chain(self.told.drain(..))
                 .collect(),
             output: Vec::new(),
         }

@@ -101,6 +101,7 @@ impl Control {
             // How full the disk of this machine is must not matter.
             keep: Keep { free_bytes: 0, ..Keep::default() },
             quota: Quota::default(),
+            network: Default::default(),
         };
         let coordinator = Coordinator::load(store, bus, output, blobs, config).await?;
         *self.cluster.borrow_mut() = Arc::downgrade(&coordinator.cluster);

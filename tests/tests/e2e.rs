@@ -12,6 +12,7 @@ mod e2e {
     mod fleet;
     mod idempotency;
     mod json;
+    mod network;
     mod policy;
     mod python_client;
     mod repair;

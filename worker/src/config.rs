@@ -2,8 +2,8 @@
 //! the host.
 
 use std::{
-    collections::BTreeMap, fmt, fs::File, io::Read, ops::RangeInclusive, os::fd::OwnedFd, path::PathBuf,
-    time::Duration,
+    collections::BTreeMap, fmt, fs::File, io::Read, net::IpAddr, ops::RangeInclusive, os::fd::OwnedFd,
+    path::PathBuf, time::Duration,
 };
 
 use cooper_common::{
@@ -14,7 +14,10 @@ use cooper_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::confine::facilities::{Mask, Tier};
+use crate::{
+    confine::facilities::{Mask, Tier},
+    egress::dial::Place,
+};
 
 /// Everything the host of a worker needs to know.
 #[derive(Debug, Clone)]
@@ -68,6 +71,14 @@ pub struct Config {
     pub tier_min: Tier,
     /// Facilities to do without.
     pub mask: Mask,
+    /// Hosts that are reached although they are not public.
+    pub egress_allow: Vec<Place>,
+    /// Hosts of packages, for every session; None: not even those of the worker's pip and uv settings.
+    pub egress_index: Option<Vec<Place>>,
+    /// Names that the DNS is not asked for.
+    pub egress_hosts: BTreeMap<String, IpAddr>,
+    /// The egress proxy runs as this uid and gid when the host is root.
+    pub egress_uid: u32,
 }
 
 /// How the worker dials. All in milliseconds.
@@ -128,6 +139,10 @@ impl Config {
             session_uids: None,
             tier_min: Tier::T0,
             mask: Mask::default(),
+            egress_allow: Vec::new(),
+            egress_index: Some(Vec::new()),
+            egress_hosts: BTreeMap::new(),
+            egress_uid: NOBODY - 1,
         }
     }
 }

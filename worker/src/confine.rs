@@ -23,6 +23,7 @@ pub mod cage;
 pub mod cgroup;
 pub mod facilities;
 pub mod landlock;
+pub mod notify;
 pub mod seccomp;
 pub mod uids;
 
@@ -41,10 +42,11 @@ pub enum Part {
     NoNewPrivileges,
     Landlock,
     Seccomp,
+    Network,
 }
 
 impl Part {
-    pub const ALL: [Part; 9] = [
+    pub const ALL: [Part; 10] = [
         Part::Program,
         Part::Group,
         Part::Namespaces,
@@ -54,6 +56,7 @@ impl Part {
         Part::NoNewPrivileges,
         Part::Landlock,
         Part::Seccomp,
+        Part::Network,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -66,6 +69,7 @@ impl Part {
             Part::NoNewPrivileges => "giving up privileges",
             Part::Landlock => "Landlock",
             Part::Seccomp => "seccomp",
+            Part::Network => "its way to the proxy",
         }
     }
 }
@@ -85,6 +89,8 @@ pub struct Confiner {
     pub tier_min: Tier,
     rules: landlock::Base,
     alone: Arc<Program>,
+    /// What sockets that leaves.
+    network: Network,
     /// Python and the layer.
     installed: Vec<PathBuf>,
     cage: Option<Arc<Cage>>,
@@ -141,11 +147,13 @@ impl Confiner {
             around.python_prefix.into_iter().chain(around.layer).map(Path::to_owned).collect();
         let network = match facilities.namespaces || facilities.landlock >= LANDLOCK_WITH_TCP {
             true => Network::Tcp,
+            false if facilities.network => Network::TcpOut,
             false => Network::NoSockets,
         };
         Self {
             rules: landlock::base(facilities.landlock, &installed),
             alone: Arc::new(seccomp::program(network)),
+            network,
             installed,
             cage: cage.map(Arc::new),
             groups,
@@ -162,6 +170,7 @@ impl Confiner {
             tier_min: Tier::T0,
             rules: landlock::base(0, &[]),
             alone: Arc::new(seccomp::program(Network::NoSockets)),
+            network: Network::NoSockets,
             installed: Vec::new(),
             cage: None,
             groups: None,
@@ -207,7 +216,12 @@ impl Confiner {
             filter: self.facilities.seccomp.then(|| Arc::clone(&self.alone)),
             namespaces: self.cage.as_ref().map(|cage| Inside::of(cage, home)).transpose()?,
             entrances: entrances(group)?,
+            interception: self.interception()?,
         })
+    }
+
+    fn interception(&self) -> io::Result<Option<Interception>> {
+        self.facilities.network.then(Interception::new).transpose()
     }
 
     /// For an installer, which confines itself after it found its settings; the descriptor goes with the plan.
@@ -218,6 +232,7 @@ impl Confiner {
             landlock: self.facilities.landlock,
             seccomp: self.facilities.seccomp,
             installed: self.installed.clone(),
+            network: self.facilities.network.then_some(self.network),
             caged: self.cage.as_ref().map(|cage| mounted(home, cage.private())),
         };
         let mounts = self.cage.as_ref().map(|cage| cage.mounts().try_clone()).transpose()?;
@@ -234,6 +249,24 @@ pub struct Confinement {
     pub namespaces: Option<Inside>,
     /// Of its control group.
     pub entrances: Vec<OwnedFd>,
+    /// Where somebody answers its connects.
+    pub interception: Option<Interception>,
+}
+
+/// The way by which a process tree's listener gets to the host (see [`notify`]).
+pub struct Interception {
+    /// None: the process takes it on later, by itself.
+    pub theirs: Option<OwnedFd>,
+    /// Of the host, which does not wait for it. None: another one has it.
+    pub ours: Option<OwnedFd>,
+}
+
+impl Interception {
+    pub fn new() -> io::Result<Self> {
+        let (ours, theirs) = crate::frame::pair()?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        Ok(Self { theirs: Some(high(theirs)?), ours: Some(ours) })
+    }
 }
 
 /// Namespaces to enter.
@@ -273,13 +306,27 @@ impl Inside {
 impl Confinement {
     /// A control group and nothing else.
     pub fn member(group: Option<&cgroup::Group>) -> io::Result<Self> {
-        Ok(Self { uid: None, landlock: None, filter: None, namespaces: None, entrances: entrances(group)? })
+        Ok(Self {
+            uid: None,
+            landlock: None,
+            filter: None,
+            namespaces: None,
+            entrances: entrances(group)?,
+            interception: None,
+        })
+    }
+
+    /// Where its listener is to go.
+    pub fn theirs(&self) -> Option<&OwnedFd> {
+        self.interception.as_ref()?.theirs.as_ref()
     }
 
     /// What has to stay open until [`Self::restrict`].
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let own = self.landlock.iter().chain(&self.entrances).map(AsRawFd::as_raw_fd);
-        own.chain(self.namespaces.iter().flat_map(Inside::both).map(AsRawFd::as_raw_fd))
+        let theirs = self.theirs().map(AsRawFd::as_raw_fd);
+        let theirs = theirs.into_iter();
+        own.chain(theirs).chain(self.namespaces.iter().flat_map(Inside::both).map(AsRawFd::as_raw_fd))
     }
 
     /// Joins its control group and its namespaces: what takes the worker's rights.
@@ -292,7 +339,7 @@ impl Confinement {
 
     /// Gives up the rest, for good. The last thing before exec.
     pub fn restrict(&self) -> Result<(), Failed> {
-        if self.landlock.is_none() && self.filter.is_none() {
+        if self.landlock.is_none() && self.filter.is_none() && self.theirs().is_none() {
             return Ok(());
         }
         rustix::thread::set_no_new_privs(true).map_err(of(Part::NoNewPrivileges))?;
@@ -300,6 +347,9 @@ impl Confinement {
             landlock::own_processes(ruleset, self.namespaces.is_some())
                 .and_then(|()| landlock::restrict(ruleset))
                 .map_err(of(Part::Landlock))?;
+        }
+        if let Some(theirs) = self.theirs() {
+            notify::intercept(theirs).map_err(of(Part::Network))?;
         }
         self.filter.as_ref().map_or(Ok(()), |filter| seccomp::set(filter)).map_err(of(Part::Seccomp))
     }
@@ -313,6 +363,8 @@ pub struct Plan {
     landlock: u32,
     seccomp: bool,
     installed: Vec<PathBuf>,
+    /// What sockets it has when its connects are answered by the host; None: it connects by itself.
+    network: Option<Network>,
     /// Directories and where they are mounted, when a descriptor of the mount namespace comes along.
     caged: Option<Vec<(PathBuf, PathBuf)>>,
 }
@@ -326,20 +378,38 @@ impl Plan {
         self.caged.is_some()
     }
 
-    pub fn confinement(&self, mounts: Option<OwnedFd>, readable: &[PathBuf]) -> io::Result<Confinement> {
+    /// Whether its connects are answered by the host, to whom the descriptor after that of the mounts leads.
+    pub fn is_intercepted(&self) -> bool {
+        self.network.is_some()
+    }
+
+    pub fn confinement(
+        &self,
+        mounts: Option<OwnedFd>,
+        theirs: Option<OwnedFd>,
+        readable: &[PathBuf],
+    ) -> io::Result<Confinement> {
         let own = own_places(&self.home, self.is_caged());
-        let places = Places { own: &own, readable, network: true, scope_signals: self.uid.is_none() };
+        let places = Places {
+            own: &own,
+            readable,
+            network: !self.is_intercepted(),
+            scope_signals: self.uid.is_none(),
+        };
         let base = landlock::base(self.landlock, &self.installed);
         Ok(Confinement {
             uid: self.uid,
             landlock: base.ruleset(&places)?.map(high).transpose()?,
-            filter: self.seccomp.then(|| Arc::new(seccomp::program(Network::TcpAndUdp))),
+            filter: self
+                .seccomp
+                .then(|| Arc::new(seccomp::program(self.network.unwrap_or(Network::TcpAndUdp)))),
             namespaces: mounts.map(|mounts| Inside {
                 mounts,
                 network: None,
                 own: self.caged.clone().unwrap_or_default(),
             }),
             entrances: Vec::new(),
+            interception: theirs.map(|theirs| Interception { theirs: Some(theirs), ours: None }),
         })
     }
 }

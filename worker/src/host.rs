@@ -54,6 +54,7 @@ mod ladder;
 mod launch;
 mod link;
 mod listing;
+mod network;
 mod outcome;
 mod pool;
 mod python;
@@ -116,6 +117,11 @@ struct Host {
     stacks: Stacks,
     compose: Compose,
     link: Link,
+    egress: network::Egress,
+    /// Where packages come from.
+    package_hosts: Vec<crate::egress::dial::Place>,
+    /// How programs of sessions find the proxy and the package index.
+    reach_env: Vec<(String, String)>,
     /// The event loop waits for room in the link's socket.
     link_watched_for_room: bool,
     sessions: BTreeMap<String, Session>,
@@ -162,6 +168,7 @@ enum Due {
     /// An interpreter should have said hello.
     Hello(u64),
     StartLink,
+    StartEgress,
     StartZygote(usize),
     Refill,
     Helper(Pid),
@@ -184,6 +191,8 @@ enum Source {
     Zygote(u64),
     /// The fork of a fresh execution.
     Branch(u64),
+    Egress,
+    Connects(u64),
 }
 
 impl Source {
@@ -197,6 +206,8 @@ impl Source {
             Source::Leftover(id) => (6, id),
             Source::Zygote(n) => (7, n),
             Source::Branch(id) => (8, id),
+            Source::Egress => (9, 0),
+            Source::Connects(tree) => (10, tree),
         };
         epoll::EventData::new_u64(id << 8 | kind)
     }
@@ -211,6 +222,8 @@ impl Source {
             6 => Source::Leftover(id),
             7 => Source::Zygote(id),
             8 => Source::Branch(id),
+            9 => Source::Egress,
+            10 => Source::Connects(id),
             _ => return None,
         })
     }
@@ -237,6 +250,9 @@ impl Host {
             ending: HashSet::new(),
             compose: Compose::Unknown,
             link: Link::default(),
+            egress: network::Egress::default(),
+            package_hosts: Vec::new(),
+            reach_env: Vec::new(),
             link_watched_for_room: false,
             python: None,
             sessions: BTreeMap::new(),
@@ -285,6 +301,7 @@ impl Host {
         }
         host.start_zygotes();
         host.find_sessions();
+        host.prepare_network();
         host.remove_what_was_destroyed();
         tracing::info!(
             worker = %host.dir.worker_id,
@@ -319,6 +336,7 @@ impl Host {
             }
             self.announce();
             self.watch_link_for_room()?;
+            self.watch_egress_for_room()?;
             if self.is_over() {
                 return Ok(());
             }
@@ -338,6 +356,8 @@ impl Host {
                 }
                 self.reap();
             }
+            Source::Egress => self.on_egress(),
+            Source::Connects(tree) => self.on_connects(tree),
             Source::Reports(tree) => self.on_reports(tree),
             Source::Control(interpreter) => self.on_control(interpreter),
             Source::Output(attempt, stream) => self.on_output(attempt, stream),
@@ -354,6 +374,7 @@ impl Host {
             Due::KillRound(tree) => self.kill_round(tree),
             Due::Hello(interpreter) => self.on_late_hello(interpreter),
             Due::StartLink => self.start_link(),
+            Due::StartEgress => self.start_egress(),
             Due::StartZygote(n) => self.start_zygote(n),
             Due::Refill => self.refill(),
             Due::Helper(pid) if self.helpers.contains_key(&pid) => helper::end(pid),
@@ -370,6 +391,8 @@ impl Host {
         while let Ok(Some(dead)) = sys::reap() {
             if self.link.pid() == Some(dead.pid) {
                 self.on_link_death();
+            } else if self.egress.pid() == Some(dead.pid) {
+                self.on_egress_death();
             } else if let Some(tree) = self.by_reaper.get(&dead.pid) {
                 self.on_reaper_death(*tree, dead.status == 0);
             } else if let Some(task) = self.helpers.remove(&dead.pid) {

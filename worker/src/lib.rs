@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod confine;
+pub mod egress;
 mod etag;
 pub mod frame;
 pub mod host;

@@ -1,8 +1,8 @@
 //! `cooper session`: create, list, show, update, destroy.
 
 use cooper_proto::v1::{
-    CreateSessionRequest, DestroySessionRequest, GetSessionRequest, Limits, ListSessionsRequest, Page,
-    Session, SessionState, UpdateSessionRequest,
+    CreateSessionRequest, DestroySessionRequest, GetSessionRequest, Limits, ListSessionsRequest, NetworkMode,
+    Page, Session, SessionState, UpdateSessionRequest,
 };
 use serde_json::json;
 
@@ -38,6 +38,7 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
                 limits: Some(limits),
                 ttl_ms: args.ttl,
                 idle_timeout_ms: args.idle_timeout,
+                network: args.network.request(),
             };
             update(context, &client, request).await
         }
@@ -78,6 +79,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         idle_timeout_ms: args.idle_timeout.unwrap_or(0),
         metadata: args.metadata.into_iter().collect(),
         packages: args.package,
+        network: args.network.request(),
     };
     let session = client.sessions().create_session(request).await?.into_inner();
     // The id alone, so that S=$(cooper session create) works.
@@ -158,6 +160,24 @@ fn row(session: &Session) -> Vec<String> {
     ]
 }
 
+/// As `--network` has it.
+fn network(session: &Session) -> String {
+    let Some(policy) = &session.network else { return String::new() };
+    let mut text = match policy.mode() {
+        NetworkMode::Proxy if policy.domains.is_empty() => "public".to_owned(),
+        NetworkMode::Proxy => policy.domains.join(","),
+        NetworkMode::None | NetworkMode::Unspecified => "none".to_owned(),
+    };
+    if !policy.ports.is_empty() {
+        let ports: Vec<_> = policy.ports.iter().map(ToString::to_string).collect();
+        text = format!("{text}, also port {}", ports.join(", "));
+    }
+    match session.network_refused {
+        0 => text,
+        refused => format!("{text} ({refused} connections refused)"),
+    }
+}
+
 fn text(session: &Session) -> String {
     let limits = session.limits.unwrap_or_default();
     let memory = match limits.memory_bytes {
@@ -178,6 +198,7 @@ fn text(session: &Session) -> String {
         ("active", format!("{} executions", session.active_executions)),
         ("limits", format!("{} an execution, memory {memory}", units::human_ms(limits.exec_timeout_ms))),
         ("isolation", format!("{} {}", session.tier, session.facilities.join(", ")).trim().to_owned()),
+        ("network", network(session)),
         ("labels", pairs(&session.labels)),
         ("created", format!("{} ({})", units::utc(session.created_at_ms), units::ago(session.created_at_ms))),
     ];

@@ -55,8 +55,16 @@ pub fn session(session: &v1::Session) -> Value {
         "updated_at_ms": session.updated_at_ms,
         "expires_at_ms": session.expires_at_ms,
         "idle_timeout_ms": session.idle_timeout_ms,
+        "network": network(session.network.as_ref()),
+        "network_refused": session.network_refused,
         "error": error_or_null(&session.error),
     })
+}
+
+fn network(policy: Option<&v1::NetworkPolicy>) -> Value {
+    let Some(policy) = policy else { return Value::Null };
+    let mode = if policy.mode() == v1::NetworkMode::Proxy { "proxy" } else { "none" };
+    json!({"mode": mode, "domains": policy.domains, "ports": policy.ports})
 }
 
 /// What a task does, in a word and a line.

@@ -280,7 +280,7 @@ pub const SETTINGS: &[Setting] = &[
         env: &["COOPER_MASK_FACILITIES"],
         roles: WORKERS,
         kind: Kind::Text,
-        doc: "Isolation facilities to do without, for tests: some of uid, namespaces, cgroup, seccomp, landlock, landlock:N.",
+        doc: "Isolation facilities to do without, for tests: some of uid, namespaces, cgroup, seccomp, network, landlock, landlock:N.",
         ..BLANK
     },
     Setting {
@@ -457,6 +457,40 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 0, max: 1_073_741_824 },
         default: Default::Number(0),
         doc: "Sum of the memory limits of one tenant's live sessions, in MiB; every session then needs a limit. 0: no quota.",
+        ..BLANK
+    },
+    Setting {
+        key: "network",
+        env: &["COOPER_NETWORK"],
+        roles: COORDINATORS,
+        kind: Kind::Text,
+        default: Default::Text("none"),
+        doc: "What sessions reach that do not say so: none, public, or hosts with commas between them.",
+        ..BLANK
+    },
+    Setting {
+        key: "egress_allow",
+        env: &["COOPER_EGRESS_ALLOW"],
+        roles: WORKERS,
+        kind: Kind::Text,
+        doc: "Private hosts that policies may reach all the same, host or host:port with commas between them.",
+        ..BLANK
+    },
+    Setting {
+        key: "egress_index",
+        env: &["COOPER_EGRESS_INDEX"],
+        roles: WORKERS,
+        kind: Kind::Text,
+        default: Default::Text("auto"),
+        doc: "Hosts of packages, for every session: auto for those of the worker's pip and uv settings, off for none, or host:port with commas between them besides those.",
+        ..BLANK
+    },
+    Setting {
+        key: "egress_hosts",
+        env: &["COOPER_EGRESS_HOSTS"],
+        roles: WORKERS,
+        kind: Kind::Pairs,
+        doc: "Addresses of names that the egress proxy does not ask the DNS for, name=address,….",
         ..BLANK
     },
 ];

@@ -11,7 +11,10 @@ use cooper_common::{
     error::{Code, Error, Result},
     failpoint,
     ids::{SessionId, TaskId},
-    limits::link as limits,
+    limits::{
+        link as limits,
+        network::{NAME_BYTES_MAX, REFUSALS_TOLD_MAX},
+    },
     token::Scope,
 };
 use cooper_core::{
@@ -44,6 +47,8 @@ const TOGETHER_MAX: usize = 256;
 /// Acks on their way to one worker's output stream.
 const ACKS_MAX: usize = 256;
 const WORKER_ID_BYTES_MAX: usize = 128;
+/// A word of ours; a worker may be newer.
+const REASON_BYTES_MAX: usize = 32;
 
 pub struct Door {
     pub cluster: Arc<Cluster>,
@@ -427,10 +432,32 @@ fn heartbeat(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, beat: v1::H
         out
     });
     if current {
+        refusals(cluster, worker, attach, beat.network_refused);
         let ack = v1::HeartbeatAck { seq: beat.seq, lease_ms: cluster.timing.lease_ms };
         cluster.fleet.send(worker, attach, v1::down::Message::HeartbeatAck(ack));
     }
     current
+}
+
+/// What the worker's proxy refused becomes events of the sessions.
+fn refusals(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, refused: Vec<v1::NetworkRefused>) {
+    if refused.is_empty() {
+        return;
+    }
+    let event = |refused: v1::NetworkRefused| {
+        let session: SessionId = refused.session_id.parse().ok()?;
+        let host: String = refused.host.chars().take(NAME_BYTES_MAX).collect();
+        let body = serde_json::json!({
+            "worker": &**worker,
+            "host": host,
+            "port": refused.port,
+            "reason": refused.reason.chars().take(REASON_BYTES_MAX).collect::<String>(),
+            "count": refused.count,
+        });
+        Some((session, refused.count, body.to_string()))
+    };
+    let refused: Vec<_> = refused.into_iter().take(REFUSALS_TOLD_MAX).filter_map(event).collect();
+    cluster.tell(|core, now| core.network_refused(now, worker, attach, refused));
 }
 
 /// A result as the core takes it, once the output before it is on the disk.

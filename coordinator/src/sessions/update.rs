@@ -7,7 +7,7 @@ use cooper_core::{change::Aggregate, cluster::Changed};
 use cooper_proto::v1;
 use prost::Message as _;
 
-use super::{get, not_found, parse, share, with_defaults};
+use super::{get, network, not_found, parse, share, with_defaults};
 use crate::{
     caller::Caller,
     check,
@@ -40,6 +40,13 @@ pub async fn update(
     check::metadata(&spec.metadata)?;
     let limits = with_defaults(merged(spec.limits.unwrap_or_default(), request.limits.unwrap_or_default()))?;
     spec.limits = Some(limits);
+    if let Some(policy) = request.network {
+        let now = network::policy(spec.network.as_ref())?;
+        let policy = network::of(Some(policy), &now)?;
+        let facilities = cluster.look(|core| core.session(id).map(|session| session.body.facilities.clone()));
+        network::enforceable(&policy, &facilities.unwrap_or_default())?;
+        spec.network = Some(policy);
+    }
     let changed = Changed {
         ttl_ms: request.ttl_ms,
         idle_timeout_ms: request.idle_timeout_ms,

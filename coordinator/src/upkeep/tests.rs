@@ -14,10 +14,15 @@ use crate::{
 
 async fn upkeep(data: &Path, keep: Keep) -> Upkeep {
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(data, Bus::default()).unwrap());
-    let cluster =
-        Cluster::load(store, OutputLog::open(data).unwrap(), Default::default(), Default::default())
-            .await
-            .unwrap();
+    let cluster = Cluster::load(
+        store,
+        OutputLog::open(data).unwrap(),
+        Default::default(),
+        Default::default(),
+        Default::default(),
+    )
+    .await
+    .unwrap();
     let blobs = Arc::new(Blobs::open(data).unwrap());
     Upkeep { cluster, blobs, data: data.to_owned(), keep }
 }

@@ -168,6 +168,29 @@ impl Cluster {
         out
     }
 
+    /// What a worker's proxy refused to its sessions, as session, count and the body of an event. Decides nothing.
+    pub fn network_refused(
+        &mut self,
+        now: Now,
+        worker: &str,
+        attach: u64,
+        refused: Vec<(SessionId, u64, String)>,
+    ) -> Out {
+        let mut out = Out::default();
+        if !self.is_current(worker, attach) {
+            return out;
+        }
+        for (id, count, body) in refused {
+            if let Some(session) = self.sessions.get_mut(&id).filter(|session| session.body.worker == worker)
+            {
+                session.refused(count, body);
+                out.sessions.insert(id);
+            }
+        }
+        self.finish(now, &mut out);
+        out
+    }
+
     /// Ends a session: its tasks are cancelled, its worker removes it. With its worker away it is destroyed at once, and
     /// the worker is told when it comes back.
     pub fn destroy_session(&mut self, now: Now, id: SessionId) -> Result<Out> {

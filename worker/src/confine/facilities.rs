@@ -8,7 +8,7 @@ use std::{fmt, fs, path::Path};
 use cooper_common::error::{Code, Error, Result};
 use rustix::process::geteuid;
 
-use super::{cgroup, landlock, seccomp};
+use super::{cgroup, landlock, notify, seccomp};
 
 /// CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID: what it takes to run sessions under uids of their own and to go on
 /// with their files.
@@ -64,18 +64,26 @@ pub struct Mask {
     pub namespaces: bool,
     pub cgroup: bool,
     pub seccomp: bool,
+    pub network: bool,
     /// Landlock is no newer than this.
     pub landlock: u32,
 }
 
 impl Default for Mask {
     fn default() -> Self {
-        Self { uid: false, namespaces: false, cgroup: false, seccomp: false, landlock: u32::MAX }
+        Self {
+            uid: false,
+            namespaces: false,
+            cgroup: false,
+            seccomp: false,
+            network: false,
+            landlock: u32::MAX,
+        }
     }
 }
 
 impl Mask {
-    /// `uid,namespaces,cgroup,seccomp,landlock` in any order; `landlock:4` leaves version 4 of it.
+    /// `uid,namespaces,cgroup,seccomp,network,landlock` in any order; `landlock:4` leaves version 4 of it.
     pub fn parse(text: &str) -> Result<Self> {
         let mut mask = Self::default();
         for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -84,6 +92,7 @@ impl Mask {
                 ("namespaces", "0") => mask.namespaces = true,
                 ("cgroup", "0") => mask.cgroup = true,
                 ("seccomp", "0") => mask.seccomp = true,
+                ("network", "0") => mask.network = true,
                 ("landlock", version) if version.parse::<u32>().is_ok() => {
                     mask.landlock = version.parse().unwrap_or(0);
                 }
@@ -92,7 +101,9 @@ impl Mask {
                         Code::ConfigInvalid,
                         format!("mask_facilities: unknown {name:?}"),
                     )
-                    .with_hint("name some of uid, namespaces, cgroup, seccomp, landlock, landlock:N"));
+                    .with_hint(
+                        "name some of uid, namespaces, cgroup, seccomp, network, landlock, landlock:N",
+                    ));
                 }
             }
         }
@@ -113,6 +124,8 @@ pub struct Facilities {
     /// Version; 0 = none.
     pub landlock: u32,
     pub seccomp: bool,
+    /// Connects are answered by the host (`notify`).
+    pub network: bool,
     pub kernel: String,
     /// What was taken away by `mask_facilities`.
     pub masked: String,
@@ -129,6 +142,7 @@ impl Facilities {
             cgroup: cgroup::Controllers::default(),
             landlock: landlock::abi().min(mask.landlock),
             seccomp: !mask.seccomp && seccomp::is_there(),
+            network: !mask.network && !mask.seccomp && notify::works(),
             kernel,
             masked: String::new(),
         }
@@ -163,6 +177,7 @@ impl Facilities {
         add(self.cgroup.pids, "cgroup:pids");
         add(self.cgroup.cpu, "cgroup:cpu");
         add(self.namespaces, "namespaces");
+        add(self.network, "network");
         names
     }
 

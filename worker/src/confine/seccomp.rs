@@ -7,6 +7,7 @@
 use std::io;
 
 use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long};
+use serde::{Deserialize, Serialize};
 
 /// When a listed call is refused. Arguments count from 0; the kernel reads these as 32 bits.
 enum When {
@@ -42,12 +43,14 @@ const INET: &[u32] = &[libc::AF_INET as u32, libc::AF_INET6 as u32];
 const SOCKET_TYPE: u32 = 0xf;
 
 /// What network a filter leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
     /// Not even a TCP socket: where neither Landlock nor a namespace keeps it from connecting.
     NoSockets,
     /// TCP sockets, which something else keeps from connecting.
     Tcp,
+    /// TCP sockets that never listen: where connects are intercepted and nothing keeps others from coming in.
+    TcpOut,
     /// TCP, and UDP for names: for installs.
     TcpAndUdp,
 }
@@ -182,6 +185,9 @@ fn table(network: Network) -> Vec<(c_long, Vec<When>)> {
             }],
         ),
     ]);
+    if network == Network::TcpOut {
+        table.extend([libc::SYS_bind, libc::SYS_listen].map(|number| (number, vec![Always(EPERM)])));
+    }
     table
 }
 
@@ -200,7 +206,7 @@ fn sockets(network: Network) -> Vec<When> {
     let families = Unless { argument: 0, values: INET, errno: EAFNOSUPPORT };
     match network {
         Network::NoSockets => vec![Always(EAFNOSUPPORT)],
-        Network::Tcp => vec![
+        Network::Tcp | Network::TcpOut => vec![
             families,
             types(OTHER),
             types(&[DATAGRAM]),

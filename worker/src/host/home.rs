@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cooper_common::network::{Policy, Reach};
 use cooper_proto::v1;
 use serde::{Deserialize, Serialize};
 
@@ -73,12 +74,14 @@ impl Home {
         fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o710))
     }
 
-    /// Everything of the environment that is not the session's own: nothing is inherited from the worker.
+    /// Everything of the environment that is not the session's own: nothing is inherited from the worker. `reach` is how
+    /// programs find the proxy and the package index.
     pub fn environment(
         &self,
         record: &Record,
         extra: impl IntoIterator<Item = (String, String)>,
         host_dir: &Path,
+        reach: &[(String, String)],
     ) -> Vec<(String, String)> {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let mut env = BTreeMap::from([
@@ -91,6 +94,7 @@ impl Home {
             // There is no screen: figures become results.
             ("MPLBACKEND".to_owned(), "Agg".to_owned()),
         ]);
+        env.extend(reach.iter().cloned());
         env.extend(record.env.clone());
         env.extend(extra);
         // By these a later host finds what this one left; they cannot be overridden.
@@ -117,11 +121,30 @@ pub struct Record {
     /// Its own, which nothing else on the machine has; None where the host may not give uids.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// What it reaches.
+    #[serde(default)]
+    pub network: Policy,
+}
+
+/// What a grant says that a session reaches; nobody, when it cannot be read.
+fn policy(wire: &v1::NetworkPolicy) -> Policy {
+    if wire.mode() != v1::NetworkMode::Proxy {
+        return Policy::default();
+    }
+    let hosts = wire.domains.iter().map(|host| host.parse()).collect::<Result<Vec<_>, _>>();
+    let ports = wire.ports.iter().map(|port| u16::try_from(*port).unwrap_or(0)).collect();
+    let reach = match hosts {
+        Ok(hosts) if hosts.is_empty() => Reach::Public,
+        Ok(hosts) => Reach::Hosts(hosts),
+        Err(_) => Reach::None,
+    };
+    Policy::new(reach, ports).unwrap_or_default()
 }
 
 impl Record {
     pub fn of(grant: v1::SessionGrant, worker_id: &str) -> Self {
         let limits = grant.limits.unwrap_or_default();
+        let network = grant.network.as_ref().map(policy).unwrap_or_default();
         let fence = grant.fence.unwrap_or_default();
         Self {
             session_id: grant.session_id,
@@ -135,6 +158,7 @@ impl Record {
             open_files: limits.open_files,
             output_bytes: limits.output_bytes,
             uid: None,
+            network,
         }
     }
 
@@ -142,7 +166,8 @@ impl Record {
     pub fn renewed(&self, grant: v1::SessionGrant, worker_id: &str) -> Self {
         let fence = grant.fence.unwrap_or_default();
         match (fence.epoch, fence.attempt) >= (self.epoch, self.generation) {
-            true => Self::of(grant, worker_id),
+            // Its uid is not the coordinator's to know.
+            true => Self { uid: self.uid, ..Self::of(grant, worker_id) },
             false => self.clone(),
         }
     }

@@ -27,7 +27,10 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::sys;
-use crate::confine::{self, Plan};
+use crate::{
+    confine::{self, Plan},
+    egress::dial::Place,
+};
 use pip_settings::Settings;
 
 mod pip_settings;
@@ -81,7 +84,10 @@ fn read_job() -> io::Result<Job> {
 
 /// Becomes the installer. Returns only when that failed.
 fn install(job: &Job) -> io::Result<std::convert::Infallible> {
-    let settings = Settings::of_worker(&job.base_python);
+    let mut settings = Settings::of_worker(&job.base_python);
+    if job.confinement.is_intercepted() {
+        settings.leave_the_way_to_the_session();
+    }
     let mut readable = settings.places();
     let mut command = match find_uv(job) {
         Some(uv) => {
@@ -100,8 +106,12 @@ fn install(job: &Job) -> io::Result<std::convert::Infallible> {
 /// From here on this process has the session's rights, but for the network, which an index is reached by.
 fn confine(job: &Job, readable: &[PathBuf]) -> Result<(), confine::Failed> {
     let mounts = job.confinement.is_caged().then(|| descriptor(4));
-    let confinement =
-        job.confinement.confinement(mounts, readable).map_err(confine::of(confine::Part::Landlock))?;
+    let next = 4 + i32::from(mounts.is_some());
+    let theirs = job.confinement.is_intercepted().then(|| descriptor(next));
+    let confinement = job
+        .confinement
+        .confinement(mounts, theirs, readable)
+        .map_err(confine::of(confine::Part::Landlock))?;
     confinement.enter()?;
     if let Some(uid) = confinement.uid {
         sys::become_user(uid).map_err(confine::of(confine::Part::Uid))?;
@@ -145,6 +155,12 @@ fn pip_command(job: &Job, settings: &Settings) -> Command {
     command.arg(&job.cache);
     command.env_clear().envs(job.env.iter().cloned()).envs(settings.for_pip());
     command
+}
+
+/// Where packages come from, and what programs of a session are told of that: nothing secret.
+pub fn index(base_python: &Path) -> (Vec<Place>, Vec<(String, String)>) {
+    let settings = Settings::of_worker(base_python);
+    (settings.hosts(base_python), settings.for_sessions())
 }
 
 /// What installers use of the machine's files, besides the system's own.

@@ -62,18 +62,22 @@ pub struct Reaper {
     pub pid: Pid,
     /// Reports come here, non-blocking. Closing it kills everything beneath.
     pub reports: OwnedFd,
+    /// By which the listener of its connects comes, non-blocking.
+    pub connects: Option<OwnedFd>,
 }
 
 /// Starts `launch` beneath a subreaper. Whether it could be executed comes as a report.
-pub fn start(launch: Launch) -> io::Result<Reaper> {
+pub fn start(mut launch: Launch) -> io::Result<Reaper> {
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
+    let interception = launch.confinement.as_mut().and_then(|confinement| confinement.interception.as_mut());
+    let connects = interception.and_then(|interception| interception.ours.take());
     match sys::fork()? {
-        sys::Fork::Parent(pid) => Ok(Reaper { pid, reports: ours }),
+        sys::Fork::Parent(pid) => Ok(Reaper { pid, reports: ours, connects }),
         sys::Fork::Child => {
             drop(ours);
             let code = run(launch, &theirs).map_or(1, |()| 0);

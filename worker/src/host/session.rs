@@ -10,6 +10,7 @@ use cooper_common::{
     error::{Code, Error},
     ids::SessionId,
     limits::exec,
+    network::Policy,
 };
 use cooper_proto::{host::to_link, v1};
 use rustix::process::{Resource, Signal};
@@ -207,12 +208,19 @@ impl Host {
                 if let Err(error) = session.record.write(&session.home.dir) {
                     tracing::warn!(session = %id, %error, "the session's record could not be renewed");
                 }
+                self.tell_policy(&id);
             }
             return self.tell_session(&id);
         }
         let mut record = Record::of(grant, &self.dir.worker_id);
         let home = Home::new(&self.dir.base, &id);
         let made = self.room_for_session(&id).and_then(|python| {
+            if record.network != Policy::default() && !self.confiner.facilities.network {
+                return Err(Error::new(
+                    Code::NetworkUnavailable,
+                    "this worker cannot give a session a network",
+                ));
+            }
             record.uid = self.next_uid()?;
             home.create(&record, &python, self.config.layer.as_deref())
                 .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))
@@ -222,6 +230,7 @@ impl Host {
         match made {
             Ok(()) => {
                 self.sessions.insert(id.clone(), session);
+                self.tell_policy(&id);
                 self.start_interpreter(&id);
             }
             Err(error) => {
@@ -341,6 +350,7 @@ impl Host {
 
     pub(super) fn session_destroyed(&mut self, id: &str) {
         if let Some(session) = self.sessions.remove(id) {
+            self.forget_policy(id);
             let update = self.update(&session, "destroyed", None, String::new());
             self.link.tell(to_link::Message::Session(update), Vec::new());
         }
@@ -357,7 +367,7 @@ impl Host {
 
     /// Makes a forked interpreter that of a session. False: it is not there any more.
     pub(super) fn claim(&mut self, id: &str, forked: Forked) -> bool {
-        let start = match self.start_of(id) {
+        let mut start = match self.start_of(id) {
             Some(Ok(start)) => start,
             Some(Err(error)) => {
                 self.adopt_interpreter(id, Err(error), false);
@@ -365,7 +375,7 @@ impl Host {
             }
             None => return true,
         };
-        match forked.claim(&start) {
+        match forked.claim(&mut start) {
             Ok(running) => {
                 self.adopt_interpreter(id, Ok(running), true);
                 true
@@ -389,7 +399,7 @@ impl Host {
             workspace: session.home.workspace(),
             venv: session.home.venv(),
             site: python.site_packages(&session.home.venv()),
-            env: session.home.environment(&session.record, [], &self.dir.path),
+            env: session.home.environment(&session.record, [], &self.dir.path, &self.reach_env),
             limits: session.limits(),
             confinement,
         };

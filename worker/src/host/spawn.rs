@@ -25,7 +25,10 @@ use super::{
     outcome, reaper,
     trees::Owner,
 };
-use crate::{confine::Part, frame};
+use crate::{
+    confine::{Interception, Part},
+    frame,
+};
 
 impl Host {
     /// Hands an execution to its interpreter; a fresh one to be forked off it.
@@ -88,7 +91,7 @@ impl Host {
         }
         let session = self.sessions.get(session_id).ok_or_else(|| super::unknown_session(session_id))?;
         let cwd = files::directory(&session.home.workspace(), &spec.cwd)?;
-        let env = session.home.environment(&session.record, spec.env, &self.dir.path);
+        let env = session.home.environment(&session.record, spec.env, &self.dir.path, &self.reach_env);
         let path = env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
         let Some(program) = find_program(argv0, path, &cwd) else {
             self.finish(id, outcome::not_executed(argv0, libc::ENOENT, Part::Program));
@@ -122,6 +125,13 @@ impl Host {
         let python =
             self.python.as_ref().ok_or_else(|| Error::new(Code::PythonMissing, "no usable Python"))?;
         let (plan, mounts) = self.confiner.plan(session.uid(), &session.home.dir).map_err(unspawned)?;
+        let mut membership = session.membership().map_err(unspawned)?;
+        let mut theirs = None;
+        if plan.is_intercepted() {
+            let mut interception = Interception::new().map_err(unspawned)?;
+            theirs = interception.theirs.take();
+            membership.interception = Some(interception);
+        }
         let job = install::Job {
             confinement: plan,
             packages: install::checked(wanted.packages)?,
@@ -130,7 +140,7 @@ impl Host {
             cache: session.home.cache(),
             tools: self.dir.path.join("tools"),
             base_python: python.executable.clone(),
-            env: session.home.environment(&session.record, spec.env, &self.dir.path),
+            env: session.home.environment(&session.record, spec.env, &self.dir.path, &self.reach_env),
         };
         let job = serde_json::to_vec(&job).map_err(|e| Error::internal(e.to_string()))?;
         let mut env = inherited(&self.dir.path);
@@ -146,11 +156,12 @@ impl Host {
             ]
             .into_iter()
             .chain(mounts)
+            .chain(theirs)
             .collect(),
             limits: session.limits(),
             uid: None,
             // Its own, which it takes on when it knows what to run. The control group holds from the start.
-            confinement: Some(session.membership().map_err(unspawned)?),
+            confinement: Some(membership),
         };
         self.start_tree(id, Some(session_id), launch).map_err(unspawned)
     }

@@ -87,6 +87,7 @@ impl Host {
             Phase::Ending => {
                 self.timers.add(clock::mono_ms() + ENDING_MS, Due::Stop(Phase::Over));
                 self.link.end(Signal::TERM);
+                self.egress.end();
                 self.end_zygotes();
                 for (id, is_step, main) in trees {
                     match main {
@@ -126,6 +127,7 @@ impl Host {
             Some(Phase::Ending | Phase::Killing) => {
                 self.trees.is_empty()
                     && self.link.pid().is_none()
+                    && self.egress.pid().is_none()
                     && self.helpers.is_empty()
                     && self.ending.is_empty()
                     && self.pool.pids().next().is_none()

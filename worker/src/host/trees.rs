@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{
     Due, Host, Source,
+    network::Connects,
     reaper::{self, Exit, Reaper, Report},
     tree::{self, Which},
 };
@@ -29,6 +30,8 @@ pub struct Tree {
     branch: Option<Branch>,
     pub session: Option<String>,
     pub owner: Owner,
+    /// How its processes' connects are heard of.
+    pub connects: Option<Connects>,
     doom: Option<Doom>,
     exited: bool,
 }
@@ -99,7 +102,7 @@ impl Host {
     /// Takes a started subreaper over.
     pub(super) fn plant(
         &mut self,
-        reaper: Reaper,
+        mut reaper: Reaper,
         session: Option<String>,
         owner: Owner,
     ) -> std::io::Result<u64> {
@@ -108,6 +111,11 @@ impl Host {
         self.by_reaper.insert(reaper.pid, id);
         let root = Some(reaper.pid.as_raw_nonzero().get());
         self.plant_at(id, reaper.reports, root, None, session, owner)?;
+        if let (Some(socket), Some(tree)) = (reaper.connects.take(), self.trees.get_mut(&id)) {
+            let flags = rustix::event::epoll::EventFlags::IN;
+            rustix::event::epoll::add(&self.epoll, &socket, Source::Connects(id).pack(), flags)?;
+            tree.connects = Some(Connects::Awaited(socket));
+        }
         Ok(id)
     }
 
@@ -136,7 +144,17 @@ impl Host {
         if let Some(session) = session.as_ref().and_then(|session| self.sessions.get_mut(session)) {
             session.trees.insert(id);
         }
-        let tree = Tree { reports, root, main: None, branch, session, owner, doom: None, exited: false };
+        let tree = Tree {
+            reports,
+            root,
+            main: None,
+            branch,
+            session,
+            owner,
+            connects: None,
+            doom: None,
+            exited: false,
+        };
         self.trees.insert(id, tree);
         Ok(())
     }
@@ -281,6 +299,9 @@ impl Host {
             self.main_exited(id, Exit { status: libc::SIGKILL, cpu_ms: 0, peak_memory_bytes: 0 });
         }
         let Some(tree) = self.trees.remove(&id) else { return };
+        if tree.connects.is_some() {
+            self.forget_connects(id);
+        }
         if let Some(attempt) = tree.doom.and_then(|doom| doom.then) {
             self.complete(attempt);
         }
@@ -302,7 +323,7 @@ impl Host {
         let me = std::process::id() as i32;
         let mut known: Vec<Pid> = self.by_reaper.keys().chain(self.helpers.keys()).copied().collect();
         known.extend(self.pool.pids().chain(self.ending.iter().copied()));
-        known.extend(self.link.pid());
+        known.extend(self.link.pid().into_iter().chain(self.egress.pid()));
         let known: Vec<i32> = known.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
         let mut strays = 0;
         for child in tree::living_children(me) {

@@ -7,10 +7,11 @@ descriptors, the interpreter's control socket and its subreaper's report socket;
 interpreter. An interpreter waits, running no code of anybody's, until the host sends it its claim:
 
     {"cwd", "env": {}, "prefix", "site", "limits": [[resource, value]], "confinement": {"uid", "entrances", "namespaces",
-     "own": [[directory, place]], "landlock", "filter"}}
+     "own": [[directory, place]], "landlock", "notify", "filter"}}
 
-`filter` is a seccomp program (base64 of struct sock_filter[]). Beside it come descriptors: as many as it says of files
-of control groups, two of namespaces (mounts, network) if there are any, and the Landlock ruleset if there is one. What is
+`filter` and `notify` are seccomp programs (base64 of struct sock_filter[]). Beside it come descriptors: as many as it says of files
+of control groups, two of namespaces (mounts, network) if there are any, the Landlock ruleset if there is one, and with `notify` the socket
+that its listener goes to. What is
 done with them is what `Launch::exec` and `Confinement` do for every other process, in the same order.
 
 `runner` is the module of `runner.py`, `settings` what the host said at the start: {"preload": [module], "path": [dir]}.
@@ -32,6 +33,8 @@ CLOSED_ABOVE = 1 << 20
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 SECCOMP_MODE_FILTER = 2
+SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
+SECCOMP_SET_MODE_FILTER, NEW_LISTENER, WAIT_KILLABLE = 1, 1 << 3, 1 << 5
 LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 445, 446
 # LANDLOCK_ACCESS_FS_READ_FILE and _READ_DIR
 LANDLOCK_READ = 1 << 2 | 1 << 3
@@ -282,10 +285,12 @@ def confine(claim, fds, parent):
         if os.getppid() != parent:
             os._exit(0)
     os.chdir(claim["cwd"])
-    if confinement["landlock"] or confinement["filter"]:
+    if confinement["landlock"] or confinement["notify"] or confinement["filter"]:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     if confinement["landlock"]:
         restrict(left.pop(0), "/proc" if confinement["namespaces"] else "/proc/self/.")
+    if confinement["notify"]:
+        intercept(runner.binascii.a2b_base64(confinement["notify"]), left.pop(0))
     for fd in fds:
         os.close(fd)
     if confinement["filter"]:
@@ -300,6 +305,23 @@ def restrict(ruleset, processes):
                          ctypes.c_uint(0)))
     os.close(place)
     checked(libc.syscall(ctypes.c_long(LANDLOCK_RESTRICT_SELF), ctypes.c_int(ruleset), ctypes.c_uint(0)))
+
+
+def intercept(instructions, socket):
+    """Has its connects answered by whoever gets the listener (see `notify::intercept`)."""
+    program = Filter(len(instructions) // 8, instructions)
+    number = SYS_SECCOMP[os.uname().machine]
+    for flags in (NEW_LISTENER | WAIT_KILLABLE, NEW_LISTENER):
+        listener = libc.syscall(ctypes.c_long(number), ctypes.c_ulong(SECCOMP_SET_MODE_FILTER), ctypes.c_ulong(flags),
+                                ctypes.byref(program))
+        if listener >= 0:
+            break
+    checked(listener)
+    way = runner._socket.socket(fileno=os.dup(socket))
+    # A packet of `frame`: its flag byte and an empty body.
+    way.sendmsg([b"\0"], [(runner._socket.SOL_SOCKET, runner._socket.SCM_RIGHTS, runner.struct.pack("=i", listener))])
+    way.close()
+    os.close(listener)
 
 
 def seccomp(instructions):

@@ -228,6 +228,8 @@ struct Confinement<'a> {
     /// Directories and where they are mounted.
     own: &'a [(PathBuf, PathBuf)],
     landlock: bool,
+    /// The filter by which its connects are intercepted.
+    notify: Option<String>,
     filter: Option<String>,
 }
 
@@ -241,6 +243,10 @@ impl<'a> Confinement<'a> {
             namespaces: confinement.namespaces.is_some(),
             own: confinement.namespaces.as_ref().map_or(&[], Inside::own),
             landlock: confinement.landlock.is_some(),
+            notify: confinement
+                .interception
+                .as_ref()
+                .map(|_| base64::engine::general_purpose::STANDARD.encode(crate::confine::notify::program())),
             filter: confinement.filter.as_deref().map(encode),
         }
     }
@@ -383,7 +389,7 @@ impl Zygote {
         match (forked, Pid::from_raw(answer.pid)) {
             (Some((control, reports, _)), Some(pid)) => {
                 self.failures = 0;
-                Heard::Forked(Forked { reaper: Reaper { pid, reports }, control })
+                Heard::Forked(Forked { reaper: Reaper { pid, reports, connects: None }, control })
             }
             _ => Heard::Gone("it answered what was not asked".to_owned()),
         }
@@ -411,7 +417,7 @@ impl Zygote {
 
 impl Forked {
     /// Makes it the interpreter of a session. It says hello when it is.
-    pub fn claim(self, start: &Start) -> io::Result<Running> {
+    pub fn claim(self, start: &mut Start) -> io::Result<Running> {
         let claim = Claim {
             cwd: &start.workspace,
             env: start.env.iter().map(|(name, value)| (&**name, &**value)).collect(),
@@ -424,9 +430,12 @@ impl Forked {
         let confinement = &start.confinement;
         let namespaces = confinement.namespaces.iter().flat_map(Inside::both);
         let fds = confinement.entrances.iter().chain(namespaces).chain(&confinement.landlock);
+        let fds = fds.chain(confinement.theirs());
         let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
         frame::send_bytes(&self.control, &serde_json::to_vec(&claim)?, &fds)?;
-        Ok(Running { reaper: self.reaper, control: self.control })
+        let interception = start.confinement.interception.as_mut();
+        let connects = interception.and_then(|interception| interception.ours.take());
+        Ok(Running { reaper: Reaper { connects, ..self.reaper }, control: self.control })
     }
 }
 

@@ -127,6 +127,8 @@ pub struct Ledger {
     results: VecDeque<Key>,
     to_host: VecDeque<to_host::Message>,
     updates: VecDeque<up::Message>,
+    /// What network policies refused, for the next heartbeat.
+    refused: Vec<v1::NetworkRefused>,
     pub counters: Counters,
 }
 
@@ -152,6 +154,7 @@ impl Ledger {
             results: VecDeque::new(),
             to_host: VecDeque::new(),
             updates: VecDeque::new(),
+            refused: Vec::new(),
             counters: Counters::default(),
             host,
         };

@@ -71,7 +71,10 @@ async fn it_registers_with_what_the_host_told_and_its_token() {
     let credit = attach.hear().await.unwrap().message.unwrap();
     assert_eq!(credit, up::Message::Credit(v1::Credit { tasks: 64, assigns_seen: 0 }));
     let beat = attach.hear().await.unwrap().message.unwrap();
-    assert_eq!(beat, up::Message::Heartbeat(v1::Heartbeat { seq: 1, sessions: 1, running: 0 }));
+    assert_eq!(
+        beat,
+        up::Message::Heartbeat(v1::Heartbeat { seq: 1, sessions: 1, ..v1::Heartbeat::default() })
+    );
 }
 
 #[tokio::test]

@@ -756,7 +756,13 @@ claims! {
         for version in ["1.0", "2.0"] {
             assert!(std::process::Command::new("python3").args(["-c", make, dir, version]).status().unwrap().success());
         }
-        let settings = [("PIP_FIND_LINKS", dir), ("PIP_NO_INDEX", "1"), ("PIP_CONFIG_FILE", "/dev/null")];
+        let index = "https://user:canary-of-an-index@index.test/simple";
+        let settings = [
+            ("PIP_FIND_LINKS", dir),
+            ("PIP_NO_INDEX", "1"),
+            ("PIP_INDEX_URL", index),
+            ("PIP_CONFIG_FILE", "/dev/null"),
+        ];
         let mut worker = Worker::start_in(&settings);
         let (session, other) = (worker.create_session(v1::Limits::default()), worker.create_session(v1::Limits::default()));
         let install = |packages: &[&str]| {
@@ -770,7 +776,9 @@ claims! {
         assert_eq!(done.state, TaskState::Succeeded, "{said}");
         assert_eq!(worker.python(&session, "import staves; staves.WOOD").value(), "'oak'", "{said}");
         assert_eq!(worker.python(&other, "import staves").outcome.exception.unwrap().name, "ModuleNotFoundError");
-        assert!(!worker.shell(&session, &["env"], b"").out().contains(dir), "settings are for installs only");
+        let told = worker.shell(&session, &["env"], b"").out();
+        assert!(!told.contains(dir), "a directory of the worker's is for installs only");
+        assert!(!told.contains("canary-of-an-index"), "what is secret is for installs only");
         assert!(!done.outcome.restart_required, "nobody had imported it");
         let task = worker.start_task(&session, install(&["staves==2.0"]), 0);
         assert!(worker.link.wait(&task).outcome.restart_required);

@@ -96,6 +96,11 @@ def connect(family, address):
     with socket.socket(family, socket.SOCK_STREAM) as tcp:
         tcp.settimeout(2)
         tcp.connect(address)
+        # Where a connect is answered by the proxy, it is the proxy that refuses.
+        tcp.sendall(b"GET / HTTP/1.1\r\nHost: %s:%d\r\n\r\n" % (address[0].encode(), address[1]))
+        answer = tcp.recv(4096)
+        if not answer or answer.startswith(b"HTTP/1.1 403 Forbidden\r\n"):
+            raise PermissionError(errno.EACCES, "refused by the proxy")
 
 
 refused("loopback", lambda: connect(socket.AF_INET, ("127.0.0.1", port)))

@@ -10,6 +10,7 @@ mod claims;
 mod files;
 mod hostile;
 mod measure;
+mod network;
 mod worker;
 
 use std::{
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("host") => worker::host(&arguments[1..]),
         Some("worker-link") => worker::link(),
+        Some(cooper_worker::egress::ARGV) => cooper_worker::egress::main(),
         Some(cooper_worker::host::INSTALL_ARGV) => cooper_worker::host::install::main(),
         Some(cooper_worker::host::STEP_ARGV) => worker::step(),
         Some("measure") => measure::main(),
@@ -54,6 +56,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .iter()
         .chain(hostile)
         .chain(files::ALL)
+        .chain(network::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .collect();
     println!("\nrunning {} tests", tests.len());

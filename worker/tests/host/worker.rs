@@ -30,6 +30,7 @@ use cooper_proto::{
 use cooper_worker::{
     config::{Config, LinkConfig},
     confine::facilities::Mask,
+    egress::dial::Place,
     frame,
 };
 use prost::Message;
@@ -47,6 +48,12 @@ pub fn host(arguments: &[String]) -> ExitCode {
     let text = |name| std::env::var(name).unwrap_or_default();
     config.mask = Mask::parse(&text("TEST_MASK")).expect("facilities");
     config.python = Some(text("TEST_PYTHON")).filter(|python| !python.is_empty()).map(PathBuf::from);
+    let places = std::env::var("TEST_EGRESS_ALLOW").unwrap_or_default();
+    config.egress_allow = places.split(',').filter_map(Place::parse).collect();
+    let hosts = std::env::var("TEST_EGRESS_HOSTS").unwrap_or_default();
+    let hosts = hosts.split(',').filter_map(|entry| entry.split_once('='));
+    config.egress_hosts =
+        hosts.map(|(name, address)| (name.to_owned(), address.parse().expect("an address"))).collect();
     config.preload = match std::env::var("TEST_PRELOAD").ok().as_deref() {
         Some("off") => None,
         Some(tier) => Some(tier.to_owned()),
@@ -126,6 +133,7 @@ pub struct Link {
     lengths: BTreeMap<(String, i32), u64>,
     ended: BTreeMap<String, wire::Ended>,
     pub sessions: Vec<v1::SessionUpdate>,
+    pub refused: Vec<v1::NetworkRefused>,
 }
 
 /// How an attempt ended, with all its output.
@@ -206,7 +214,13 @@ impl Worker {
         let id = SessionId::new().to_string();
         let env = env.iter().chain(&[("GREETING", "hello")]);
         let env = env.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let grant = v1::SessionGrant { session_id: id.clone(), fence: fence(), env, limits: Some(limits) };
+        let grant = v1::SessionGrant {
+            session_id: id.clone(),
+            fence: fence(),
+            env,
+            limits: Some(limits),
+            network: None,
+        };
         self.link.send(to_host::Message::SessionCreate(grant));
         let update = self.link.session_update(&id);
         assert_eq!(update.state, "ready", "{update:?}");
@@ -264,6 +278,30 @@ impl Worker {
             rustix::process::getsid(pid).ok() == pid
         };
         self.children("cooper-zygote").into_iter().filter(leads).collect()
+    }
+
+    /// With a network.
+    pub fn create_with(&mut self, network: Option<v1::NetworkPolicy>) -> String {
+        let update = self.try_with(network);
+        assert_eq!(update.state, "ready", "{:?}", update.error);
+        update.session_id
+    }
+
+    pub fn try_with(&mut self, network: Option<v1::NetworkPolicy>) -> v1::SessionUpdate {
+        let session_id = SessionId::new().to_string();
+        self.grant_again(&session_id, network);
+        self.link.session_update(&session_id)
+    }
+
+    /// The grant of a session, with what it reaches from now on.
+    pub fn grant_again(&mut self, session: &str, network: Option<v1::NetworkPolicy>) {
+        let grant = v1::SessionGrant {
+            session_id: session.to_owned(),
+            fence: fence(),
+            network,
+            ..v1::SessionGrant::default()
+        };
+        self.link.send(to_host::Message::SessionCreate(grant));
     }
 
     pub fn workspace(&self, session: &str) -> PathBuf {
@@ -378,6 +416,7 @@ impl Link {
             lengths: BTreeMap::new(),
             ended: BTreeMap::new(),
             sessions: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
@@ -435,9 +474,20 @@ impl Link {
                 self.ended.insert(ended.task_id.clone(), ended.clone());
             }
             to_link::Message::Session(update) => self.sessions.push(update.clone()),
+            to_link::Message::NetworkRefused(refused) => self.refused.push(refused.clone()),
             _ => {}
         }
         Some(message)
+    }
+
+    /// The first refusal that is like this.
+    pub fn refusal(&mut self, like: impl Fn(&v1::NetworkRefused) -> bool) -> v1::NetworkRefused {
+        loop {
+            if let Some(found) = self.refused.iter().find(|refused| like(refused)) {
+                return found.clone();
+            }
+            self.step().expect("a refusal is told of");
+        }
     }
 
     pub fn wait(&mut self, task: &str) -> Done {

@@ -59,6 +59,8 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         expires_at_ms: body.lifetime.expires_at_ms,
         idle_timeout_ms: body.lifetime.idle_timeout_ms,
         metadata: spec.metadata,
+        network: spec.network,
+        network_refused: body.network_refused,
     })
 }
 

@@ -34,7 +34,9 @@ async fn port() -> Port {
     let tokens = Tokens::open(Arc::clone(&store), data.path()).await.unwrap();
     let output = OutputLog::open(data.path()).unwrap();
     let cluster =
-        Cluster::load(Arc::clone(&store), output, Default::default(), Default::default()).await.unwrap();
+        Cluster::load(Arc::clone(&store), output, Default::default(), Default::default(), Default::default())
+            .await
+            .unwrap();
     // Stands for a gRPC service behind the layer.
     let whoami = get(|request: Request| async move {
         let caller = request.extensions().get::<Caller>().cloned();

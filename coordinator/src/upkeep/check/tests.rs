@@ -45,9 +45,15 @@ async fn a_store_of_every_released_schema_is_brought_to_this_one_and_read_whole(
         let store: std::sync::Arc<dyn Store> =
             std::sync::Arc::new(Sqlite::open(dir.path(), Bus::default()).unwrap());
         let output = OutputLog::open(dir.path()).unwrap();
-        let cluster = cluster::Cluster::load(store.clone(), output, Default::default(), Default::default())
-            .await
-            .unwrap();
+        let cluster = cluster::Cluster::load(
+            store.clone(),
+            output,
+            Default::default(),
+            Default::default(),
+            Default::default(),
+        )
+        .await
+        .unwrap();
         let (epoch, counts) = cluster.look(|core| (core.epoch(), core.counts()));
         assert_eq!((epoch, counts.sessions_live, counts.tasks_held), (2, 1, 1));
         let blobs = std::sync::Arc::new(Blobs::open(dir.path()).unwrap());

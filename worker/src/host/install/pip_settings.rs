@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cooper_common::network;
+
 use super::Variables;
+use crate::egress::dial::Place;
 
 /// Names that are handed to installers as they are.
 const HANDED_ON: [&str; 12] = [
@@ -25,6 +28,9 @@ const HANDED_ON: [&str; 12] = [
     "no_proxy",
     "NETRC",
 ];
+
+/// Variables that name another way.
+const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -87,6 +93,62 @@ impl Settings {
         all.filter(|path| path.is_absolute()).collect()
     }
 
+    /// Another way to the index than the session's own is not taken: what is built on the way is anybody's code.
+    pub fn leave_the_way_to_the_session(&mut self) {
+        self.proxy = None;
+        self.environment.retain(|name, _| !PROXIES.contains(&&*name.to_ascii_uppercase()));
+    }
+
+    /// Hosts that packages come from.
+    pub fn hosts(&self, base_python: &Path) -> Vec<Place> {
+        let mut urls: Vec<String> = self.index_url.iter().chain(&self.extra_index_urls).cloned().collect();
+        urls.extend(self.find_links.iter().cloned());
+        for name in ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS"] {
+            let value = self.environment.get(name).map(|value| value.to_string_lossy().into_owned());
+            let listed = value.unwrap_or_default();
+            // uv names an index as name=url.
+            let named =
+                listed.split([' ', ',']).map(|url| url.find("=http").map_or(url, |at| &url[at + 1..]));
+            urls.extend(named.map(str::to_owned));
+        }
+        let own = self.index_url.is_some()
+            || ["UV_DEFAULT_INDEX", "UV_INDEX_URL"].iter().any(|name| self.environment.contains_key(*name));
+        let mut places: Vec<Place> = urls.iter().filter_map(|url| place(url)).collect();
+        if !own && !self.no_index {
+            places.extend(index_of_pip(base_python));
+        }
+        places
+    }
+
+    /// The same for pip in a session, whose code reads it: an index that is reached with a password is left out.
+    pub fn for_sessions(&self) -> Vec<(String, String)> {
+        let open = |url: &String| !url.contains('@') && place(url).is_some();
+        // Of the worker's files a session reads the system's.
+        let seen =
+            |path: &str| ["/etc/ssl/", "/etc/pki/", "/usr/"].iter().any(|place| path.starts_with(place));
+        let urls =
+            |urls: &[String]| urls.iter().filter(|url| open(url)).cloned().collect::<Vec<_>>().join(" ");
+        let options = [
+            ("PIP_INDEX_URL", self.index_url.clone().filter(open).unwrap_or_default()),
+            ("PIP_EXTRA_INDEX_URL", urls(&self.extra_index_urls)),
+            ("PIP_FIND_LINKS", urls(&self.find_links)),
+            ("PIP_TRUSTED_HOST", self.trusted_hosts.join(" ")),
+            ("PIP_CERT", self.cert.clone().filter(|path| seen(path)).unwrap_or_default()),
+            ("PIP_NO_INDEX", if self.no_index { "1".to_owned() } else { String::new() }),
+            ("PIP_DISABLE_PIP_VERSION_CHECK", "1".to_owned()),
+        ];
+        let mut told: Vec<(String, String)> = options
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        for name in ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+            let value = self.environment.get(name).and_then(|value| value.to_str()).filter(|path| seen(path));
+            told.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+        }
+        told
+    }
+
     /// uv knows pip's options by names of its own. What the worker's UV_* say comes first.
     pub fn for_uv(&self) -> Variables {
         let mut variables = Variables::new();
@@ -147,6 +209,45 @@ fn environment() -> Variables {
     name_file("NETRC", home().map(|home| home.join(".netrc")));
     name_file("UV_CONFIG_FILE", config_home().map(|dir| dir.join("uv/uv.toml")));
     variables
+}
+
+/// The index that pip has when it is told of none, and where the files of that one are: read where pip says it.
+fn index_of_pip(base_python: &Path) -> Vec<Place> {
+    let lib = base_python.parent().and_then(Path::parent).map(|prefix| prefix.join("lib"));
+    let found = lib.iter().flat_map(fs::read_dir).flatten().flatten().map(|entry| entry.path());
+    let mut places: Vec<PathBuf> = found
+        .filter(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3")))
+        .flat_map(|dir| [dir.join("site-packages"), dir.join("dist-packages")])
+        .collect();
+    places.extend(lib.map(|lib| lib.join("python3/dist-packages")));
+    let texts =
+        places.iter().filter_map(|dir| fs::read_to_string(dir.join("pip/_internal/models/index.py")).ok());
+    let Some(text) = texts.into_iter().next() else { return Vec::new() };
+    // PyPI = PackageIndex("https://…/", file_storage_domain="…")
+    let Some(line) = text.split("PyPI = PackageIndex(").nth(1) else { return Vec::new() };
+    let quoted: Vec<&str> = line.split('"').skip(1).step_by(2).take(2).collect();
+    let storage = quoted.get(1).map(|host| format!("https://{host}/"));
+    quoted
+        .first()
+        .map(|url| (*url).to_owned())
+        .into_iter()
+        .chain(storage)
+        .filter_map(|url| place(&url))
+        .collect()
+}
+
+/// Where an index is; None for a directory.
+fn place(url: &str) -> Option<Place> {
+    let (scheme, rest) = url.trim().split_once("://")?;
+    let port = match scheme {
+        "https" => 443,
+        "http" => 80,
+        _ => return None,
+    };
+    let named = rest.split(['/', '?', '#']).next()?;
+    let named = named.rsplit_once('@').map_or(named, |(_, named)| named);
+    let (host, port) = network::authority(named, Some(port))?;
+    Some(Place { host, port: Some(port) })
 }
 
 fn home() -> Option<PathBuf> {

@@ -4,7 +4,10 @@ use std::os::fd::OwnedFd;
 
 use cooper_common::{
     error::Error,
-    limits::link::{CHUNK_BYTES_MAX, HEARTBEAT_MIN_MS, LEASE_MS, MESSAGE_BYTES_MAX},
+    limits::{
+        link::{CHUNK_BYTES_MAX, HEARTBEAT_MIN_MS, LEASE_MS, MESSAGE_BYTES_MAX},
+        network::REFUSALS_TOLD_MAX,
+    },
 };
 use cooper_proto::{
     host::{Reach, to_link},
@@ -111,7 +114,9 @@ impl Ledger {
             terms.heartbeat_due = now + terms.heartbeat_ms;
             terms.heartbeat_seq += 1;
             let (sessions, running) = (self.sessions.len() as u32, self.running as u32);
-            let heartbeat = v1::Heartbeat { seq: terms.heartbeat_seq, sessions, running };
+            let refused = self.refused.drain(..).collect();
+            let heartbeat =
+                v1::Heartbeat { seq: terms.heartbeat_seq, sessions, running, network_refused: refused };
             // Ahead of the rest: it tells that we live.
             self.updates.push_front(up::Message::Heartbeat(heartbeat));
         }
@@ -298,7 +303,11 @@ impl Ledger {
             to_link::Message::FileOpened(opened) => return Some(Order::Opened(opened, fds)),
             to_link::Message::FileClosed(closed) => return Some(Order::Closed(closed)),
             to_link::Message::Drain(drain) => return Some(Order::Drain(drain)),
-            to_link::Message::Hello(_) => {}
+            // One more than a heartbeat holds is a flood: the session's count of the next one is what remains of it.
+            to_link::Message::NetworkRefused(refused) if self.refused.len() < REFUSALS_TOLD_MAX => {
+                self.refused.push(refused);
+            }
+            to_link::Message::NetworkRefused(_) | to_link::Message::Hello(_) => {}
         }
         None
     }

@@ -1,0 +1,379 @@
+//! The egress proxy: the one way out of a session, a process of its own beside the host and its link.
+//!
+//! The host hands it the listener of each process tree of a session (`confine::notify`). A connect(2) in there is answered
+//! with one end of a TCP connection whose other end is here; what comes over it names a host, as a client of a proxy does
+//! it or as a server would be told, and the session's policy decides about that name. Nothing listens anywhere.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::{AsFd, FromRawFd, OwnedFd},
+    process::ExitCode,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use cooper_common::{
+    limits::network::{CONNECTIONS_MAX, CONNECTIONS_PER_SESSION_MAX},
+    network::Policy,
+    telemetry,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{io::Interest, net::UnixDatagram, sync::watch};
+
+use crate::{confine::notify, frame};
+use dial::{Place, Rules};
+use refusals::Refusals;
+
+pub mod address;
+mod connection;
+pub mod dial;
+pub mod head;
+mod refusals;
+
+/// Hidden first argument of this process.
+pub const ARGV: &str = "worker-egress";
+/// Between looks at refusals that were counted and not told yet.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// What it is told at start, as JSON in its descriptor 4.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub log_level: String,
+    pub rules: Rules,
+    /// Reached by every session: where packages come from.
+    pub index: Vec<Place>,
+}
+
+/// host -> egress, JSON in the framing of `frame`.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToEgress {
+    /// A session is there, or has another policy from now on.
+    Session {
+        session: String,
+        policy: Policy,
+    },
+    End {
+        session: String,
+    },
+    /// Descriptor: the tree's listener.
+    Tree {
+        tree: u64,
+        session: String,
+    },
+    TreeEnd {
+        tree: u64,
+    },
+    /// A connect that waits for its answer.
+    Connect {
+        tree: u64,
+        id: u64,
+        fd: u32,
+        nonblocking: bool,
+        close_on_exec: bool,
+    },
+}
+
+/// egress -> host.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub session: String,
+    pub host: String,
+    pub port: u16,
+    pub reason: String,
+    pub count: u64,
+}
+
+/// Why somebody is not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The session has no network.
+    None,
+    /// Not among its hosts.
+    Domain,
+    Port,
+    /// An address that nobody reaches.
+    Address,
+    Unresolvable,
+    /// The connection named nobody.
+    Unreadable,
+    TooMany,
+    /// Several kinds of refusals, of which there were too many to tell of each.
+    Others,
+    /// Allowed, and did not answer.
+    Unreachable,
+}
+
+impl Reason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::None => "none",
+            Reason::Domain => "domain",
+            Reason::Port => "port",
+            Reason::Address => "address",
+            Reason::Unresolvable => "unresolvable",
+            Reason::Unreadable => "unreadable",
+            Reason::TooMany => "too_many",
+            Reason::Others => "others",
+            Reason::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// Entry of the process.
+pub fn main() -> ExitCode {
+    let (socket, config) = (descriptor(3), descriptor(4));
+    let _ = rustix::thread::set_name(c"cooper-egress");
+    let mut json = Vec::new();
+    let config = File::from(config)
+        .read_to_end(&mut json)
+        .and_then(|_| serde_json::from_slice::<Config>(&json).map_err(io::Error::from));
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("cooper: the egress proxy's configuration cannot be read: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    telemetry::init(&config.log_level);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_stack_size(128 << 10).build();
+    let served = runtime.and_then(|runtime| {
+        tokio::task::LocalSet::new()
+            .block_on(&runtime, async { Rc::new(Proxy::new(socket, config)?).serve().await })
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the egress proxy ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn descriptor(number: i32) -> OwnedFd {
+    // SAFETY: the host started this process with this descriptor open, for nobody but one caller.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+struct Proxy {
+    /// For its readiness only, as the link's (`link::host_socket`).
+    host: UnixDatagram,
+    rules: Rules,
+    index: Vec<Place>,
+    sessions: RefCell<BTreeMap<String, Rc<Session>>>,
+    trees: RefCell<BTreeMap<u64, Tree>>,
+    /// Connections of all sessions.
+    open: Cell<usize>,
+}
+
+/// A process tree whose connects are answered.
+#[derive(Clone)]
+struct Tree {
+    listener: Arc<OwnedFd>,
+    session: Rc<Session>,
+}
+
+/// A session as the proxy knows it.
+struct Session {
+    id: String,
+    policy: watch::Sender<Policy>,
+    open: Cell<usize>,
+    refusals: RefCell<Refusals>,
+}
+
+impl Proxy {
+    fn new(socket: OwnedFd, config: Config) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self {
+            host: UnixDatagram::from_std(socket.into())?,
+            rules: config.rules,
+            index: config.index,
+            sessions: RefCell::default(),
+            trees: RefCell::default(),
+            open: Cell::new(0),
+        })
+    }
+
+    async fn serve(self: Rc<Self>) -> io::Result<()> {
+        let mut buffer = frame::Buffer::default();
+        let mut tell = tokio::time::interval(TELL_EVERY);
+        loop {
+            tokio::select! {
+                heard = self.hear(&mut buffer) => match heard? {
+                    Some((message, fds)) => self.take(message, fds),
+                    // The host is gone.
+                    None => return Ok(()),
+                },
+                _ = tell.tick() => self.tell_counted(),
+            }
+        }
+    }
+
+    async fn hear(&self, buffer: &mut frame::Buffer) -> io::Result<Option<(ToEgress, Vec<OwnedFd>)>> {
+        self.host
+            .async_io(Interest::READABLE, || {
+                let Some((body, fds)) = frame::recv(&self.host, buffer)? else { return Ok(None) };
+                Ok(Some((serde_json::from_slice(&body)?, fds)))
+            })
+            .await
+    }
+
+    fn take(self: &Rc<Self>, message: ToEgress, fds: Vec<OwnedFd>) {
+        match message {
+            ToEgress::Session { session, policy } => {
+                self.session(&session).policy.send_if_modified(|known| {
+                    let changed = *known != policy;
+                    *known = policy;
+                    changed
+                });
+            }
+            ToEgress::End { session } => {
+                // Connections hold the other side of its policy, and end with it.
+                if let Some(session) = self.sessions.borrow_mut().remove(&session) {
+                    self.trees.borrow_mut().retain(|_, tree| tree.session.id != session.id);
+                }
+            }
+            ToEgress::Tree { tree, session } => {
+                if let Some(listener) = fds.into_iter().next() {
+                    let session = self.session(&session);
+                    self.trees.borrow_mut().insert(tree, Tree { listener: Arc::new(listener), session });
+                }
+            }
+            ToEgress::TreeEnd { tree } => {
+                self.trees.borrow_mut().remove(&tree);
+            }
+            ToEgress::Connect { tree, id, fd, nonblocking, close_on_exec } => {
+                let found = self.trees.borrow().get(&tree).cloned();
+                if let Some(Tree { listener, session }) = found {
+                    self.connect(listener, session, Wanted { id, fd, nonblocking, close_on_exec });
+                }
+            }
+        }
+    }
+
+    fn session(&self, id: &str) -> Rc<Session> {
+        let fresh = || {
+            Rc::new(Session {
+                id: id.to_owned(),
+                policy: watch::Sender::new(Policy::default()),
+                open: Cell::new(0),
+                refusals: RefCell::default(),
+            })
+        };
+        Rc::clone(self.sessions.borrow_mut().entry(id.to_owned()).or_insert_with(fresh))
+    }
+
+    /// Gives a caller its connection, and listens to what it says over it.
+    fn connect(self: &Rc<Self>, listener: Arc<OwnedFd>, session: Rc<Session>, wanted: Wanted) {
+        if self.open.get() >= CONNECTIONS_MAX || session.open.get() >= CONNECTIONS_PER_SESSION_MAX {
+            notify::answer(&listener, wanted.id, libc::ECONNREFUSED);
+            return self.refuse(&session, "", 0, Reason::TooMany);
+        }
+        let open = Open::new(self, &session);
+        let proxy = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let open = open;
+            // The caller's own thread has to do its part of it, whenever that gets to run.
+            let given = tokio::task::spawn_blocking(move || give(&listener, &wanted)).await;
+            if let Ok(Ok(stream)) = given {
+                connection::serve(proxy, &open.session, stream).await;
+            }
+        });
+    }
+
+    fn refuse(&self, session: &Session, host: &str, port: u16, reason: Reason) {
+        let now = cooper_common::clock::mono_ms();
+        let told = session.refusals.borrow_mut().count(now, host, port, reason);
+        if let Some(count) = told {
+            self.tell(session, host.to_owned(), port, reason, count);
+        }
+    }
+
+    fn tell_counted(&self) {
+        let now = cooper_common::clock::mono_ms();
+        let sessions: Vec<_> = self.sessions.borrow().values().cloned().collect();
+        for session in sessions {
+            let counted = session.refusals.borrow_mut().counted(now);
+            for (host, port, reason, count) in counted {
+                self.tell(&session, host, port, reason, count);
+            }
+        }
+    }
+
+    fn tell(&self, session: &Session, host: String, port: u16, reason: Reason, count: u64) {
+        let refused =
+            Refused { session: session.id.clone(), host, port, reason: reason.as_str().to_owned(), count };
+        let body = serde_json::to_vec(&refused).unwrap_or_default();
+        // A host that does not read loses what it is told of: nothing depends on it.
+        let _ = frame::send_bytes(&self.host, &body, &[]);
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Open {
+    proxy: Rc<Proxy>,
+    session: Rc<Session>,
+}
+
+impl Open {
+    fn new(proxy: &Rc<Proxy>, session: &Rc<Session>) -> Self {
+        proxy.open.set(proxy.open.get() + 1);
+        session.open.set(session.open.get() + 1);
+        Self { proxy: Rc::clone(proxy), session: Rc::clone(session) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.proxy.open.set(self.proxy.open.get() - 1);
+        self.session.open.set(self.session.open.get() - 1);
+    }
+}
+
+struct Wanted {
+    id: u64,
+    fd: u32,
+    nonblocking: bool,
+    close_on_exec: bool,
+}
+
+/// Answers a connect with one end of a TCP connection, and keeps the other.
+fn give(listener: &OwnedFd, wanted: &Wanted) -> io::Result<TcpStream> {
+    let given = pair().and_then(|(theirs, ours)| {
+        let theirs = OwnedFd::from(theirs);
+        rustix::io::ioctl_fionbio(&theirs, wanted.nonblocking)?;
+        notify::replace(listener, wanted.id, wanted.fd, &theirs, wanted.close_on_exec)?;
+        Ok(ours)
+    });
+    notify::answer(listener, wanted.id, if given.is_ok() { 0 } else { libc::ECONNREFUSED });
+    given
+}
+
+/// Both ends of a TCP connection: clients set options that only TCP has.
+fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let theirs = TcpStream::connect(listener.local_addr()?)?;
+    let address = theirs.local_addr()?;
+    // Somebody else on this machine may have been quicker.
+    for _ in 0..16 {
+        let (ours, from) = listener.accept()?;
+        if from == address {
+            ours.set_nonblocking(true)?;
+            ours.set_nodelay(true)?;
+            return Ok((theirs, ours));
+        }
+    }
+    Err(io::ErrorKind::ConnectionRefused.into())
+}
+
+/// How the host speaks to it.
+pub fn send(socket: &OwnedFd, message: &ToEgress, listener: Option<&OwnedFd>) -> io::Result<()> {
+    let fds: Vec<_> = listener.into_iter().map(AsFd::as_fd).collect();
+    frame::send_bytes(socket, &serde_json::to_vec(message)?, &fds)
+}
