@@ -113,6 +113,14 @@ pub struct Surroundings<'a> {
     pub worker_id: &'a str,
 }
 
+/// Of the worker's control groups. A worker empties what it finds under its name, so the name has to be its own on this
+/// machine: ids of workers are given by people, and only a directory is surely one worker's.
+fn group_name(around: &Surroundings<'_>) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = std::fs::metadata(around.dir).map_or(0, |meta| meta.dev() ^ meta.ino().rotate_left(32));
+    format!("cooper-{}-{place:x}", around.worker_id)
+}
+
 impl Confiner {
     pub fn new(mask: Mask, tier_min: Tier, around: &Surroundings<'_>) -> Self {
         let mut facilities = Facilities::probe(mask);
@@ -141,7 +149,7 @@ impl Confiner {
                 facilities.uid = false;
             }
         }
-        let groups = (!mask.cgroup).then(|| cgroup::Root::open(&format!("cooper-{}", around.worker_id)));
+        let groups = (!mask.cgroup).then(|| cgroup::Root::open(&group_name(around)));
         facilities.cgroup = groups.as_ref().map(cgroup::Root::controllers).unwrap_or_default();
         let installed: Vec<PathBuf> =
             around.python_prefix.into_iter().chain(around.layer).map(Path::to_owned).collect();
