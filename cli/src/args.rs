@@ -185,6 +185,26 @@ pub enum Session {
     },
 }
 
+/// Of a session as a whole.
+#[derive(Debug, Args)]
+pub struct SessionLimits {
+    /// Memory of the session, e.g. 512M [default: 2G]
+    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
+    pub memory: Option<u64>,
+    /// Processes and threads at once [default: 512]
+    #[arg(long, value_name = "N")]
+    pub processes: Option<u32>,
+    /// Processor time in thousandths of a processor, e.g. 1500 [default: no limit]
+    #[arg(long, value_name = "MILLIS")]
+    pub cpu: Option<u32>,
+    /// Disk space, packages included [default: 4G]
+    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
+    pub disk: Option<u64>,
+    /// Files, directories and links [default: 200000]
+    #[arg(long, value_name = "N")]
+    pub inodes: Option<u64>,
+}
+
 #[derive(Debug, Args)]
 pub struct SessionCreate {
     /// A name to use in place of the id
@@ -202,9 +222,8 @@ pub struct SessionCreate {
     /// Time limit of one execution, e.g. 30s, 5m [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub exec_timeout: Option<u64>,
-    /// Memory of one process, e.g. 512M, 2G [default: unlimited]
-    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
-    pub memory: Option<u64>,
+    #[command(flatten)]
+    pub limits: SessionLimits,
     /// Wait this long for a worker with room
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub wait: Option<u64>,
@@ -286,9 +305,8 @@ pub struct SessionUpdate {
     /// Time limit of executions that are submitted from now on
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub exec_timeout: Option<u64>,
-    /// Memory of what starts from now on
-    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
-    pub memory: Option<u64>,
+    #[command(flatten)]
+    pub limits: SessionLimits,
     /// Destroy it this long from now, or never
     #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
     pub ttl: Option<u64>,

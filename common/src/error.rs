@@ -102,6 +102,9 @@ codes! {
     AttemptsExhausted = "attempts_exhausted", Conflict, "see why the attempts ended (`cooper tasks show TASK`), then `cooper tasks requeue TASK`";
     NotDeadLetter = "not_dead_letter", Conflict, "only tasks in dead_letter can be requeued: see `cooper tasks list --state dead_letter`";
     InterpreterDied = "interpreter_died", Internal, "the interpreter ended (exit, crash or out of memory); the next execution starts a new one";
+    MemoryLimit = "memory_limit", Exhausted, "use less memory, or give the session more (`cooper session update --memory`)";
+    DiskQuota = "disk_quota", Exhausted, "remove files, or give the session more (`cooper session update --disk`, `--inodes`)";
+    ProcessLimit = "process_limit", Exhausted, "start fewer processes, or allow the session more (`cooper session update --processes`)";
     SpawnFailed = "spawn_failed", Invalid, "check the command and the session's limits";
     PythonMissing = "python_missing", Unavailable, "install Python 3.9 or newer, or name one with COOPER_PYTHON";
     InstallFailed = "install_failed", Invalid, "read the installer's output";

@@ -133,6 +133,29 @@ pub mod exec {
     pub const OUTPUT_BYTES_MAX: u64 = 1 << 30;
     pub const FILE_SIZE_BYTES: u64 = 1 << 30;
     pub const OPEN_FILES: u32 = 1024;
+    /// Of a session as a whole, all of these.
+    pub const MEMORY_BYTES: u64 = 2 << 30;
+    pub const MEMORY_BYTES_MIN: u64 = 32 << 20;
+    /// Processes and threads.
+    pub const PROCESSES: u32 = 512;
+    pub const PROCESSES_MIN: u32 = 8;
+    pub const PROCESSES_MAX: u32 = 32_768;
+    pub const CPU_MILLIS_MIN: u32 = 10;
+    pub const CPU_MILLIS_MAX: u32 = 1_024_000;
+    pub const DISK_BYTES: u64 = 4 << 30;
+    pub const INODES: u64 = 200_000;
+    /// Directories within directories; deeper is beyond the disk quota, because it cannot be counted.
+    pub const DEPTH_MAX: usize = 256;
+    /// Between two looks at what the sessions use in which something runs.
+    pub const WATCH_MS: u64 = 200;
+    /// The same where nothing runs but what was left.
+    pub const WATCH_IDLE_MS: u64 = 2_000;
+    /// A session's files are counted at most this often, and for at most a tenth of the time.
+    pub const DISK_WATCH_MS: u64 = 1_000;
+    /// Counting takes no longer.
+    pub const DISK_COUNT_MS_MAX: u64 = 30_000;
+    /// With less free space on the sessions' disk what runs in sessions is ended, one session after the other.
+    pub const FREE_BYTES_MIN: u64 = 128 << 20;
     /// Value and displays of one execution, together.
     pub const RESULT_BYTES_MAX: usize = 1 << 20;
     pub const TRACEBACK_BYTES_MAX: usize = 64 << 10;

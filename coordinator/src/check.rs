@@ -18,6 +18,13 @@ pub fn at_most(field: &str, value: u64, max: u64) -> Result<()> {
     Ok(())
 }
 
+pub fn at_least(field: &str, value: u64, min: u64) -> Result<()> {
+    if value < min {
+        return Err(Error::invalid(format!("{field} is {value}; it has to be at least {min}")));
+    }
+    Ok(())
+}
+
 pub fn size(field: &str, bytes: usize, max: usize) -> Result<()> {
     if bytes > max {
         return Err(Error::new(

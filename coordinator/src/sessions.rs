@@ -75,8 +75,21 @@ fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
     or(&mut limits.exec_timeout_ms, exec::TIMEOUT_MS);
     or(&mut limits.file_size_bytes, exec::FILE_SIZE_BYTES);
     or(&mut limits.output_bytes, exec::OUTPUT_BYTES);
+    or(&mut limits.memory_bytes, exec::MEMORY_BYTES);
+    or(&mut limits.disk_bytes, exec::DISK_BYTES);
+    or(&mut limits.inodes_max, exec::INODES);
     if limits.open_files == 0 {
         limits.open_files = exec::OPEN_FILES;
+    }
+    if limits.processes_max == 0 {
+        limits.processes_max = exec::PROCESSES;
+    }
+    check::at_least("limits.memory_bytes", limits.memory_bytes, exec::MEMORY_BYTES_MIN)?;
+    check::at_least("limits.processes_max", limits.processes_max.into(), exec::PROCESSES_MIN.into())?;
+    check::at_most("limits.processes_max", limits.processes_max.into(), exec::PROCESSES_MAX.into())?;
+    if limits.cpu_millis > 0 {
+        check::at_least("limits.cpu_millis", limits.cpu_millis.into(), exec::CPU_MILLIS_MIN.into())?;
+        check::at_most("limits.cpu_millis", limits.cpu_millis.into(), exec::CPU_MILLIS_MAX.into())?;
     }
     check::at_most("limits.exec_timeout_ms", limits.exec_timeout_ms, exec::TIMEOUT_MS_MAX)?;
     check::at_most("limits.output_bytes", limits.output_bytes, exec::OUTPUT_BYTES_MAX)?;
@@ -85,7 +98,7 @@ fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
 
 /// What these limits count against the tenant's quota.
 fn share(limits: &v1::Limits) -> session::Share {
-    session::Share { memory_bytes: limits.memory_bytes, disk_bytes: 0 }
+    session::Share { memory_bytes: limits.memory_bytes, disk_bytes: limits.disk_bytes }
 }
 
 /// The session that was made for the same request.

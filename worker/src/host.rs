@@ -70,6 +70,7 @@ mod sys;
 mod timers;
 mod tree;
 mod trees;
+mod watchdog;
 mod zygote;
 
 /// Hidden first argument of a process that installs packages.
@@ -145,6 +146,10 @@ struct Host {
     /// None where the host may not give sessions uids of their own.
     uids: Option<Uids>,
     confiner: Confiner,
+    /// The next look at what sessions use.
+    watching: Option<timers::Timer>,
+    /// Sessions that were ended because the disk is nearly full, until it is not.
+    out_of_space: BTreeSet<String>,
 }
 
 /// Whether Docker Compose works here.
@@ -174,6 +179,7 @@ enum Due {
     Helper(Pid),
     FileWork(Pid),
     Strays,
+    Watch,
     Stop(stop::Phase),
     /// No coordinator was reached for too long.
     Unreached,
@@ -273,6 +279,8 @@ impl Host {
             reach: reach::Reach::default(),
             uids: None,
             confiner: Confiner::none(),
+            watching: None,
+            out_of_space: BTreeSet::new(),
             exe_path: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             config,
             exe,
@@ -381,6 +389,7 @@ impl Host {
             Due::Helper(_) => {}
             Due::FileWork(pid) => self.on_late_file_work(pid),
             Due::Strays => self.kill_strays(),
+            Due::Watch => self.on_watch(),
             Due::Stop(phase) => self.on_stop_due(phase),
             Due::Unreached => self.on_unreached(),
         }

@@ -23,11 +23,7 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
         args::Session::Create(args) => create(context, &client, args).await,
         args::Session::List(args) => list(context, &client, args).await,
         args::Session::Update(args) => {
-            let limits = Limits {
-                exec_timeout_ms: args.exec_timeout.unwrap_or(0),
-                memory_bytes: args.memory.unwrap_or(0),
-                ..Limits::default()
-            };
+            let limits = limits(args.exec_timeout, &args.limits);
             let request = UpdateSessionRequest {
                 session_id: args.session,
                 idempotency_key: idempotency_key(),
@@ -61,12 +57,21 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
     }
 }
 
-async fn create(context: &Context, client: &Client, args: args::SessionCreate) -> Result<u8> {
-    let limits = Limits {
-        exec_timeout_ms: args.exec_timeout.unwrap_or(0),
+/// What is not named is left to the coordinator.
+fn limits(exec_timeout: Option<u64>, args: &args::SessionLimits) -> Limits {
+    Limits {
+        exec_timeout_ms: exec_timeout.unwrap_or(0),
         memory_bytes: args.memory.unwrap_or(0),
+        processes_max: args.processes.unwrap_or(0),
+        cpu_millis: args.cpu.unwrap_or(0),
+        disk_bytes: args.disk.unwrap_or(0),
+        inodes_max: args.inodes.unwrap_or(0),
         ..Limits::default()
-    };
+    }
+}
+
+async fn create(context: &Context, client: &Client, args: args::SessionCreate) -> Result<u8> {
+    let limits = limits(args.exec_timeout, &args.limits);
     let request = CreateSessionRequest {
         idempotency_key: idempotency_key(),
         name: args.name.unwrap_or_default(),
@@ -184,6 +189,10 @@ fn text(session: &Session) -> String {
         0 => "unlimited".to_owned(),
         bytes => units::human_bytes(bytes),
     };
+    let cpu = match limits.cpu_millis {
+        0 => String::new(),
+        millis => format!(", {} processors", f64::from(millis) / 1000.0),
+    };
     let pairs = |labels: &std::collections::HashMap<String, String>| {
         let mut list: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         list.sort();
@@ -196,7 +205,16 @@ fn text(session: &Session) -> String {
         ("worker", session.worker_id.clone()),
         ("python", session.python_version.clone()),
         ("active", format!("{} executions", session.active_executions)),
-        ("limits", format!("{} an execution, memory {memory}", units::human_ms(limits.exec_timeout_ms))),
+        (
+            "limits",
+            format!(
+                "{} an execution, memory {memory}, disk {} and {} files, {} processes{cpu}",
+                units::human_ms(limits.exec_timeout_ms),
+                units::human_bytes(limits.disk_bytes),
+                limits.inodes_max,
+                limits.processes_max,
+            ),
+        ),
         ("isolation", format!("{} {}", session.tier, session.facilities.join(", ")).trim().to_owned()),
         ("network", network(session)),
         ("labels", pairs(&session.labels)),

@@ -456,7 +456,7 @@ pub const SETTINGS: &[Setting] = &[
         roles: COORDINATORS,
         kind: Kind::Integer { min: 0, max: 1_073_741_824 },
         default: Default::Number(0),
-        doc: "Sum of the memory limits of one tenant's live sessions, in MiB; every session then needs a limit. 0: no quota.",
+        doc: "Sum of the memory limits of one tenant's live sessions, in MiB; one that names no limit counts with the default's 2048. 0: no quota.",
         ..BLANK
     },
     Setting {

@@ -83,5 +83,9 @@ fn merged(under: v1::Limits, over: v1::Limits) -> v1::Limits {
         file_size_bytes: or(over.file_size_bytes, under.file_size_bytes),
         open_files: or(over.open_files, under.open_files),
         output_bytes: or(over.output_bytes, under.output_bytes),
+        processes_max: or(over.processes_max, under.processes_max),
+        cpu_millis: or(over.cpu_millis, under.cpu_millis),
+        disk_bytes: or(over.disk_bytes, under.disk_bytes),
+        inodes_max: or(over.inodes_max, under.inodes_max),
     }
 }

@@ -149,7 +149,12 @@ impl Group {
         all.into_iter()
     }
 
-    fn limit(&self, limits: Limits) -> io::Result<()> {
+    pub fn controllers(&self) -> Controllers {
+        Controllers { memory: self.memory.is_some(), pids: self.pids.is_some(), cpu: self.cpu.is_some() }
+    }
+
+    /// Gives it other limits; they hold at once.
+    pub fn limit(&self, limits: Limits) -> io::Result<()> {
         if let Some(dir) = &self.memory
             && limits.memory_bytes > 0
         {
@@ -160,8 +165,11 @@ impl Group {
                 let _ = fs::write(dir.join("memory.swap.max"), "0");
                 let _ = fs::write(dir.join("memory.oom.group"), "0");
             } else {
+                // With swap may never be less than without: which comes first depends on the direction.
+                let with_swap = dir.join("memory.memsw.limit_in_bytes");
+                let _ = fs::write(&with_swap, &bytes);
                 fs::write(dir.join("memory.limit_in_bytes"), &bytes)?;
-                let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), &bytes);
+                let _ = fs::write(&with_swap, &bytes);
             }
         }
         if let Some(dir) = &self.pids
@@ -187,6 +195,12 @@ impl Group {
     pub fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
         let file = if self.unified { "cgroup.procs" } else { "tasks" };
         self.places().map(|dir| Ok(OpenOptions::new().write(true).open(dir.join(file))?.into())).collect()
+    }
+
+    /// Its processes and threads; None where they are not counted.
+    pub fn processes(&self) -> Option<u64> {
+        let dir = self.pids.as_ref()?;
+        fs::read_to_string(dir.join("pids.current")).ok()?.trim().parse().ok()
     }
 
     /// How many of its processes the kernel killed for want of memory.

@@ -24,8 +24,9 @@ use super::{
     spool::{self, Stream},
     timers::Timer,
     tree,
+    watchdog::Over,
 };
-use crate::confine::Part;
+use crate::confine::{Part, cgroup::Group};
 
 /// Task, epoch, attempt.
 pub type Key = (String, u64, u32);
@@ -47,6 +48,8 @@ pub struct Attempt {
     /// On the kernel's clock of process starts.
     pub started_ticks: u64,
     pub interpreter_restarted: bool,
+    /// Processes of its session that the kernel had killed for want of memory when it started.
+    oom_kills: u64,
     /// Where the fork of a fresh execution answers.
     pub branch: Option<OwnedFd>,
     /// A step's report is written here.
@@ -152,6 +155,7 @@ impl Host {
             started_ms: clock::mono_ms(),
             started_ticks: 0,
             interpreter_restarted: false,
+            oom_kills: 0,
             branch: None,
             report: None,
             forgotten: false,
@@ -197,7 +201,10 @@ impl Host {
     /// Opens the streams, sets the deadline, says that it started. The write ends go to whatever runs.
     pub(super) fn open_streams(&mut self, id: u64) -> io::Result<(OwnedFd, OwnedFd)> {
         let spool = self.dir.spool();
+        let oom_kills = self.oom_kills_of(id);
+        self.watch_sessions();
         let attempt = self.attempts.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        attempt.oom_kills = oom_kills;
         let (task, epoch, number) = &attempt.key;
         let path = |end: &str| spool.join(format!("{task}-{epoch}-{number}.{end}"));
         let (out, out_write) = Stream::new(path("out"), attempt.output_limit)?;
@@ -218,6 +225,26 @@ impl Host {
         }
         self.tell_started(id);
         Ok((out_write, err_write))
+    }
+
+    /// How many processes of an attempt's session the kernel killed for want of memory.
+    fn oom_kills_of(&self, id: u64) -> u64 {
+        let session = self.attempts.get(&id).and_then(|attempt| attempt.session.as_ref());
+        let group = session.and_then(|id| self.sessions.get(id)).and_then(|session| session.group.as_ref());
+        group.map_or(0, Group::oom_kills)
+    }
+
+    /// One that was killed while its session had no memory left was killed for that.
+    fn explain_kill(&mut self, id: u64, exit: super::reaper::Exit) {
+        if exit.code() != 128 + libc::SIGKILL {
+            return;
+        }
+        let kills = self.oom_kills_of(id);
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let session = attempt.session.as_ref().and_then(|session| self.sessions.get(session));
+        if let Some(session) = session.filter(|_| kills > attempt.oom_kills) {
+            attempt.why.get_or_insert(Why::Over(Over::Memory(session.record.memory_limit())));
+        }
     }
 
     pub(super) fn on_output(&mut self, id: u64, stream: usize) {
@@ -264,6 +291,7 @@ impl Host {
         // What it said before it ended is still to be heard.
         self.on_branch(id);
         self.drain(id);
+        self.explain_kill(id, exit);
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| !attempt.has_ended()) else { return };
         if matches!(attempt.state, State::Ending(..)) {
             return;
@@ -340,6 +368,7 @@ impl Host {
     /// The interpreter ended under an execution.
     pub(super) fn execution_died(&mut self, id: u64, tree: u64, exit: super::reaper::Exit) {
         self.drain(id);
+        self.explain_kill(id, exit);
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         let (end, interpreter) = match std::mem::replace(&mut attempt.state, State::Waiting) {
             // It had answered before it was killed.

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::fd::{OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +23,12 @@ pub enum Task {
     Remove {
         session: Option<String>,
     },
+    /// Counts a session's files, into `result`.
+    Count {
+        session: String,
+        result: OwnedFd,
+        started_ms: u64,
+    },
 }
 
 /// Ends a helper that takes too long, and what it started.
@@ -35,7 +42,7 @@ impl Host {
             self.compose = Compose::Missing;
             return;
         }
-        match self.help(Task::ProbeCompose, stacks::compose_works) {
+        match self.help(Task::ProbeCompose, &[], stacks::compose_works) {
             Ok(pid) => drop(self.timers.add(clock::mono_ms() + PROBE_MS, Due::Helper(pid))),
             Err(error) => {
                 tracing::warn!(%error, "Docker cannot be asked");
@@ -53,7 +60,7 @@ impl Host {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        self.help(Task::Remove { session: Some(session.to_owned()) }, move || {
+        self.help(Task::Remove { session: Some(session.to_owned()) }, &[], move || {
             // Every process of it was found beneath its subreapers and is dead. What was not would belong to its uid.
             let dead = uid.is_none_or(sys::kill_all_of);
             remove(&gone).is_ok() && dead
@@ -71,7 +78,7 @@ impl Host {
             .collect();
         if !gone.is_empty() {
             let all = move || gone.iter().all(|dir| remove(dir).is_ok());
-            if let Err(error) = self.help(Task::Remove { session: None }, all) {
+            if let Err(error) = self.help(Task::Remove { session: None }, &[], all) {
                 tracing::warn!(%error, "files of destroyed sessions stay for now");
             }
         }
@@ -88,6 +95,9 @@ impl Host {
                     // A link learns capabilities once, in its greeting.
                     self.link.end(Signal::TERM);
                 }
+            }
+            Task::Count { session, result, started_ms } => {
+                self.on_counted(&session, result, started_ms, well);
             }
             Task::Remove { session } => {
                 if !well {
@@ -106,7 +116,13 @@ impl Host {
         }
     }
 
-    fn help(&mut self, task: Task, work: impl FnOnce() -> bool) -> io::Result<Pid> {
+    /// `keep`: descriptors that it needs.
+    pub(super) fn help(
+        &mut self,
+        task: Task,
+        keep: &[RawFd],
+        work: impl FnOnce() -> bool,
+    ) -> io::Result<Pid> {
         match sys::fork()? {
             sys::Fork::Parent(pid) => {
                 self.helpers.insert(pid, task);
@@ -117,7 +133,7 @@ impl Host {
                 let _ = rustix::process::setsid();
                 let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
                 sys::reset_signals();
-                let well = sys::close_all_except(&[2]).is_ok() && work();
+                let well = sys::close_all_except(&[&[2], keep].concat()).is_ok() && work();
                 sys::exit_now(i32::from(!well))
             }
         }

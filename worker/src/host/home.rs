@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cooper_common::limits::exec;
 use cooper_common::network::{Policy, Reach};
 use cooper_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,10 @@ impl Home {
     }
 }
 
+fn or(value: u64, default: u64) -> u64 {
+    if value == 0 { default } else { value }
+}
+
 /// `session.json`: what a host started later needs to go on with the session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -118,6 +123,15 @@ pub struct Record {
     pub file_size_bytes: u64,
     pub open_files: u32,
     pub output_bytes: u64,
+    /// 0 in what an older host left, as in the grant of an older coordinator: the default.
+    #[serde(default)]
+    pub processes_max: u32,
+    #[serde(default)]
+    pub cpu_millis: u32,
+    #[serde(default)]
+    pub disk_bytes: u64,
+    #[serde(default)]
+    pub inodes_max: u64,
     /// Its own, which nothing else on the machine has; None where the host may not give uids.
     #[serde(default)]
     pub uid: Option<u32>,
@@ -157,19 +171,36 @@ impl Record {
             file_size_bytes: limits.file_size_bytes,
             open_files: limits.open_files,
             output_bytes: limits.output_bytes,
+            processes_max: limits.processes_max,
+            cpu_millis: limits.cpu_millis,
+            disk_bytes: limits.disk_bytes,
+            inodes_max: limits.inodes_max,
             uid: None,
             network,
         }
     }
 
-    /// The record after another grant of the same session. An older one changes nothing.
+    /// The record after another grant of the same session, which keeps its uid. An older one changes nothing.
     pub fn renewed(&self, grant: v1::SessionGrant, worker_id: &str) -> Self {
         let fence = grant.fence.unwrap_or_default();
         match (fence.epoch, fence.attempt) >= (self.epoch, self.generation) {
-            // Its uid is not the coordinator's to know.
             true => Self { uid: self.uid, ..Self::of(grant, worker_id) },
             false => self.clone(),
         }
+    }
+
+    /// Of the session as a whole.
+    pub fn memory_limit(&self) -> u64 {
+        or(self.memory_bytes, exec::MEMORY_BYTES)
+    }
+    pub fn processes_limit(&self) -> u64 {
+        or(self.processes_max.into(), exec::PROCESSES.into())
+    }
+    pub fn disk_limit(&self) -> u64 {
+        or(self.disk_bytes, exec::DISK_BYTES)
+    }
+    pub fn inodes_limit(&self) -> u64 {
+        or(self.inodes_max, exec::INODES)
     }
 
     pub fn fence(&self) -> v1::Fence {

@@ -6,7 +6,7 @@ use cooper_common::{
 };
 use cooper_proto::v1::{self, TaskState};
 
-use super::{reaper::Exit, to_wire};
+use super::{reaper::Exit, to_wire, watchdog::Over};
 use crate::confine::Part;
 
 /// Why Cooper ended an attempt that did not end by itself.
@@ -18,6 +18,8 @@ pub enum Why {
     SessionEnded,
     /// No coordinator was reached for so long that it may have been started elsewhere.
     Unreached,
+    /// Its session used too much.
+    Over(Over),
 }
 
 /// What ran. Decides what an exit code means.
@@ -116,6 +118,10 @@ fn ended(mut outcome: v1::Outcome, well: bool, why: Option<Why>, timeout_ms: u64
             TaskState::TimedOut,
             Some(Error::new(Code::TimedOut, format!("it ran longer than its limit of {timeout_ms} ms"))),
         ),
+        Some(Why::Over(over)) => {
+            outcome.oom = matches!(over, Over::Memory(_));
+            (TaskState::Failed, Some(over.error()))
+        }
         Some(Why::Cancelled) => (TaskState::Cancelled, Some(Error::new(Code::Cancelled, "it was cancelled"))),
         Some(Why::Unreached) => (
             TaskState::Lost,

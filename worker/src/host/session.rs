@@ -53,6 +53,7 @@ pub struct Session {
     pub trees: BTreeSet<u64>,
     /// Its control group, where there are any.
     pub group: Option<cgroup::Group>,
+    pub disk: super::watchdog::Disk,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +103,7 @@ impl Session {
             imported: BTreeSet::new(),
             trees: BTreeSet::new(),
             group: None,
+            disk: super::watchdog::Disk::default(),
         }
     }
 
@@ -163,10 +165,17 @@ impl Session {
         self.record.uid
     }
 
+    pub fn group_limits(&self) -> cgroup::Limits {
+        cgroup::Limits {
+            memory_bytes: self.record.memory_limit(),
+            processes: self.record.processes_limit(),
+            cpu_millis: self.record.cpu_millis.into(),
+        }
+    }
+
     /// Makes its control group, with its limits.
     pub fn join_group(&mut self, confiner: &Confiner) -> Result<(), Error> {
-        let limits = cgroup::Limits { memory_bytes: self.record.memory_bytes, processes: 0, cpu_millis: 0 };
-        let group = confiner.group(&self.record.session_id, limits).map_err(|error| {
+        let group = confiner.group(&self.record.session_id, self.group_limits()).map_err(|error| {
             Error::new(Code::SpawnFailed, format!("the session's control group: {error}"))
         })?;
         self.group = group;
@@ -183,6 +192,14 @@ impl Session {
         Confinement::member(self.group.as_ref())
     }
 
+    /// Which limit keeps an interpreter from starting, as far as that can be told.
+    fn lacks(&self) -> Option<String> {
+        let killed = self.group.as_ref().is_some_and(|group| group.oom_kills() > 0);
+        let memory = self.record.memory_limit();
+        (killed || memory < 2 * exec::MEMORY_BYTES_MIN)
+            .then(|| format!("its memory limit of {memory} bytes is too small (`limits.memory_bytes`)"))
+    }
+
     pub fn limits(&self) -> Vec<(Resource, u64)> {
         let or = |value: u64, default: u64| if value == 0 { default } else { value };
         let mut limits = vec![
@@ -190,8 +207,13 @@ impl Session {
             (Resource::Nofile, or(self.record.open_files.into(), exec::OPEN_FILES.into())),
             (Resource::Fsize, or(self.record.file_size_bytes, exec::FILE_SIZE_BYTES)),
         ];
-        if self.record.memory_bytes > 0 {
-            limits.push((Resource::As, self.record.memory_bytes));
+        let groups = self.group.as_ref().map(cgroup::Group::controllers).unwrap_or_default();
+        if !groups.memory {
+            limits.push((Resource::As, self.record.memory_limit()));
+        }
+        // The kernel counts by uid: with a shared one it would count others'.
+        if !groups.pids && self.uid().is_some() {
+            limits.push((Resource::Nproc, self.record.processes_limit()));
         }
         limits
     }
@@ -207,6 +229,11 @@ impl Host {
                 session.record = renewed;
                 if let Err(error) = session.record.write(&session.home.dir) {
                     tracing::warn!(session = %id, %error, "the session's record could not be renewed");
+                }
+                if let Some(group) = &session.group
+                    && let Err(error) = group.limit(session.group_limits())
+                {
+                    tracing::warn!(session = %id, %error, "a limit of the session could not be changed");
                 }
                 self.tell_policy(&id);
             }
@@ -293,6 +320,9 @@ impl Host {
         }
         session.state = State::Destroying;
         session.queue.clear();
+        if let Some(group) = &session.group {
+            group.kill();
+        }
         self.end_attempts_of(&id, Why::SessionEnded);
         self.end_file_work(&id);
         self.leftovers.retain(|_, (_, session)| *session != id);
@@ -552,6 +582,9 @@ impl Host {
             (Doing::Starting, how) => {
                 let why = how
                     .map_or_else(|e| e.to_string(), |exit| format!("it ended with status {}", exit.code()));
+                let session = self.sessions.get(&interpreter.session);
+                let why =
+                    session.and_then(Session::lacks).map_or(why.clone(), |lack| format!("{why}; {lack}"));
                 self.interpreter_unavailable(&interpreter.session, &why);
             }
             (Doing::Executing(attempt), Ok(exit)) => self.execution_died(attempt, tree, exit),

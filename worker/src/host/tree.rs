@@ -3,9 +3,13 @@
 //! Every child of the host lives beneath a subreaper of its own (see `reaper`), so that whatever daemonises, however
 //! often it forks, is still found beneath it. No privilege is needed.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use rustix::process::{Pid, Signal};
+
+/// More than this many processes may be more by the time they are killed.
+const MANY: usize = 8;
+const HOLD_ROUNDS: usize = 4;
 
 pub struct Process {
     pub pid: i32,
@@ -54,6 +58,9 @@ pub fn living_children(pid: i32) -> Vec<i32> {
 /// Kills the descendants of `root` once and returns how many were alive. Call it again until that is 0: a fork may
 /// have been missed, and death takes a moment.
 pub fn kill_round(root: i32, which: Which) -> usize {
+    if descendants(root).len() > MANY {
+        hold(root, which);
+    }
     let mut alive = 0;
     for process in descendants(root) {
         if which.spare == Some(process.pid) || which.since.is_some_and(|since| process.started < since) {
@@ -63,6 +70,25 @@ pub fn kill_round(root: i32, which: Which) -> usize {
         signal(process.pid, Signal::KILL);
     }
     alive
+}
+
+/// Stops many before they are killed: what is stopped forks no more and keeps its place among the processes that its
+/// session may have, so that what forks without end comes to one all the same.
+fn hold(root: i32, which: Which) {
+    let mut held = BTreeSet::new();
+    for _ in 0..HOLD_ROUNDS {
+        let before = held.len();
+        for process in descendants(root) {
+            let meant =
+                which.spare != Some(process.pid) && which.since.is_none_or(|since| process.started >= since);
+            if meant && held.insert(process.pid) {
+                signal(process.pid, Signal::STOP);
+            }
+        }
+        if held.len() == before {
+            return;
+        }
+    }
 }
 
 /// Signals a process that may be gone.

@@ -92,6 +92,11 @@ impl Tree {
         }
     }
 
+    /// The subreaper, unless it is a process of the session's.
+    pub fn own_root(&self) -> Option<i32> {
+        self.root.filter(|_| self.branch.is_none())
+    }
+
     /// Its child ended, or was never started.
     pub fn has_exited(&self) -> bool {
         self.exited

@@ -9,6 +9,7 @@
 mod claims;
 mod files;
 mod hostile;
+mod limits;
 mod measure;
 mod network;
 mod worker;
@@ -55,6 +56,7 @@ fn run(arguments: &[String]) -> ExitCode {
     let tests: Vec<_> = claims::ALL
         .iter()
         .chain(hostile)
+        .chain(limits::ALL)
         .chain(files::ALL)
         .chain(network::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
