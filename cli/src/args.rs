@@ -114,6 +114,8 @@ pub enum Command {
     Status,
     /// Ask a coordinator or worker whether it is healthy; needs no token
     Health,
+    /// What would confine sessions on this machine, and what would not; needs no cluster
+    Doctor(Doctor),
     /// Settings: what holds, and why
     #[command(subcommand)]
     Config(Config),
@@ -154,6 +156,12 @@ pub struct Worker {
     pub settings: WorkerFlags,
     #[arg(long, hide = true)]
     pub supervisor: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub settings: WorkerFlags,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 
 mod admin;
 mod config;
+mod doctor;
 mod drain;
 mod events;
 mod exec;
@@ -32,6 +33,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
     match command {
         Command::Health => return health::run(context),
         Command::Config(args) => return config::run(context, args),
+        Command::Doctor(args) => return doctor::run(context, args),
         Command::Version => return version(context),
         _ => {}
     }

@@ -116,6 +116,21 @@ pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
     Ok(0)
 }
 
+/// As a worker with these flags would be, as far as isolation goes; it needs nothing to join with.
+pub fn surveyed(context: &Context, args: args::Doctor) -> Result<cooper_worker::config::Config> {
+    use cooper_worker::confine::facilities::{Mask, Tier};
+    let config = context.config(Role::Worker, args.settings.given)?;
+    let nothing = cooper_common::token::Secret::from_text("");
+    Ok(cooper_worker::config::Config {
+        base_workspace: config.path("base_workspace"),
+        python: config.text("python").map(PathBuf::from),
+        layer: config.path("layer"),
+        tier_min: config.text("min_tier").and_then(|tier| Tier::parse(&tier)).unwrap_or(Tier::T0),
+        mask: Mask::parse(&config.text("mask_facilities").unwrap_or_default())?,
+        ..cooper_worker::config::Config::new(config.data().join("worker"), "", nothing)
+    })
+}
+
 fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
     use cooper_worker::{
         config::Timing,

@@ -123,32 +123,7 @@ fn group_name(around: &Surroundings<'_>) -> String {
 
 impl Confiner {
     pub fn new(mask: Mask, tier_min: Tier, around: &Surroundings<'_>) -> Self {
-        let mut facilities = Facilities::probe(mask);
-        let mut notes = Vec::new();
-        let cage = if mask.namespaces || !facilities::may_make_namespaces() {
-            None
-        } else {
-            let mut visible: Vec<(PathBuf, bool)> = vec![(around.base.to_owned(), true)];
-            let installed = around.python_prefix.into_iter().chain(around.layer);
-            visible.extend(installed.map(|place| (place.to_owned(), false)));
-            visible.extend(around.readable.iter().map(|path| (path.clone(), false)));
-            let scratch = around.dir.join("cage");
-            let built = std::fs::create_dir_all(&scratch).and_then(|()| Cage::build(&scratch, &visible));
-            built.map_err(|error| notes.push(format!("namespaces cannot be made: {error}"))).ok()
-        };
-        facilities.namespaces = cage.is_some();
-        if cage.is_none() && facilities.uid {
-            let needed = [Some(around.base), around.python_prefix, around.layer];
-            let closed = needed.into_iter().flatten().find_map(facilities::impassable);
-            if let Some(dir) = closed {
-                notes.push(format!(
-                    "sessions cannot have uids of their own: {} may not be passed by others (chmod o+x), and is on the \
-                     way to Python or to the workspaces",
-                    dir.display()
-                ));
-                facilities.uid = false;
-            }
-        }
+        let (mut facilities, cage, notes) = look(mask, around);
         let groups = (!mask.cgroup).then(|| cgroup::Root::open(&group_name(around)));
         facilities.cgroup = groups.as_ref().map(cgroup::Root::controllers).unwrap_or_default();
         let installed: Vec<PathBuf> =
@@ -246,6 +221,44 @@ impl Confiner {
         let mounts = self.cage.as_ref().map(|cage| cage.mounts().try_clone()).transpose()?;
         Ok((plan, mounts))
     }
+}
+
+/// What this machine has, but for control groups, and why it is not more.
+fn look(mask: Mask, around: &Surroundings<'_>) -> (Facilities, Option<Cage>, Vec<String>) {
+    let mut facilities = Facilities::probe(mask);
+    let mut notes = Vec::new();
+    let cage = if mask.namespaces || !facilities::may_make_namespaces() {
+        None
+    } else {
+        let mut visible: Vec<(PathBuf, bool)> = vec![(around.base.to_owned(), true)];
+        let installed = around.python_prefix.into_iter().chain(around.layer);
+        visible.extend(installed.map(|place| (place.to_owned(), false)));
+        visible.extend(around.readable.iter().map(|path| (path.clone(), false)));
+        let scratch = around.dir.join("cage");
+        let built = std::fs::create_dir_all(&scratch).and_then(|()| Cage::build(&scratch, &visible));
+        built.map_err(|error| notes.push(format!("namespaces cannot be made: {error}"))).ok()
+    };
+    facilities.namespaces = cage.is_some();
+    if cage.is_none() && facilities.uid {
+        let needed = [Some(around.base), around.python_prefix, around.layer];
+        let closed = needed.into_iter().flatten().find_map(facilities::impassable);
+        if let Some(dir) = closed {
+            notes.push(format!(
+                "sessions cannot have uids of their own: {} may not be passed by others (chmod o+x), and is on the \
+                 way to Python or to the workspaces",
+                dir.display()
+            ));
+            facilities.uid = false;
+        }
+    }
+    (facilities, cage, notes)
+}
+
+/// What a worker would find; nothing is made.
+pub fn survey(mask: Mask, around: &Surroundings<'_>) -> (Facilities, Vec<String>) {
+    let (mut facilities, _, notes) = look(mask, around);
+    facilities.cgroup = if mask.cgroup { cgroup::Controllers::default() } else { cgroup::available() };
+    (facilities, notes)
 }
 
 /// What a process of a session gives up, and what it gets instead.

@@ -45,6 +45,7 @@ mod archive;
 mod attempt;
 mod beneath;
 mod dir;
+pub mod doctor;
 mod files;
 mod helper;
 mod home;

@@ -2,7 +2,7 @@
 //! nobody: it probes as a worker with the same settings does.
 
 use cooper_worker::{
-    confine::facilities::{LANDLOCK_WITH_SCOPES, LANDLOCK_WITH_TCP, Facilities},
+    confine::facilities::{Facilities, LANDLOCK_WITH_SCOPES, LANDLOCK_WITH_TCP},
     host::doctor::{Survey, survey},
 };
 use serde_json::json;
@@ -11,7 +11,7 @@ use crate::{args, context::Context, failure::Result, role};
 
 /// 0 when a worker here would take sessions, 1 when not.
 pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
-    let config = role::surveyed(context, args.settings)?;
+    let config = role::surveyed(context, args)?;
     let Survey { facilities, notes, python } = survey(&config);
     let tier = facilities.tier();
     let takes = tier >= config.tier_min && python.is_some();
@@ -44,8 +44,8 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
             lines.push(format!("{title}:"));
             lines.extend(list.iter().map(|line| format!("  - {line}")));
         }
-        lines.extend(notes.iter().map(|note| format!("note      {note}")));
-        lines.extend(facilities.next().map(|next| format!("next tier {next}")));
+        lines.extend(notes.iter().map(|note| format!("note: {note}")));
+        lines.extend(facilities.next().map(|next| format!("for the next tier: {next}")));
         lines.join("\n")
     };
     context.out.answer(document, text)?;
@@ -61,7 +61,7 @@ fn enforced(has: &Facilities) -> Vec<&'static str> {
         (has.uid, "a uid for each session: files, signals and processes of others"),
         (has.landlock > 0, "Landlock: files of the machine, of the worker and of other sessions"),
         (has.seccomp, "seccomp: dangerous system calls, and sockets other than TCP"),
-        (has.namespaces || has.landlock >= LANDLOCK_WITH_TCP, "no network"),
+        (has.namespaces || has.landlock >= LANDLOCK_WITH_TCP, "no network but what a session's policy names"),
         (has.namespaces, "namespaces: a view of the machine with nothing else in it"),
         (has.cgroup.memory, "memory of a session (control group)"),
         (has.cgroup.pids, "processes and threads of a session (control group)"),
@@ -87,6 +87,5 @@ fn not_contained(has: &Facilities) -> Vec<&'static str> {
         (has.landlock == 0 && !has.namespaces, "files that everybody on the machine may read"),
         (!has.cgroup.cpu, "processor time"),
         (true, "faults of the kernel, which all sessions share; timing and caches of the processor"),
-        (true, "the network of installs"),
     ])
 }

@@ -31,6 +31,24 @@ pub struct Limits {
 
 const PERIOD_US: u64 = 100_000;
 
+/// What [`Root::open`] would find, without making anything.
+pub fn available() -> Controllers {
+    let of_self = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let writable = |file: PathBuf| File::options().write(true).open(file).is_ok();
+    let there = unified(&mounts, &of_self)
+        .filter(|dir| writable(dir.join("cgroup.subtree_control")))
+        .and_then(|dir| fs::read_to_string(dir.join("cgroup.controllers")).ok())
+        .filter(|there| there.split_ascii_whitespace().any(|name| name == "memory"));
+    let has = |controller: &str| match &there {
+        Some(there) => there.split_ascii_whitespace().any(|name| name == controller),
+        None => {
+            hierarchy(&mounts, &of_self, controller).is_some_and(|dir| writable(dir.join("cgroup.procs")))
+        }
+    };
+    Controllers { memory: has("memory"), pids: has("pids"), cpu: has("cpu") }
+}
+
 /// The worker's place in the hierarchies.
 pub struct Root {
     unified: bool,
