@@ -206,3 +206,15 @@ fn a_session_is_created_with_its_packages_or_not_at_all() {
     let option = cooper.error(["session", "create", "--package=--index-url=file:///"]);
     assert_eq!(option.code, "invalid_argument");
 }
+
+#[test]
+fn doctor_says_what_would_confine_sessions_and_whether_they_are_taken() {
+    let nowhere = tempfile::tempdir().expect("a directory");
+    let cooper = cooper_tests::Cooper::at(nowhere.path());
+    let (status, said) = cooper.run_json(["doctor", "--min-tier", "unconfined"]);
+    assert!(said["facilities"].as_array().is_some_and(|list| !list.is_empty()), "{said}");
+    assert_eq!((status, &said["takes_sessions"]), (0, &serde_json::json!(true)), "{said}");
+    let (status, said) = cooper.run_json(["doctor", "--mask-facilities", "seccomp"]);
+    assert_eq!((status, said["tier"].as_str()), (1, Some("unconfined")), "{said}");
+    assert!(said["next"].as_str().is_some_and(|next| next.contains("seccomp")), "{said}");
+}
