@@ -68,6 +68,9 @@ pub enum Command {
     /// Create, list, show and destroy sessions
     #[command(subcommand, visible_alias = "sessions")]
     Session(Session),
+    /// Save sessions, and make new ones from what was saved
+    #[command(subcommand, visible_alias = "checkpoints")]
+    Checkpoint(Checkpoint),
     /// Run Python code in a session
     Exec(Exec),
     /// Run a command in a session
@@ -162,6 +165,53 @@ pub struct Worker {
 pub struct Doctor {
     #[command(flatten)]
     pub settings: WorkerFlags,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Checkpoint {
+    /// Save a session: its files and packages, not its variables
+    Create {
+        /// Id or name
+        session: String,
+        /// A name for people
+        #[arg(long)]
+        name: Option<String>,
+        /// How long to wait for executions that run, e.g. 30s [default: 1m]
+        #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+        wait: Option<u64>,
+    },
+    /// List checkpoints, newest first
+    List {
+        /// Only those of this session
+        #[arg(long)]
+        session: Option<String>,
+    },
+    /// Show one checkpoint
+    Show { checkpoint: String },
+    /// Create a session from a checkpoint, on any worker with the same Python
+    Restore {
+        checkpoint: String,
+        /// A name to use in place of the id
+        #[arg(long)]
+        name: Option<String>,
+        /// Environment beside that of the saved session; repeatable
+        #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+        env: Vec<(String, String)>,
+        /// Label beside those of the saved session; repeatable
+        #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+        label: Vec<(String, String)>,
+        /// Label that its worker must have, in place of those of the saved session; repeatable
+        #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
+        on: Vec<(String, String)>,
+        /// How long to wait for a worker with room, e.g. 30s
+        #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+        wait: Option<u64>,
+    },
+    /// Delete checkpoints
+    Delete {
+        #[arg(required = true)]
+        checkpoints: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -721,6 +771,9 @@ pub struct Drain {
     /// Wait until nothing runs there any more
     #[arg(long)]
     pub wait: bool,
+    /// Save its sessions and let them go on on other workers: files and packages stay, variables do not
+    #[arg(long)]
+    pub checkpoint: bool,
 }
 
 #[derive(Debug, Subcommand)]

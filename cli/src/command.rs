@@ -1,6 +1,7 @@
 //! The user's commands: each asks the coordinator and shows the answer.
 
 mod admin;
+mod checkpoint;
 mod config;
 mod doctor;
 mod drain;
@@ -40,6 +41,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
     block_on(async {
         match command {
             Command::Session(args) => session::run(context, args).await,
+            Command::Checkpoint(args) => checkpoint::run(context, args).await,
             Command::Exec(args) => exec::exec(context, args).await,
             Command::Sh(args) => exec::sh(context, args).await,
             Command::Pip(args) => pip::run(context, args).await,

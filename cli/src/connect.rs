@@ -10,8 +10,8 @@ use cooper_common::{
     token::Secret,
 };
 use cooper_proto::v1::{
-    admin_client::AdminClient, runs_client::RunsClient, sessions_client::SessionsClient,
-    tasks_client::TasksClient,
+    admin_client::AdminClient, checkpoints_client::CheckpointsClient, runs_client::RunsClient,
+    sessions_client::SessionsClient, tasks_client::TasksClient,
 };
 use tonic::{
     Request, Status,
@@ -203,6 +203,10 @@ pub struct Client {
 impl Client {
     pub fn sessions(&self) -> SessionsClient<Service> {
         SessionsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    pub fn checkpoints(&self) -> CheckpointsClient<Service> {
+        CheckpointsClient::new(self.channel.clone())
+            .max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
     }
     pub fn tasks(&self) -> TasksClient<Service> {
         TasksClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)

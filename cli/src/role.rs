@@ -45,6 +45,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         timing: timing(&config),
         keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
         keep: keep(&config),
+        checkpoints: checkpoints(&config),
         quota: quota(&config),
         network: config.text("network").map_or(Ok(Policy::default()), |text| Policy::parse(&text))?,
     };
@@ -83,6 +84,15 @@ fn quota(config: &Config) -> Quota {
         sessions: config.integer("quota_sessions").unwrap_or(0),
         memory_bytes: config.integer("quota_memory_mib").unwrap_or(0) << 20,
         ..Quota::default()
+    }
+}
+
+fn checkpoints(config: &Config) -> cooper_coordinator::checkpoints::Quota {
+    let default = cooper_coordinator::checkpoints::Quota::default();
+    cooper_coordinator::checkpoints::Quota {
+        checkpoints: config.integer("quota_checkpoints").unwrap_or(default.checkpoints),
+        bytes: config.integer("quota_checkpoint_mib").map_or(default.bytes, |mib| mib << 20),
+        days: config.integer("keep_checkpoint_days").unwrap_or(default.days),
     }
 }
 
@@ -158,6 +168,7 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         pool_high: number("pool_high", zygote::POOL_HIGH),
         stacks,
         drain_ms: time("drain_ms", link::DRAIN_MS),
+        drain_checkpoint: config.text("drain_checkpoint").as_deref() == Some("on"),
         detach_max_ms: time("detach_max_ms", link::DETACH_MAX_MS),
         compose: config.text("compose").as_deref() != Some("off"),
         labels,

@@ -56,6 +56,8 @@ macro_rules! codes {
 
 codes! {
     InvalidArgument = "invalid_argument", Invalid, "correct the request and send it again";
+    CheckpointNotFound = "checkpoint_not_found", NotFound, "see `cooper checkpoint list`";
+    CheckpointDamaged = "checkpoint_damaged", Internal, "use another checkpoint; this one was changed or its disk is failing";
     TooLarge = "too_large", Invalid, "send less; limits are in docs/limits.md";
     SessionNotFound = "session_not_found", NotFound, "see `cooper session list`";
     TaskNotFound = "task_not_found", NotFound, "see `cooper tasks list`";

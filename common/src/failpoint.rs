@@ -14,6 +14,10 @@ pub mod name {
     pub const DISPATCH_BEFORE_ACK: &str = "dispatch-before-ack";
     /// Coordinator: output of a result is appended, its end is not recorded.
     pub const OUTPUT_BEFORE_RESULT: &str = "output-before-result";
+    /// Coordinator: a session's archive has arrived, and is not kept.
+    pub const PACKED_BEFORE_KEPT: &str = "packed-before-kept";
+    /// Coordinator: a session's archive was sent to its new worker, which has not unpacked it.
+    pub const RESTORE_BEFORE_UNPACKED: &str = "restore-before-unpacked";
     /// Worker's host: an attempt has ended and its output is spooled, the link does not know.
     pub const SPOOLED_BEFORE_SENT: &str = "spooled-before-sent";
     /// Worker's link: an assignment arrived, the host does not know.

@@ -115,6 +115,10 @@ macro_rules! id {
 }
 
 id!(
+    /// A saved session.
+    CheckpointId, "chk", "checkpoint"
+);
+id!(
     /// A session.
     SessionId, "ses", "session"
 );

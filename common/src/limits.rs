@@ -184,7 +184,7 @@ pub mod confine {
     pub const UIDS_PER_WORKER: u32 = 16_384;
 }
 
-/// Archives of a session's files.
+/// Archives of a session's files, and checkpoints, which are made of them.
 pub mod archive {
     /// Files, directories and links of one archive.
     pub const ENTRIES_MAX: u64 = 1_000_000;
@@ -214,6 +214,24 @@ pub mod zygote {
     pub const QUIET_MS: u64 = 50;
     /// A zygote that has not forked after this time hangs, and is replaced.
     pub const FORK_MS_MAX: u64 = 2_000;
+}
+
+/// Checkpoints.
+pub mod checkpoint {
+    /// Transfers of sessions to or from one worker at once; the others wait.
+    pub const TRANSFERS_PER_WORKER_MAX: usize = 4;
+    /// A transfer that was cut begins again after this.
+    pub const RETRY_MS: u64 = 1_000;
+    /// Packing or unpacking that takes longer is ended.
+    pub const WORK_MS: u64 = 600_000;
+    /// A checkpoint waits this long for executions that run, unless it says something else.
+    pub const WAIT_MS: u64 = 60_000;
+    pub const WAIT_MS_MAX: u64 = 3_600_000;
+    /// One archive, as it travels and is stored.
+    pub const ARCHIVE_BYTES_MAX: u64 = 18 << 30;
+    /// Defaults of what a tenant may keep (`checkpoint_…`).
+    pub const PER_TENANT_MAX: u64 = 100;
+    pub const MIB_PER_TENANT_MAX: u64 = 20_480;
 }
 
 /// How tasks wait, and when a lost or failed attempt is followed by another.

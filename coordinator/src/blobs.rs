@@ -52,7 +52,7 @@ impl FromStr for Digest {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("larger than the {} MiB that an artifact may have", limits::run::ARTIFACT_BYTES_MAX >> 20)]
+    #[error("larger than what may be stored of one file")]
     TooLarge,
     #[error("there is no artifact {0}")]
     NotFound(Digest),
@@ -152,9 +152,22 @@ impl Blobs {
 
     /// Begins a blob whose bytes come piece by piece.
     pub fn draft(&self) -> Result<Draft> {
+        self.draft_of(limits::run::ARTIFACT_BYTES_MAX as u64)
+    }
+
+    /// The same with another bound than an artifact's.
+    pub fn draft_of(&self, bytes_max: u64) -> Result<Draft> {
         let path = self.directory.join(format!("{DRAFT_PREFIX}{}", random_name()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Draft { blobs: self.clone(), file, path, hasher: blake3::Hasher::new(), len: 0, kept: false })
+        Ok(Draft {
+            blobs: self.clone(),
+            file,
+            path,
+            hasher: blake3::Hasher::new(),
+            len: 0,
+            bytes_max,
+            kept: false,
+        })
     }
 
     /// Size in bytes.
@@ -242,19 +255,25 @@ pub struct Draft {
     file: File,
     path: PathBuf,
     hasher: blake3::Hasher,
-    len: usize,
+    len: u64,
+    bytes_max: u64,
     kept: bool,
 }
 
 impl Draft {
     /// Adds bytes, into the page cache.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.len += bytes.len();
-        if self.len > limits::run::ARTIFACT_BYTES_MAX {
+        self.len += bytes.len() as u64;
+        if self.len > self.bytes_max {
             return Err(Error::TooLarge);
         }
         self.hasher.update(bytes);
         Ok(self.file.write_all(bytes)?)
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        self.len
     }
 
     /// Gives the blob its name; on the disk when it returns. Blocks for as long as the disk takes.

@@ -55,6 +55,8 @@ pub struct Cluster {
     session_changes: broadcast::Sender<SessionId>,
     /// Room for a session may have appeared.
     pub capacity: Notify,
+    /// Sessions may have to be packed or restored.
+    pub transfers: Notify,
     /// The store refused: what memory holds was never recorded, and all of it has to be loaded anew.
     broken: tokio::sync::watch::Sender<Option<Error>>,
 }
@@ -121,6 +123,7 @@ impl Cluster {
             network,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
+            transfers: Notify::new(),
             broken: tokio::sync::watch::Sender::new(None),
         }))
     }
@@ -221,6 +224,7 @@ impl Cluster {
                 }
                 Effect::Close { worker, attach } => self.fleet.closed(&worker, attach),
                 Effect::CapacityChanged => self.capacity.notify_waiters(),
+                Effect::TransfersDue => self.transfers.notify_one(),
                 Effect::EvictionsBraked { silent, of } => {
                     metrics::counter!("cooper_evictions_braked_total").increment(1);
                     tracing::error!(

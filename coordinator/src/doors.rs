@@ -9,7 +9,9 @@ pub mod waiting;
 
 use std::pin::Pin;
 
-use cooper_proto::v1::{admin_server, runs_server, sessions_server, tasks_server, worker_link_server};
+use cooper_proto::v1::{
+    admin_server, checkpoints_server, runs_server, sessions_server, tasks_server, worker_link_server,
+};
 use tokio_stream::Stream;
 use tonic::{Request, Status};
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
@@ -22,8 +24,9 @@ use crate::caller::Caller;
 pub type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What is spoken here, by the names that `grpc.health.v1` knows.
-pub const SERVICES: [&str; 5] = [
+pub const SERVICES: [&str; 6] = [
     sessions_server::SERVICE_NAME,
+    checkpoints_server::SERVICE_NAME,
     tasks_server::SERVICE_NAME,
     runs_server::SERVICE_NAME,
     admin_server::SERVICE_NAME,

@@ -45,7 +45,12 @@ fn parts(op: &mut Op) -> Result<(&mut String, Vec<(&str, bool)>)> {
         Op::MakeDir(it) => (&mut it.session_id, vec![(&it.path, false)]),
         Op::ChangeMode(it) => (&mut it.session_id, vec![(&it.path, false)]),
         Op::Edit(it) => (&mut it.session_id, vec![(&it.path, false)]),
-        Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::WriteArchive(_) => {
+        Op::Read(_)
+        | Op::Write(_)
+        | Op::ReadArchive(_)
+        | Op::WriteArchive(_)
+        | Op::Pack(_)
+        | Op::Unpack(_) => {
             return Err(Error::internal("a call with a body has a way of its own"));
         }
     })

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use cooper_common::{
     error::{Code, Error, Result},
-    limits::files,
+    limits::{checkpoint, files},
 };
 use cooper_proto::v1;
 use prost::Message as _;
@@ -24,6 +24,7 @@ use cooper_core::{cluster::Message, worker::WorkerId};
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for one that may take the worker time, whose own limit it is above.
 const WORK_TIMEOUT: Duration = Duration::from_millis(files::WORK_MS + 30_000);
+const PACK_TIMEOUT: Duration = Duration::from_millis(checkpoint::WORK_MS + 30_000);
 /// Calls beyond the first three, and more fields of those.
 const FILE_CALLS_PROTOCOL: u32 = 3;
 /// Pieces of a file on their way between door and link.
@@ -50,7 +51,7 @@ pub struct Fleet {
 struct Pending {
     worker: WorkerId,
     attach: u64,
-    answer: Option<oneshot::Sender<Result<Reply>>>,
+    answer: Option<oneshot::Sender<Result<Answer>>>,
     /// Read: where the body goes. Write: where it comes from.
     body: Option<Body>,
 }
@@ -63,6 +64,22 @@ enum Body {
 
 /// What a call is answered with; never its variant `Error`.
 pub type Reply = v1::call_result::Result;
+
+#[derive(Debug)]
+enum Answer {
+    Reply(Reply),
+    /// Of a session that is packed.
+    Summary(v1::WorkspaceSummary),
+}
+
+impl Answer {
+    fn reply(self) -> Result<Reply> {
+        match self {
+            Self::Reply(reply) => Ok(reply),
+            Self::Summary(_) => Err(Error::internal("the worker answered with the summary of a session")),
+        }
+    }
+}
 
 /// What a transfer stream moves.
 #[derive(Debug)]
@@ -167,7 +184,7 @@ impl Fleet {
         session: String,
         op: v1::call::Op,
         body: Option<Body>,
-    ) -> Result<(u64, oneshot::Receiver<Result<Reply>>)> {
+    ) -> Result<(u64, oneshot::Receiver<Result<Answer>>)> {
         let Some(stream) = locked(&self.streams).get(worker).cloned() else {
             return Err(Error::new(
                 Code::NoWorker,
@@ -196,9 +213,9 @@ impl Fleet {
     async fn answer(
         &self,
         call_id: u64,
-        answered: oneshot::Receiver<Result<Reply>>,
+        answered: oneshot::Receiver<Result<Answer>>,
         within: Duration,
-    ) -> Result<Reply> {
+    ) -> Result<Answer> {
         let answer = tokio::time::timeout(within, answered).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer,
@@ -216,7 +233,7 @@ impl Fleet {
         let (id, answered) = self.start_call(worker, session, op, None)?;
         let reply = self.answer(id, answered, WORK_TIMEOUT).await;
         locked(&self.calls).remove(&id);
-        reply
+        reply?.reply()
     }
 
     /// Starts a call whose answer has a body, which follows piece by piece.
@@ -229,9 +246,25 @@ impl Fleet {
         let (sender, body) = mpsc::channel(TRANSFER_PIECES_MAX);
         let within = if matches!(op, v1::call::Op::Read(_)) { CALL_TIMEOUT } else { WORK_TIMEOUT };
         let (id, answered) = self.start_call(worker, session, op, Some(Body::Out(sender)))?;
-        match self.answer(id, answered, within).await? {
+        match self.answer(id, answered, within).await?.reply()? {
             Reply::Stat(stat) => Ok((stat, body)),
             _ => Err(Error::internal("the worker answered a read with something else")),
+        }
+    }
+
+    /// Starts packing a session; its archive follows piece by piece.
+    pub async fn pack(
+        &self,
+        worker: &WorkerId,
+        session: String,
+        last: bool,
+    ) -> Result<(v1::WorkspaceSummary, Reading)> {
+        let (sender, body) = mpsc::channel(TRANSFER_PIECES_MAX);
+        let op = v1::call::Op::Pack(v1::PackSession { last });
+        let (id, answered) = self.start_call(worker, session, op, Some(Body::Out(sender)))?;
+        match self.answer(id, answered, PACK_TIMEOUT).await? {
+            Answer::Summary(summary) => Ok((summary, body)),
+            Answer::Reply(_) => Err(Error::internal("the worker answered a pack with something else")),
         }
     }
 
@@ -251,13 +284,22 @@ impl Fleet {
                 Err(Error::new(Code::Unavailable, "the worker's link was cut; nothing was written"))
             });
             locked(&fleet.calls).remove(&id);
-            answer
+            answer?.reply()
         };
         Ok((sender, done))
     }
 
     /// A worker answers a call.
     pub fn answered(&self, worker: &WorkerId, call_id: u64, reply: Result<Reply>) {
+        self.pass_on(worker, call_id, reply.map(Answer::Reply));
+    }
+
+    /// A worker has packed a session; the archive follows.
+    pub fn packed(&self, worker: &WorkerId, call_id: u64, summary: v1::WorkspaceSummary) {
+        self.pass_on(worker, call_id, Ok(Answer::Summary(summary)));
+    }
+
+    fn pass_on(&self, worker: &WorkerId, call_id: u64, reply: Result<Answer>) {
         let mut calls = locked(&self.calls);
         let Some(call) = calls.get_mut(&call_id).filter(|call| call.worker == *worker) else { return };
         if let Some(answer) = call.answer.take() {
@@ -306,7 +348,7 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
         Message::ResultAck { task, fence: f, stale } => {
             v1::down::Message::ResultAck(v1::ResultAck { task_id: task.to_string(), fence: fence(f), stale })
         }
-        Message::SessionGrant { session, fence: f, spec } => {
+        Message::SessionGrant { session, fence: f, spec, restore } => {
             let spec = v1::CreateSessionRequest::decode(&*spec)?;
             v1::down::Message::SessionCreate(v1::SessionGrant {
                 session_id: session.to_string(),
@@ -314,6 +356,7 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
                 env: spec.env,
                 limits: spec.limits,
                 network: spec.network,
+                restore,
             })
         }
         Message::Drain { draining, deadline_in_ms } => {

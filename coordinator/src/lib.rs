@@ -4,6 +4,7 @@ pub mod blobs;
 pub mod bus;
 pub mod caller;
 mod check;
+pub mod checkpoints;
 pub mod cluster;
 pub mod doors;
 pub mod files;

@@ -5,8 +5,8 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use cooper_common::{error::Result, limits, network::Policy};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
-    admin_server::AdminServer, runs_server::RunsServer, sessions_server::SessionsServer,
-    tasks_server::TasksServer, worker_link_server::WorkerLinkServer,
+    admin_server::AdminServer, checkpoints_server::CheckpointsServer, runs_server::RunsServer,
+    sessions_server::SessionsServer, tasks_server::TasksServer, worker_link_server::WorkerLinkServer,
 };
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +19,7 @@ use tonic_health::ServingStatus;
 use crate::{
     blobs::Blobs,
     bus::Bus,
+    checkpoints::{self, Checkpoints},
     cluster::Cluster,
     doors,
     output::OutputLog,
@@ -40,6 +41,8 @@ pub struct Config {
     pub keepalive: Duration,
     /// How much stays of what has ended.
     pub keep: Keep,
+    /// What tenants may keep of checkpoints.
+    pub checkpoints: checkpoints::Quota,
     /// What one tenant may hold.
     pub quota: Quota,
     /// What sessions reach that do not say so.
@@ -56,6 +59,7 @@ pub struct Coordinator {
     config: Config,
     runs: Arc<Runs>,
     blobs: Arc<Blobs>,
+    checkpoints: Arc<Checkpoints>,
     tokens: Arc<Tokens>,
     bus: Bus,
 }
@@ -73,7 +77,9 @@ impl Coordinator {
         let cluster =
             Cluster::load(store, output, config.timing, config.quota, config.network.clone()).await?;
         let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
-        Ok(Self { cluster, config, runs, blobs, tokens, bus })
+        let checkpoints =
+            Checkpoints::open(cluster.clone(), blobs.clone(), &config.data, config.checkpoints)?;
+        Ok(Self { cluster, config, runs, blobs, checkpoints, tokens, bus })
     }
 
     /// Answers every door on the connections that come in until `shutdown` resolves or the store breaks. `started` is
@@ -90,7 +96,9 @@ impl Coordinator {
         let cluster = self.cluster;
         let clock = tokio::spawn(tick(cluster.clone()));
         let Config { data, keep, keepalive, .. } = self.config;
-        let upkeep = tokio::spawn(upkeep::run(cluster.clone(), self.blobs, data, keep));
+        let upkeep =
+            tokio::spawn(upkeep::run(cluster.clone(), self.blobs, self.checkpoints.clone(), data, keep));
+        let carrying = tokio::spawn(self.checkpoints.clone().run());
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let server = Server::builder()
             .accept_http1(true)
@@ -100,7 +108,7 @@ impl Coordinator {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(1024)
             .layer(doors::auth::Layer::new(self.tokens.clone()))
-            .add_routes(routes(&cluster, &self.runs, &self.tokens, &self.bus).await)
+            .add_routes(routes(&cluster, &self.checkpoints, &self.runs, &self.tokens, &self.bus).await)
             .serve_with_incoming_shutdown(incoming, async move {
                 let mut stopped = stopped;
                 let _ = stopped.wait_for(|stop| *stop).await;
@@ -117,6 +125,7 @@ impl Coordinator {
         stop.send_replace(true);
         clock.abort();
         upkeep.abort();
+        carrying.abort();
         cluster.fleet.close_all();
         // Streams of clients do not end by themselves: what is left after this is cut, and they resume elsewhere.
         let patience = match failure {
@@ -131,16 +140,25 @@ impl Coordinator {
 }
 
 /// Every door, on one port.
-async fn routes(cluster: &Arc<Cluster>, runs: &Arc<Runs>, tokens: &Arc<Tokens>, bus: &Bus) -> Routes {
+async fn routes(
+    cluster: &Arc<Cluster>,
+    checkpoints: &Arc<Checkpoints>,
+    runs: &Arc<Runs>,
+    tokens: &Arc<Tokens>,
+    bus: &Bus,
+) -> Routes {
     use doors::grpc;
     let max = limits::link::MESSAGE_BYTES_MAX;
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in doors::SERVICES {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
-    let sessions = SessionsServer::new(grpc::Sessions { cluster: cluster.clone() })
-        .max_decoding_message_size(max)
-        .max_encoding_message_size(max);
+    let sessions =
+        SessionsServer::new(grpc::Sessions { cluster: cluster.clone(), checkpoints: checkpoints.clone() })
+            .max_decoding_message_size(max)
+            .max_encoding_message_size(max);
+    let saved = grpc::Checkpoints { cluster: cluster.clone(), checkpoints: checkpoints.clone() };
+    let saved = CheckpointsServer::new(saved).max_decoding_message_size(max).max_encoding_message_size(max);
     let tasks = TasksServer::new(grpc::Tasks { cluster: cluster.clone(), bus: bus.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
@@ -154,6 +172,7 @@ async fn routes(cluster: &Arc<Cluster>, runs: &Arc<Runs>, tokens: &Arc<Tokens>, 
         .max_encoding_message_size(max);
     let routes = Routes::from(doors::http::router(cluster.clone()));
     let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
+    let routes = routes.add_service(saved);
     let routes = routes.add_service(link).add_service(health_service);
     match doors::reflection() {
         Some(reflection) => routes.add_service(reflection),

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use cooper_common::{
     clock,
     error::{Code, Error, Result},
-    ids::SessionId,
+    ids::{CheckpointId, SessionId},
     limits,
 };
 use cooper_core::{change::Aggregate, session, worker::WorkerId};
@@ -20,11 +20,12 @@ use tokio::sync::broadcast;
 use crate::{
     caller::Caller,
     check,
+    checkpoints::Checkpoints,
     cluster::{Cluster, durable},
     store::{Filter, Page, Record},
 };
 
-pub use update::update;
+pub use update::{merged, update};
 
 /// A worker makes a session ready within this time, or the create fails.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,6 +33,7 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub async fn create(
     cluster: &Arc<Cluster>,
+    checkpoints: &Checkpoints,
     caller: &Caller,
     mut request: v1::CreateSessionRequest,
 ) -> Result<Record> {
@@ -53,7 +55,11 @@ pub async fn create(
         Some(known) => known,
         None => {
             let id = SessionId::new();
-            place(cluster, caller, id, &request, limits, wait_ms).await?;
+            let restore = match request.checkpoint_id.as_str() {
+                "" => None,
+                checkpoint => Some(checkpoints.python_of(caller, checkpoint).await?),
+            };
+            place(cluster, caller, id, &request, limits, restore, wait_ms).await?;
             metrics::counter!("cooper_sessions_created_total").increment(1);
             id
         }
@@ -138,6 +144,7 @@ async fn place(
     id: SessionId,
     request: &v1::CreateSessionRequest,
     limits: v1::Limits,
+    restore: Option<(CheckpointId, String)>,
     wait_ms: u64,
 ) -> Result<()> {
     cluster.space.admit()?;
@@ -158,6 +165,7 @@ async fn place(
             ttl_ms: request.ttl_ms,
             idle_timeout_ms: request.idle_timeout_ms,
             share: share(&limits),
+            restore: restore.clone(),
             spec: spec.clone(),
         };
         match cluster.decide(|core, now| core.create_session(now, create).map(|out| ((), out))) {
@@ -173,9 +181,18 @@ async fn place(
     }
 }
 
+/// A session that begins from a checkpoint has first to be filled.
+fn patience(cluster: &Cluster, id: SessionId) -> Duration {
+    match cluster.look(|core| core.session(id).is_some_and(|it| it.body.restore.is_some())) {
+        true => READY_TIMEOUT + Duration::from_millis(limits::checkpoint::WORK_MS),
+        false => READY_TIMEOUT,
+    }
+}
+
 /// Waits until the session left `initializing`, and answers with its record; a session that failed is an error.
 async fn ready(cluster: &Arc<Cluster>, id: SessionId) -> Result<Record> {
-    let record = settled(cluster, id, READY_TIMEOUT, |state| state != session::State::Initializing).await?;
+    let record =
+        settled(cluster, id, patience(cluster, id), |state| state != session::State::Initializing).await?;
     let body = body(&record)?;
     match (body.state, body.reason) {
         (session::State::Failed, Some(reason)) => Err(Error::new(

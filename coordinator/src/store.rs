@@ -138,9 +138,11 @@ impl Keep {
             Aggregate::Task => Some(self.ended_tasks),
             Aggregate::Run => Some(self.ended_runs),
             Aggregate::Step | Aggregate::Plan | Aggregate::Approval | Aggregate::Artifact => None,
-            Aggregate::Session | Aggregate::Token | Aggregate::Worker | Aggregate::Stack => {
-                Some(self.ended_rows)
-            }
+            Aggregate::Session
+            | Aggregate::Token
+            | Aggregate::Worker
+            | Aggregate::Stack
+            | Aggregate::Checkpoint => Some(self.ended_rows),
         }
     }
 }

@@ -17,7 +17,7 @@ use cooper_core::change::Aggregate;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use self::hold::Hold;
-use crate::{blobs::Blobs, cluster::Cluster, store};
+use crate::{blobs::Blobs, checkpoints::Checkpoints, cluster::Cluster, store};
 
 /// How much stays of what has ended (`keep_…` in docs/configuration.md). What is older than the newest so many goes.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +63,14 @@ impl Keep {
 const STEP_TASKS: usize = 256;
 
 /// Runs until it is dropped.
-pub async fn run(cluster: Arc<Cluster>, blobs: Arc<Blobs>, data: PathBuf, keep: Keep) {
-    let upkeep = Upkeep { cluster, blobs, data, keep };
+pub async fn run(
+    cluster: Arc<Cluster>,
+    blobs: Arc<Blobs>,
+    checkpoints: Arc<Checkpoints>,
+    data: PathBuf,
+    keep: Keep,
+) {
+    let upkeep = Upkeep { cluster, blobs, checkpoints, data, keep };
     let every = |ms| {
         let mut interval = interval(Duration::from_millis(ms));
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,6 +107,7 @@ pub async fn run(cluster: Arc<Cluster>, blobs: Arc<Blobs>, data: PathBuf, keep: 
 struct Upkeep {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
+    checkpoints: Arc<Checkpoints>,
     data: PathBuf,
     keep: Keep,
 }
@@ -121,6 +128,7 @@ impl Upkeep {
 
     /// Rows and events beyond what is kept, and the output of tasks that went.
     async fn retain(&self) -> Result<()> {
+        self.checkpoints.retain().await?;
         let removed = self.cluster.store.retain(self.keep.now()).await?;
         let tasks = removed.rows.into_iter().filter(|(aggregate, _)| *aggregate == Aggregate::Task);
         self.forget_output(tasks.map(|(_, id)| id).collect()).await

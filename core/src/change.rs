@@ -18,10 +18,11 @@ pub enum Aggregate {
     Token,
     Worker,
     Stack,
+    Checkpoint,
 }
 
 impl Aggregate {
-    pub const ALL: [Aggregate; 10] = [
+    pub const ALL: [Aggregate; 11] = [
         Aggregate::Session,
         Aggregate::Task,
         Aggregate::Run,
@@ -32,6 +33,7 @@ impl Aggregate {
         Aggregate::Token,
         Aggregate::Worker,
         Aggregate::Stack,
+        Aggregate::Checkpoint,
     ];
     /// Table name, and the prefix of the aggregate's event kinds.
     pub const fn name(self) -> &'static str {
@@ -46,6 +48,7 @@ impl Aggregate {
             Aggregate::Token => "token",
             Aggregate::Worker => "worker",
             Aggregate::Stack => "stack",
+            Aggregate::Checkpoint => "checkpoint",
         }
     }
 }

@@ -2,13 +2,15 @@
 //! is made here, synchronously; the coordinator records what comes out and only then lets it take effect (I2).
 //!
 //! `sessions` creates and ends sessions, `tasks` moves tasks, `attach` reconciles a worker's inventory with ours,
-//! `silence` judges workers that say nothing, `drain` empties workers, `timers` does what is due (deadlines, retries),
+//! `silence` judges workers that say nothing, `drain` empties workers, `moves` saves and moves sessions, `timers` does what
+//! is due (deadlines, retries),
 //! `lifetime` changes and ends sessions whose time is over, `quota` bounds tenants, `explain` says what a task waits for.
 
 mod attach;
 mod drain;
 mod explain;
 mod lifetime;
+mod moves;
 mod pools;
 mod quota;
 mod sessions;
@@ -28,6 +30,7 @@ pub use self::{
     attach::{AttemptItem, AttemptVerdict, Hello, SessionItem, SessionVerdict, Verdict, Welcome},
     explain::{Cause, Why},
     lifetime::Changed,
+    moves::{Transfer, What, minor},
     quota::Quota,
     sessions::Update,
     tasks::Said,
@@ -66,6 +69,8 @@ pub enum Message {
         session: SessionId,
         fence: Fence,
         spec: Arc<[u8]>,
+        /// A checkpoint follows; the session is ready when that is unpacked.
+        restore: bool,
     },
     SessionEnd {
         session: SessionId,
@@ -105,6 +110,8 @@ pub enum Effect {
     },
     /// Room for a session may have appeared.
     CapacityChanged,
+    /// [`Cluster::due_transfers`] may have something.
+    TransfersDue,
     /// So many workers are silent at once that none is given up.
     EvictionsBraked {
         silent: usize,
@@ -157,6 +164,8 @@ pub struct Cluster {
     /// When workers were given up lately.
     evictions: VecDeque<u64>,
     attaches: u64,
+    /// Transfers given out.
+    transfers: u64,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) tasks: BTreeMap<TaskId, Task>,
@@ -187,6 +196,7 @@ impl Cluster {
             last_tick_mono_ms: now.mono_ms,
             evictions: VecDeque::new(),
             attaches: 0,
+            transfers: 0,
             workers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -287,6 +297,10 @@ impl Cluster {
 
     pub fn session(&self, id: SessionId) -> Option<&Session> {
         self.sessions.get(&id)
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values()
     }
 
     pub fn task(&self, id: TaskId) -> Option<&Task> {
@@ -423,6 +437,11 @@ impl Cluster {
                     _ => return Some(format!("I1: {} runs {id}, which is not its", worker.id)),
                 }
             }
+            for id in &worker.sessions {
+                if self.sessions.get(id).is_none_or(|session| *session.body.worker != *worker.id) {
+                    return Some(format!("I1: {} holds {id}, which is not its", worker.id));
+                }
+            }
             if self.pools.free_of(&worker.id) != worker.available() {
                 return Some(format!("{}: free credit is indexed wrongly", worker.id));
             }
@@ -446,6 +465,11 @@ impl Cluster {
             }
         }
         for session in self.sessions.values() {
+            if session.body.state == session::State::Checkpointing
+                && session.body.saving.is_some() == session.body.restore.is_some()
+            {
+                return Some(format!("{}: it is neither being saved nor saved, or both", session.id));
+            }
             if session.queue.iter().any(|(_, id)| self.tasks.get(&id).is_none_or(|task| task.held())) {
                 return Some(format!("{}: a queued task is held or gone", session.id));
             }

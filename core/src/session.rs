@@ -7,7 +7,7 @@ use std::{
 
 use cooper_common::{
     error::Code,
-    ids::{SessionId, TaskId},
+    ids::{CheckpointId, SessionId, TaskId},
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,36 @@ pub struct Reason {
     pub message: String,
 }
 
+/// What a checkpoint that is being made is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Somebody wants to have it.
+    Keep,
+    /// The session goes on from it on another worker.
+    Move,
+}
+
+/// A checkpoint that is being made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    pub checkpoint: CheckpointId,
+    pub purpose: Purpose,
+    pub name: String,
+    /// Idempotency key of who wants it.
+    pub key: String,
+    /// When executions still run then, there is none.
+    pub give_up_at_ms: i64,
+}
+
+/// What the session's files are to be made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    pub checkpoint: CheckpointId,
+    /// The session was elsewhere before; else it begins with this.
+    pub moved: bool,
+}
+
 /// What is decided on; the row's body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Body {
@@ -88,6 +118,13 @@ pub struct Body {
     /// Connections that its network policy refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub network_refused: u64,
+    /// Labels that its worker must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub worker_labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving: Option<Saving>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
 }
 
 /// When Cooper ends a session by itself; 0 = never.
@@ -131,6 +168,8 @@ pub struct Create {
     pub ttl_ms: u64,
     pub idle_timeout_ms: u64,
     pub share: Share,
+    /// Begins from this checkpoint, on a worker with this Python.
+    pub restore: Option<(CheckpointId, String)>,
     /// Encoded cooper.v1.CreateSessionRequest.
     pub spec: Arc<[u8]>,
 }
@@ -159,6 +198,13 @@ pub struct Session {
     /// When the cluster's timers look at it.
     pub(crate) due_mono_ms: Option<u64>,
     spec_changed: bool,
+    /// Bytes of it are being carried, under this number.
+    pub(crate) transfer: Option<u64>,
+    pub(crate) transfer_after_mono_ms: u64,
+    /// No worker has it: only its checkpoint is left.
+    pub(crate) homeless: bool,
+    /// Why it cannot be moved.
+    pub(crate) stays: Option<Reason>,
     events: Vec<&'static str>,
     /// Events that say more than that something happened.
     told: Vec<NewEvent>,
@@ -182,7 +228,7 @@ impl Session {
                 fence: Fence { epoch, attempt: 1 },
                 exec_timeout_ms: create.exec_timeout_ms,
                 output_limit_bytes: create.output_limit_bytes,
-                python_version: String::new(),
+                python_version: create.restore.as_ref().map(|(_, python)| python.clone()).unwrap_or_default(),
                 facilities: Vec::new(),
                 tier: String::new(),
                 interpreter_restarted: false,
@@ -191,6 +237,9 @@ impl Session {
                 share: create.share,
                 updated: false,
                 network_refused: 0,
+                worker_labels: create.worker_labels,
+                saving: None,
+                restore: create.restore.map(|(checkpoint, _)| Restore { checkpoint, moved: false }),
             },
             spec: create.spec,
             queue: Queue::default(),
@@ -201,6 +250,10 @@ impl Session {
             active_mono_ms: now.mono_ms,
             due_mono_ms: None,
             spec_changed: false,
+            transfer: None,
+            transfer_after_mono_ms: 0,
+            homeless: false,
+            stays: None,
             events: vec!["session.initializing"],
             told: Vec::new(),
         };
@@ -229,6 +282,10 @@ impl Session {
             active_mono_ms: now.mono_ms,
             due_mono_ms: None,
             spec_changed: false,
+            transfer: None,
+            transfer_after_mono_ms: 0,
+            homeless: false,
+            stays: None,
             events: Vec::new(),
             told: Vec::new(),
         })
@@ -288,9 +345,9 @@ impl Session {
     pub fn to(&mut self, next: State) -> bool {
         use State::{Checkpointing, Destroyed, Draining, Failed, Initializing, Ready};
         let allowed = match (self.body.state, next) {
-            (Initializing, Ready | Draining | Destroyed | Failed)
+            (Initializing, Ready | Checkpointing | Draining | Destroyed | Failed)
             | (Ready, Checkpointing | Draining | Destroyed | Failed)
-            | (Checkpointing, Ready | Draining | Destroyed | Failed)
+            | (Checkpointing, Ready | Initializing | Draining | Destroyed | Failed)
             | (Draining, Destroyed | Failed) => true,
             (Initializing | Ready | Checkpointing | Draining | Destroyed | Failed, _) => false,
         };
@@ -306,6 +363,11 @@ impl Session {
             });
         }
         allowed
+    }
+
+    /// Records a fact with the next change.
+    pub(crate) fn note(&mut self, kind: &'static str) {
+        self.events.push(kind);
     }
 
     /// The interpreter was started anew behind the session's back: say so until the next execution has told its client.

@@ -16,6 +16,9 @@ use crate::{
     session::Reason,
 };
 
+/// Capability of a worker that packs and unpacks sessions.
+pub const CHECKPOINT: &str = "checkpoint";
+
 /// Chosen by whoever runs the worker, or random and kept on its disk.
 pub type WorkerId = Arc<str>;
 
@@ -60,6 +63,9 @@ pub struct Drain {
     /// Name of the token that asked.
     #[serde(default)]
     pub by: String,
+    /// Its sessions go on elsewhere, from checkpoints.
+    #[serde(default)]
+    pub checkpoint: bool,
 }
 
 /// What the worker said of itself at its last attach; the row's body.
@@ -151,6 +157,8 @@ pub struct Worker {
     pub waiting: BTreeSet<SessionId>,
     /// It said that it stops and takes nothing more; until it attaches again.
     pub stopping: bool,
+    /// With that it asked for its sessions to go on elsewhere.
+    pub(crate) saves: bool,
     /// The drain's deadline on our own clock.
     pub(crate) drain_due_mono_ms: u64,
     /// When the deadline was carried out.
@@ -178,6 +186,7 @@ impl Worker {
             pinned: Queue::default(),
             waiting: BTreeSet::new(),
             stopping: false,
+            saves: false,
             drain_due_mono_ms: 0,
             drain_cut_mono_ms: None,
             drain_idle: false,

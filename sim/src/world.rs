@@ -100,6 +100,7 @@ impl Control {
             keepalive: Duration::from_secs(5),
             // How full the disk of this machine is must not matter.
             keep: Keep { free_bytes: 0, ..Keep::default() },
+            checkpoints: cooper_coordinator::checkpoints::Quota::default(),
             quota: Quota::default(),
             network: Default::default(),
         };

@@ -78,6 +78,19 @@ impl Fleet {
         self.coordinator = Some(coordinator);
     }
 
+    /// One that kills itself at a failpoint.
+    pub fn start_failing_coordinator(&mut self, failpoint: &str) {
+        self.env.push(("FAILPOINTS".to_owned(), failpoint.to_owned()));
+        self.start_coordinator();
+        self.env.pop();
+    }
+
+    /// Waits until the coordinator is dead.
+    pub fn await_dead_coordinator(&mut self, within: Duration) {
+        let coordinator = self.coordinator.take().expect("it runs");
+        coordinator.finish(within);
+    }
+
     /// Waits until `/ready` answers with this status; its document.
     #[track_caller]
     pub fn await_ready(&self, status: u16) -> serde_json::Value {

@@ -55,6 +55,8 @@ pub struct Config {
     pub timing: Timing,
     /// SIGTERM: how long what runs may go on before it is ended. The second signal does not wait.
     pub drain_ms: u64,
+    /// SIGTERM: sessions go on on other workers, from checkpoints.
+    pub drain_checkpoint: bool,
     /// Cut off for this long beyond its lease, the worker ends steps that run: they may be started elsewhere.
     pub detach_max_ms: u64,
     /// Newest version of the host protocol to speak; for tests of older ones.
@@ -131,6 +133,7 @@ impl Config {
             labels: BTreeMap::new(),
             timing: Timing::default(),
             drain_ms: link::DRAIN_MS,
+            drain_checkpoint: false,
             detach_max_ms: link::DETACH_MAX_MS,
             host_protocol_max: link::HOST_PROTOCOL_MAX,
             log_level: "info".to_owned(),

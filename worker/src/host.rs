@@ -19,7 +19,7 @@ use cooper_common::{
     telemetry,
 };
 use cooper_proto::{
-    host::{self as wire, to_host, to_link},
+    host::{self as wire, open_file::Mode, to_host, to_link},
     v1,
 };
 use rustix::{
@@ -44,6 +44,7 @@ use trees::Tree;
 mod archive;
 mod attempt;
 mod beneath;
+mod checkpoint;
 mod dir;
 pub mod doctor;
 mod files;
@@ -136,6 +137,7 @@ struct Host {
     leftovers: BTreeMap<u64, (OwnedFd, String)>,
     writing: files::Writing,
     work: files::work::Work,
+    checkpoints: checkpoint::Checkpoints,
     /// Attempts whose spools grew in this round.
     grown: BTreeSet<u64>,
     timers: Timers<Due>,
@@ -272,6 +274,7 @@ impl Host {
             leftovers: BTreeMap::new(),
             writing: files::Writing::default(),
             work: files::work::Work::default(),
+            checkpoints: checkpoint::Checkpoints::default(),
             grown: BTreeSet::new(),
             timers: Timers::default(),
             next_id: 0,
@@ -446,6 +449,12 @@ impl Host {
     }
 
     fn open_file(&mut self, call: &wire::OpenFile) {
+        match call.mode() {
+            Mode::Pack => return self.pack(call),
+            Mode::Unpack => return self.unpack(call),
+            Mode::Write => self.checkpoints.note_write(call),
+            Mode::List | Mode::Read | Mode::Unspecified => {}
+        }
         let mut answer = wire::FileOpened { call_id: call.call_id, ..wire::FileOpened::default() };
         let opened = match self.sessions.get(&call.session_id) {
             Some(session) => {
@@ -466,8 +475,13 @@ impl Host {
     }
 
     fn close_file(&mut self, call: &wire::CloseFile) {
+        if self.unpack_received(call) {
+            return;
+        }
         let mut answer = wire::FileClosed { call_id: call.call_id, ..wire::FileClosed::default() };
-        match self.writing.close(call.call_id, call.commit) {
+        let refused = self.write_refused(call);
+        let closed = self.writing.close(call.call_id, call.commit && refused.is_none());
+        match refused.map_or(closed, Err) {
             Ok(stat) => answer.stat = stat,
             Err(error) => answer.error = Some(to_wire(&error)),
         }

@@ -35,6 +35,7 @@ use ledger::{Ledger, Order};
 mod attach;
 mod attached;
 mod calls;
+mod checkpoint;
 mod dial;
 mod health;
 mod host_socket;
@@ -182,6 +183,8 @@ struct Stopping {
     deadline: u64,
     /// A host of version 1 waits for no more than the results that are there.
     awaits_running: bool,
+    /// Its sessions are to go on elsewhere before it ends.
+    awaits_sessions: bool,
 }
 
 /// For a host of version 1: how long results that are ready may wait for their acks.
@@ -195,15 +198,21 @@ impl<H: Host> Link<H> {
         let running = self.ledger.running();
         tracing::info!(running, wait_ms, "draining: {}", drain.reason);
         let deadline = clock::mono_ms() + wait_ms;
-        self.stopping = Some(Stopping { reason: drain.reason, deadline, awaits_running });
-        self.ledger.stop(wait_ms);
+        self.stopping = Some(Stopping {
+            reason: drain.reason,
+            deadline,
+            awaits_running,
+            awaits_sessions: drain.checkpoint,
+        });
+        self.ledger.stop(wait_ms, drain.checkpoint);
     }
 
     /// All that was to be waited for is over, or the time for it. Without a coordinator (not `attached`) nothing can be
     /// delivered, but what runs may end and a coordinator come back.
     fn may_end(&self, now: u64, attached: bool) -> bool {
         let Some(stopping) = &self.stopping else { return false };
-        let idle = !stopping.awaits_running || self.ledger.running() == 0;
+        let empty = !stopping.awaits_sessions || self.ledger.sessions() == 0;
+        let idle = empty && (!stopping.awaits_running || self.ledger.running() == 0);
         let delivered = match attached {
             true => self.ledger.settled(),
             false => !stopping.awaits_running || self.ledger.unacked() == 0,

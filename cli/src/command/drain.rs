@@ -20,7 +20,11 @@ const LOOK: Duration = Duration::from_millis(500);
 pub async fn drain(context: &Context, args: Drain) -> Result<u8> {
     let cluster = context.cluster()?;
     let mut client = cluster.connect().await?;
-    let request = DrainWorkerRequest { worker_id: args.worker.clone(), deadline_ms: Some(args.deadline) };
+    let request = DrainWorkerRequest {
+        worker_id: args.worker.clone(),
+        deadline_ms: Some(args.deadline),
+        checkpoint: args.checkpoint,
+    };
     let mut worker = client.admin().drain_worker(request).await?.into_inner();
     let mut patience = Patience::default();
     while args.wait && worker.drained_at_ms == 0 {
@@ -60,9 +64,13 @@ fn said(worker: &Worker) -> String {
         0 => String::new(),
         n => format!(", {n} session(s) stay on its disk"),
     };
+    let waits = match worker.drain_waits_for.as_str() {
+        "" => String::new(),
+        why => format!("; {why}"),
+    };
     if worker.drained_at_ms != 0 {
-        return format!("{} drained{sessions}", worker.id);
+        return format!("{} drained{sessions}{waits}", worker.id);
     }
     let until = units::utc(worker.drain_deadline_at_ms);
-    format!("{} draining: {} run until {until}{sessions}", worker.id, worker.running)
+    format!("{} draining: {} run until {until}{sessions}{waits}", worker.id, worker.running)
 }

@@ -80,6 +80,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         worker_labels: args.on.into_iter().collect(),
         limits: Some(limits),
         wait_ms: args.wait.unwrap_or(0),
+        checkpoint_id: String::new(),
         ttl_ms: args.ttl.unwrap_or(0),
         idle_timeout_ms: args.idle_timeout.unwrap_or(0),
         metadata: args.metadata.into_iter().collect(),

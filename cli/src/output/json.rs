@@ -225,6 +225,27 @@ pub fn stack(stack: &v1::Stack) -> Value {
     json!({"name": stack.name, "dir": stack.dir, "worker_id": stack.worker_id, "online": stack.online})
 }
 
+pub fn checkpoint(checkpoint: &v1::Checkpoint) -> Value {
+    let summary = checkpoint.summary.clone().unwrap_or_default();
+    json!({
+        "checkpoint_id": checkpoint.id,
+        "name": checkpoint.name,
+        "session_id": checkpoint.session_id,
+        "tenant": checkpoint.tenant,
+        "created_at_ms": checkpoint.created_at_ms,
+        "python_version": checkpoint.python_version,
+        "archive_bytes": checkpoint.archive_bytes,
+        "digest": checkpoint.digest,
+        "files": summary.files,
+        "directories": summary.directories,
+        "symlinks": summary.symlinks,
+        "hard_links": summary.hard_links,
+        "content_bytes": summary.content_bytes,
+        "skipped": summary.skipped,
+        "skipped_count": summary.skipped_count,
+    })
+}
+
 pub fn worker(worker: &v1::Worker) -> Value {
     json!({
         "worker_id": worker.id,
@@ -244,6 +265,8 @@ pub fn worker(worker: &v1::Worker) -> Value {
         "drain_deadline_at_ms": worker.drain_deadline_at_ms,
         "drained_at_ms": worker.drained_at_ms,
         "drained_by": worker.drained_by,
+        "drain_checkpoint": worker.drain_checkpoint,
+        "drain_waits_for": worker.drain_waits_for,
         "refused": worker.refused.as_ref().map(error),
         "tier": worker.tier,
         "sessions_refused": worker.sessions_refused.as_ref().map(error),

@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{link, store, zygote};
+use crate::limits::{checkpoint, link, store, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -381,6 +381,15 @@ pub const SETTINGS: &[Setting] = &[
         ..time("drain_ms", &["COOPER_DRAIN_MS"])
     },
     Setting {
+        key: "drain_checkpoint",
+        env: &["COOPER_DRAIN_CHECKPOINT"],
+        roles: WORKER,
+        kind: Kind::Choice(&["on", "off"]),
+        default: Default::Text("off"),
+        doc: "on: after SIGTERM or Ctrl-C sessions are saved and go on on other workers, within drain_ms.",
+        ..BLANK
+    },
+    Setting {
         roles: WORKERS,
         default: Default::Number(link::DETACH_MAX_MS),
         doc: "Milliseconds beyond its lease after which a worker without a coordinator ends steps that run.",
@@ -491,6 +500,33 @@ pub const SETTINGS: &[Setting] = &[
         roles: WORKERS,
         kind: Kind::Pairs,
         doc: "Addresses of names that the egress proxy does not ask the DNS for, name=address,….",
+        ..BLANK
+    },
+    Setting {
+        key: "quota_checkpoints",
+        env: &["COOPER_QUOTA_CHECKPOINTS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_000_000 },
+        default: Default::Number(checkpoint::PER_TENANT_MAX),
+        doc: "Checkpoints that one tenant keeps at most.",
+        ..BLANK
+    },
+    Setting {
+        key: "quota_checkpoint_mib",
+        env: &["COOPER_QUOTA_CHECKPOINT_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1 << 30 },
+        default: Default::Number(checkpoint::MIB_PER_TENANT_MAX),
+        doc: "Archives of one tenant's checkpoints together, in MiB.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_checkpoint_days",
+        env: &["COOPER_KEEP_CHECKPOINT_DAYS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 36_500 },
+        default: Default::Number(0),
+        doc: "Days that checkpoints are kept at most; 0: until they are deleted.",
         ..BLANK
     },
 ];

@@ -1,9 +1,10 @@
 //! The gRPC door: translates and authorises; decides nothing.
 
 mod admin;
+mod checkpoints;
 pub mod convert;
 mod runs;
 mod sessions;
 mod tasks;
 
-pub use self::{admin::Admin, runs::Runs, sessions::Sessions, tasks::Tasks};
+pub use self::{admin::Admin, checkpoints::Checkpoints, runs::Runs, sessions::Sessions, tasks::Tasks};

@@ -337,7 +337,7 @@ fn stopping(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, draining: v1
         .into_iter()
         .filter_map(|item| Some((item.task_id.parse().ok()?, fence(item.fence))))
         .collect();
-    cluster.tell(|core, now| core.stopping(now, worker, attach, &taken));
+    cluster.tell(|core, now| core.stopping(now, worker, attach, &taken, draining.checkpoint));
 }
 
 /// Reads the worker's stream until it ends; true = it said goodbye. What has arrived is taken together: one decision, and
@@ -579,6 +579,7 @@ async fn receive(
     while let Some(Ok(up)) = ups.next().await {
         match up.part {
             Some(Part::Stat(stat)) => cluster.fleet.answered(worker, call, Ok(Reply::Stat(stat))),
+            Some(Part::Summary(summary)) => cluster.fleet.packed(worker, call, summary),
             Some(Part::Data(data)) => {
                 if body.send(Ok(data.into())).await.is_err() {
                     return;
@@ -606,7 +607,7 @@ async fn written(ups: &mut Streaming<v1::TransferUp>) -> Result<v1::FileStat> {
         match up.part {
             Some(Part::Stat(stat)) => return Ok(stat),
             Some(Part::Error(error)) => return Err(error_of(error)),
-            Some(Part::Data(_) | Part::Done(_) | Part::CallId(_)) | None => {}
+            Some(Part::Data(_) | Part::Done(_) | Part::CallId(_) | Part::Summary(_)) | None => {}
         }
     }
     Err(Error::new(Code::Unavailable, "the transfer to the worker was cut; nothing was written"))

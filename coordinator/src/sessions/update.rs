@@ -73,7 +73,7 @@ fn merge(into: &mut HashMap<String, String>, set: HashMap<String, String>, remov
 }
 
 /// `over` where it says something, `under` elsewhere.
-fn merged(under: v1::Limits, over: v1::Limits) -> v1::Limits {
+pub fn merged(under: v1::Limits, over: v1::Limits) -> v1::Limits {
     fn or<T: Default + PartialEq>(over: T, under: T) -> T {
         if over == T::default() { under } else { over }
     }

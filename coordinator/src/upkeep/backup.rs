@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{Hold, blocking, files};
 use crate::{
     blobs::Blobs,
+    checkpoints,
     output::OutputLog,
     store::{Store, sqlite, sqlite::Sqlite},
 };
@@ -29,7 +30,7 @@ use crate::{
 const MANIFEST: &str = "manifest.json";
 const LIST: &str = "files.blake3";
 /// What a backup consists of, and what a restore replaces.
-const PARTS: [&str; 3] = [sqlite::DATABASE, "output", "artifacts"];
+const PARTS: [&str; 4] = [sqlite::DATABASE, "output", "artifacts", checkpoints::KEY_FILE];
 /// Of this shape.
 const FORMAT: u32 = 1;
 /// A turn of removing files takes far less.
@@ -147,6 +148,8 @@ async fn referenced(store: &Sqlite) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         Ok(())
     })
     .await?;
+    // Without it the checkpoints of the backup are no better than forged ones.
+    output.push(PathBuf::from(checkpoints::KEY_FILE));
     Ok((artifacts.into_iter().collect(), output))
 }
 
@@ -243,7 +246,11 @@ pub async fn restore(backup: &Path, data: &Path, replace: bool) -> Result<Restor
             }
         }
         for part in PARTS {
-            fs::rename(stage.join(part), data.join(part))?;
+            match fs::rename(stage.join(part), data.join(part)) {
+                // A backup of before there were checkpoints has no key for them.
+                Err(error) if part == checkpoints::KEY_FILE && error.kind() == io::ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
         }
         fs::remove_dir_all(&stage)?;
         File::open(data)?.sync_all()?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{blocking, files};
 use crate::{
     blobs::{Blobs, Digest},
-    cluster,
+    checkpoints, cluster,
     output::OutputLog,
     runs,
     store::{Record, Store, parts, sqlite::Sqlite},
@@ -115,6 +115,7 @@ fn read(aggregate: Aggregate, record: &Record) -> Result<(), String> {
         Aggregate::Plan => {
             cooper_repair::RepairPlan::from_json(&row.body).map(drop).map_err(|error| error.to_string())
         }
+        Aggregate::Checkpoint => checkpoints::manifest(record).map(drop).map_err(|error| error.message),
         Aggregate::Step | Aggregate::Approval | Aggregate::Artifact | Aggregate::Stack => {
             serde_json::from_str::<serde_json::Value>(&row.body).map(drop).map_err(said)
         }
@@ -126,7 +127,14 @@ async fn artifacts(store: &Sqlite, data: &Path, found: &mut Findings) -> Result<
     files::each(store, Aggregate::Run, |record| {
         // What cannot be read was told above.
         for digest in files::artifacts_of(&record).unwrap_or_default() {
-            wanted.entry(digest.to_string()).or_insert_with(|| record.id.clone());
+            wanted.entry(digest.to_string()).or_insert_with(|| format!("run {}", record.id));
+        }
+        Ok(())
+    })
+    .await?;
+    files::each(store, Aggregate::Checkpoint, |record| {
+        if let Ok(Some(digest)) = files::archive_of(&record) {
+            wanted.entry(digest.to_string()).or_insert_with(|| format!("checkpoint {}", record.id));
         }
         Ok(())
     })
@@ -140,9 +148,9 @@ async fn artifacts(store: &Sqlite, data: &Path, found: &mut Findings) -> Result<
     for digest in damaged {
         found.damage("artifact", format!("artifact {digest} does not have the bytes that its name says"));
     }
-    for (digest, run) in &wanted {
+    for (digest, owner) in &wanted {
         if !stored.contains(digest) {
-            found.damage("artifact", format!("artifact {digest} of run {run} is not there"));
+            found.damage("artifact", format!("artifact {digest} of {owner} is not there"));
         }
     }
     for digest in stored.iter().filter(|digest| !wanted.contains_key(*digest)) {

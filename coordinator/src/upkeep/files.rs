@@ -10,6 +10,7 @@ use cooper_core::{change::Aggregate, run};
 
 use crate::{
     blobs::Digest,
+    checkpoints,
     store::{Filter, Record, Store},
 };
 
@@ -37,11 +38,24 @@ pub fn artifacts_of(record: &Record) -> Result<Vec<Digest>> {
     body.artifacts.iter().map(|artifact| Ok(artifact.digest.parse()?)).collect()
 }
 
+/// The archive of a checkpoint; none of one that was deleted.
+pub fn archive_of(record: &Record) -> Result<Option<Digest>> {
+    if record.row.ended {
+        return Ok(None);
+    }
+    Ok(Some(checkpoints::manifest(record)?.digest.parse()?))
+}
+
 /// The artifacts that any row refers to. Fails rather than leaves out one.
 pub async fn artifacts(store: &dyn Store) -> Result<HashSet<Digest>> {
     let mut all = HashSet::new();
     each(store, Aggregate::Run, |record| {
         all.extend(artifacts_of(&record)?);
+        Ok(())
+    })
+    .await?;
+    each(store, Aggregate::Checkpoint, |record| {
+        all.extend(archive_of(&record)?);
         Ok(())
     })
     .await?;

@@ -96,7 +96,7 @@ impl Cluster {
         known.body = Body { state: known.body.state, drain, refused: None, ..hello.body.clone() };
         let protocol = hello.protocol;
         known.attached = Some(Attached { epoch: attach, protocol, credit: Credit::default() });
-        (known.stopping, known.spared) = (false, false);
+        (known.stopping, known.saves, known.spared) = (false, false, false);
         known.tenant = hello.tenant.clone();
         known.last_seen_mono_ms = now.mono_ms;
         known.last_seen_ms = now.wall_ms;
@@ -113,6 +113,7 @@ impl Cluster {
         let sessions = self.reconcile_sessions(now, &id, &hello.sessions, &mut out);
         let attempts = self.reconcile_attempts(now, &id, &hello.attempts, same_host, &mut out);
         out.effects.push(Effect::CapacityChanged);
+        out.effects.push(Effect::TransfersDue);
         self.finish(now, &mut out);
         let welcome = Welcome {
             attach,
@@ -208,20 +209,25 @@ impl Cluster {
             self.workers.get(worker).map(|w| w.sessions.iter().copied().collect()).unwrap_or_default();
         for id in ours {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
+            // Whatever was being carried went with the attach before this one.
+            (session.transfer, session.transfer_after_mono_ms) = (None, 0);
+            let restore = session.body.restore.is_some();
             match (session.body.state, listed.get(&id)) {
                 // Being destroyed, and there: the FORGET above destroys it. Not there: it is destroyed.
                 (session::State::Draining, _) if session.to(session::State::Destroyed) => {
                     out.sessions.insert(id);
                 }
                 // A worker that was away during an update.
-                (session::State::Ready | session::State::Checkpointing, Some(_)) if session.body.updated => {
+                (session::State::Ready, Some(_)) if session.body.updated => {
                     let (fence, spec) = (session.body.fence, session.spec.clone());
-                    self.send(worker, Message::SessionGrant { session: id, fence, spec }, out);
+                    self.send(worker, Message::SessionGrant { session: id, fence, spec, restore }, out);
                 }
                 (session::State::Initializing, None) => {
                     let (fence, spec) = (session.body.fence, session.spec.clone());
-                    self.send(worker, Message::SessionGrant { session: id, fence, spec }, out);
+                    self.send(worker, Message::SessionGrant { session: id, fence, spec, restore }, out);
                 }
+                // Its files are not where they were; the checkpoint is.
+                (session::State::Checkpointing, None) if restore => session.homeless = true,
                 (session::State::Ready | session::State::Checkpointing, None) => {
                     self.fail_session(now, id, Code::WorkerLost, "the worker came back without it", out);
                 }

@@ -17,7 +17,7 @@ use super::{Cluster, Message, Out};
 use crate::{
     Now,
     lease::Fence,
-    session::Reason,
+    session::{self, Reason},
     task::{End, Kind},
     worker::{Drain, State, WorkerId},
 };
@@ -28,21 +28,37 @@ impl Cluster {
     ///
     /// # Errors
     /// `worker_not_found`.
-    pub fn drain(&mut self, now: Now, worker: &str, deadline_in_ms: u64, by: &str) -> Result<Out> {
+    pub fn drain(
+        &mut self,
+        now: Now,
+        worker: &str,
+        deadline_in_ms: u64,
+        checkpoint: bool,
+        by: &str,
+    ) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
         let id = self.known(worker)?;
         let deadline_in_ms = deadline_in_ms.min(limits::link::DRAIN_MS_MAX);
         let deadline_ms = now.wall_ms.saturating_add_unsigned(deadline_in_ms);
         if let Some(worker) = self.workers.get_mut(&id) {
-            if worker.body.drain.as_ref().is_some_and(|drain| drain.drained_ms != 0) {
+            if worker
+                .body
+                .drain
+                .as_ref()
+                .is_some_and(|drain| drain.drained_ms != 0 && drain.checkpoint == checkpoint)
+            {
                 return Ok(out);
             }
             let since_ms = worker.body.drain.as_ref().map_or(now.wall_ms, |drain| drain.since_ms);
-            worker.body.drain = Some(Drain { since_ms, deadline_ms, drained_ms: 0, by: by.to_owned() });
+            worker.body.drain =
+                Some(Drain { since_ms, deadline_ms, drained_ms: 0, by: by.to_owned(), checkpoint });
             worker.drain_due_mono_ms = now.mono_ms + deadline_in_ms;
             (worker.drain_cut_mono_ms, worker.drain_idle) = (None, false);
             let by = serde_json::Value::from(by);
-            worker.note_with("worker.drain", format!(r#","deadline_at_ms":{deadline_ms},"by":{by}"#));
+            worker.note_with(
+                "worker.drain",
+                format!(r#","deadline_at_ms":{deadline_ms},"by":{by},"checkpoint":{checkpoint}"#),
+            );
             if worker.body.state == State::Ready {
                 worker.to(State::Draining);
             }
@@ -50,6 +66,7 @@ impl Cluster {
         }
         self.reindex(&id);
         self.tell_drain(now, &id, &mut out);
+        self.tick_moves(now, &mut out);
         self.finish(now, &mut out);
         Ok(out)
     }
@@ -78,6 +95,7 @@ impl Cluster {
             }
         }
         self.reindex(&id);
+        self.tick_moves(now, &mut out);
         self.pump_worker(now, &id, &mut out);
         out.effects.push(super::Effect::CapacityChanged);
         self.finish(now, &mut out);
@@ -108,6 +126,7 @@ impl Cluster {
         worker: &str,
         attach: u64,
         taken: &BTreeSet<(TaskId, Fence)>,
+        saves: bool,
     ) -> Out {
         let mut out = Out { full: true, ..Out::default() };
         if !self.is_current(worker, attach) {
@@ -118,7 +137,7 @@ impl Cluster {
         let id = id.clone();
         let mut held = Vec::new();
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.stopping = true;
+            (worker.stopping, worker.saves) = (true, saves);
             if worker.to(State::Draining) {
                 out.workers.insert(id.clone());
             }
@@ -131,6 +150,7 @@ impl Cluster {
             }
         }
         self.pump_ready(now, &mut out);
+        self.tick_moves(now, &mut out);
         self.finish(now, &mut out);
         out
     }
@@ -156,7 +176,7 @@ impl Cluster {
         }
     }
 
-    /// The deadline: executions end, those that wait in its sessions too. A step may finish: it is bounded by its own
+    /// The deadline: executions end, those that wait in its sessions too, unless the session is moved, and they with it. A step may finish: it is bounded by its own
     /// limit, and half a restart is worse than a late one.
     fn cut_drain(&mut self, now: Now, id: &WorkerId, out: &mut Out) {
         let Some(worker) = self.workers.get_mut(id) else { return };
@@ -167,6 +187,9 @@ impl Cluster {
         let why = format!("worker {id} was drained and its deadline passed");
         for session in sessions {
             let Some(session) = self.sessions.get_mut(&session) else { continue };
+            if session.body.state == session::State::Checkpointing {
+                continue;
+            }
             let (queued, delayed) =
                 (std::mem::take(&mut session.queue), std::mem::take(&mut session.delayed));
             for task in queued.iter().map(|(_, task)| task).chain(delayed).collect::<Vec<_>>() {
@@ -214,6 +237,9 @@ impl Cluster {
         let over = worker.drain_cut_mono_ms.is_some();
         let idle = worker.running.is_empty()
             && (over || (worker.pinned.is_empty() && !worker.sessions.iter().any(waits)));
+        let idle = idle
+            && (!worker.sends_sessions_away()
+                || worker.sessions.iter().all(|session| self.is_left_behind(*session)));
         let Some(worker) = self.workers.get_mut(id) else { return };
         let before = std::mem::replace(&mut worker.drain_idle, idle);
         if idle

@@ -162,13 +162,19 @@ impl Cluster {
             );
         };
         let why = match session.body.state {
+            session::State::Checkpointing if session.is_saved() => {
+                let text = format!(
+                    "session {id} is saved and waits for another worker with room, its labels and its Python"
+                );
+                Why::new(Cause::SessionCheckpointing, text)
+            }
+            session::State::Checkpointing if worker.attached.is_some() => {
+                Why::new(Cause::SessionCheckpointing, format!("session {id} is being saved"))
+            }
             // What is wrong with its worker explains more than what it waits for there.
             _ if !worker.goes_on() => self.waits_for(worker, true),
             session::State::Initializing => {
                 Why::new(Cause::SessionInitializing, format!("session {id} is being made on {}", worker.id))
-            }
-            session::State::Checkpointing => {
-                Why::new(Cause::SessionCheckpointing, format!("session {id} is being saved"))
             }
             _ if session.running.len() >= PARALLEL_MAX => {
                 Why::new(Cause::SessionFull, format!("{PARALLEL_MAX} tasks of session {id} run"))

@@ -52,8 +52,13 @@ impl Cluster {
         session.replace_spec(changed.spec);
         let worker = self.workers.get(session.body.worker.as_str()).map(|worker| worker.id.clone());
         let (fence, spec) = (session.body.fence, session.spec.clone());
-        if let Some(worker) = worker {
-            self.send(&worker, Message::SessionGrant { session: id, fence, spec }, &mut out);
+        let (state, restore) = (session.body.state, session.body.restore.is_some());
+        // While it is being saved the worker takes nothing for it; it hears of the change when it goes on.
+        if let Some(worker) = worker
+            && state != State::Checkpointing
+        {
+            let restore = state == State::Initializing && restore;
+            self.send(&worker, Message::SessionGrant { session: id, fence, spec, restore }, &mut out);
         }
         out.sessions.insert(id);
         self.finish(now, &mut out);

@@ -13,7 +13,7 @@ use crate::{
     lease::Fence,
     session::{Create, Reason, Session, State},
     task::End,
-    worker::Worker,
+    worker::{CHECKPOINT, Worker},
 };
 
 /// What a worker says about a session it was granted.
@@ -46,9 +46,13 @@ impl Cluster {
             .values()
             .filter(|worker| worker.free_sessions() > 0 && worker.has(&create.worker_labels))
             .filter(|worker| !self.is_anothers(worker, &create.tenant))
+            .filter(|worker| create.restore.as_ref().is_none_or(|(_, python)| restores(worker, python)))
             .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
             .map(|worker| worker.id.clone())
-            .ok_or_else(|| self.no_room(&create.worker_labels, &create.tenant))?;
+            .ok_or_else(|| {
+                let python = create.restore.as_ref().map(|(_, python)| &**python);
+                self.no_room(&create.worker_labels, &create.tenant, python)
+            })?;
         let session = Session::new(now, create, &worker, self.epoch);
         let (id, fence, spec) = (session.id, session.body.fence, session.spec.clone());
         if !name.1.is_empty() {
@@ -59,18 +63,22 @@ impl Cluster {
         }
         self.sessions.insert(id, session);
         out.sessions.insert(id);
-        self.send(&worker, Message::SessionGrant { session: id, fence, spec }, &mut out);
+        let restore = session_restores(&self.sessions, id);
+        self.send(&worker, Message::SessionGrant { session: id, fence, spec, restore }, &mut out);
+        if restore {
+            out.effects.push(Effect::TransfersDue);
+        }
         self.finish(now, &mut out);
         Ok(out)
     }
 
     /// Nothing keeps its sessions apart, and it has some of another tenant.
-    fn is_anothers(&self, worker: &Worker, tenant: &str) -> bool {
+    pub(super) fn is_anothers(&self, worker: &Worker, tenant: &str) -> bool {
         let of_another = |id| self.sessions.get(id).is_some_and(|session| *session.tenant != *tenant);
         !worker.keeps_tenants_apart() && worker.sessions.iter().any(of_another)
     }
 
-    fn no_room(&self, labels: &BTreeMap<String, String>, tenant: &str) -> Error {
+    fn no_room(&self, labels: &BTreeMap<String, String>, tenant: &str, restore: Option<&str>) -> Error {
         let mut hosts: Vec<_> =
             self.workers.values().filter(|w| w.accepts() && w.body.capabilities.contains("python")).collect();
         if hosts.is_empty() {
@@ -86,6 +94,17 @@ impl Cluster {
                 .with_hint(format!(
                     "start a worker with `--labels {labels}`; `cooper workers` lists labels"
                 ));
+        }
+        if let Some(python) = restore {
+            hosts.retain(|worker| restores(worker, python));
+            if hosts.is_empty() {
+                let minor = super::minor(python);
+                return Error::new(
+                    Code::NoWorker,
+                    format!("no attached worker{on} has Python {minor}, which the checkpoint was made with"),
+                )
+                .with_hint(format!("start a worker with COOPER_PYTHON=python{minor}"));
+            }
         }
         if let Some(refused) = hosts.iter().find_map(|worker| worker.body.sessions_refused.as_ref())
             && hosts.iter().all(|worker| worker.body.sessions_refused.is_some())
@@ -141,6 +160,14 @@ impl Cluster {
         if session.body.fence != fence || session.body.worker != worker {
             return out;
         }
+        if matches!(update, Update::Failed(_))
+            && session.body.state == State::Initializing
+            && session.body.restore.as_ref().is_some_and(|restore| restore.moved)
+        {
+            self.unplace(now, id, &mut out);
+            self.finish(now, &mut out);
+            return out;
+        }
         let moved = match update {
             Update::Ready { python_version, facilities } => {
                 let moved = session.to(State::Ready);
@@ -148,6 +175,9 @@ impl Cluster {
                     session.body.python_version = python_version;
                     session.body.facilities = facilities;
                     session.body.tier = tier;
+                    if session.body.restore.take().is_some_and(|restore| restore.moved) {
+                        session.interpreter_restarted(true);
+                    }
                 }
                 moved
             }
@@ -269,4 +299,13 @@ impl Cluster {
 
 pub(super) fn unknown(id: SessionId) -> Error {
     Error::new(Code::SessionNotFound, format!("there is no session {id}"))
+}
+
+fn restores(worker: &Worker, python: &str) -> bool {
+    worker.body.capabilities.contains(CHECKPOINT)
+        && super::minor(&worker.body.python_version) == super::minor(python)
+}
+
+fn session_restores(sessions: &BTreeMap<SessionId, Session>, id: SessionId) -> bool {
+    sessions.get(&id).is_some_and(|session| session.body.restore.is_some())
 }

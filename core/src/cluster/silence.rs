@@ -24,6 +24,7 @@ impl Cluster {
             return out;
         }
         self.expire(now, &mut out);
+        self.tick_moves(now, &mut out);
         self.tick_drains(now, &mut out);
         if now.mono_ms >= self.grace_until_mono_ms {
             self.judge_silence(now, &mut out);

@@ -122,6 +122,10 @@ impl Cluster {
                 format!("{} executions of session {id} wait or run", limits::exec::QUEUED_PER_SESSION_MAX),
             ));
         }
+        if session.body.restore.is_some() || session.body.saving.is_some() {
+            // It goes on wherever it will be.
+            return Ok(());
+        }
         self.check_worker(&session.body.worker)?;
         match self.workers.get(session.body.worker.as_str()).filter(|worker| worker.closed()) {
             Some(worker) => Err(Error::new(

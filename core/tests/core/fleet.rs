@@ -156,6 +156,7 @@ impl World {
             worker_labels: BTreeMap::new(),
             ttl_ms: 0,
             idle_timeout_ms: 0,
+            restore: None,
             share: session::Share::default(),
             exec_timeout_ms: 1,
             output_limit_bytes: 1,
@@ -208,7 +209,7 @@ impl World {
     }
 
     fn drain(&mut self, worker: &str, ms: u64) {
-        let out = self.cluster.drain(self.now, worker, ms, "operator").expect("it is known");
+        let out = self.cluster.drain(self.now, worker, ms, false, "operator").expect("it is known");
         self.take(out);
     }
 
@@ -348,7 +349,7 @@ fn what_a_stopping_worker_did_not_take_goes_to_another_and_what_it_took_stays() 
     world.attach("right", 2, &[]);
     let fence = world.cluster.task(taken).expect("held").body.fence;
     let attach = world.attaches["left"];
-    let out = world.cluster.stopping(world.now, "left", attach, &[(taken, fence)].into());
+    let out = world.cluster.stopping(world.now, "left", attach, &[(taken, fence)].into(), false);
     world.take(out);
     assert_eq!(world.state("left"), State::Draining);
     assert_eq!(world.held(crossing).as_deref(), Some("right"));

@@ -102,7 +102,7 @@ async fn a_worker_of_protocol_1_works_and_is_drained_without_a_word_that_it_does
     let mut seen = Vec::new();
     client.tasks().submit_task(noop()).await.expect("taken");
     let assign = old.assigned(&mut seen).await;
-    let drain = v1::DrainWorkerRequest { worker_id: "old".to_owned(), deadline_ms: None };
+    let drain = v1::DrainWorkerRequest { worker_id: "old".to_owned(), deadline_ms: None, checkpoint: false };
     let drained = client.admin().drain_worker(drain).await.expect("drained").into_inner();
     assert_eq!((drained.state.as_str(), drained.protocol, drained.running), ("draining", 1, 1));
     old.end(&assign).await;
@@ -136,7 +136,11 @@ async fn a_worker_of_this_protocol_is_told_of_its_drain_and_hands_back_what_it_d
         ByHand::attach(&cluster.url, &worker_token, "second", (2, 2)).await.expect("it is let in");
     second.say(up::Message::Credit(Credit { tasks: 2, assigns_seen: 0 })).await;
 
-    let drain = v1::DrainWorkerRequest { worker_id: "first".to_owned(), deadline_ms: Some(60_000) };
+    let drain = v1::DrainWorkerRequest {
+        worker_id: "first".to_owned(),
+        deadline_ms: Some(60_000),
+        checkpoint: false,
+    };
     client.admin().drain_worker(drain).await.expect("drained");
     let told = first.hear().await;
     assert!(
@@ -150,7 +154,8 @@ async fn a_worker_of_this_protocol_is_told_of_its_drain_and_hands_back_what_it_d
         running: true,
         ..Default::default()
     };
-    let draining = v1::Draining { remaining: 1, deadline_in_ms: 1_000, attempts: vec![item] };
+    let draining =
+        v1::Draining { remaining: 1, deadline_in_ms: 1_000, attempts: vec![item], checkpoint: false };
     first.say(up::Message::Draining(draining)).await;
     let again = second.assigned(&mut seen).await;
     assert_eq!(again.task_id, left.task_id, "the other goes to another worker");

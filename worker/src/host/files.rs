@@ -75,7 +75,9 @@ impl Writing {
             Mode::List => list(&root, &call.path),
             Mode::Read => read(&root, &call.path),
             Mode::Write => self.write(&root, uid, call),
-            Mode::Unspecified => Err(Error::invalid("a file call without a mode")),
+            Mode::Pack | Mode::Unpack | Mode::Unspecified => {
+                Err(Error::invalid("a file call without a mode"))
+            }
         });
         opened.map_err(|e| Error::internal(format!("the session's uid cannot be taken: {e}")))?
     }

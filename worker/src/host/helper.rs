@@ -29,6 +29,8 @@ pub enum Task {
         result: OwnedFd,
         started_ms: u64,
     },
+    /// Packs a session, or unpacks into it.
+    Checkpoint(super::checkpoint::Work),
 }
 
 /// Ends a helper that takes too long, and what it started.
@@ -113,10 +115,11 @@ impl Host {
                     self.session_destroyed(&session);
                 }
             }
+            Task::Checkpoint(work) => self.checkpoint_work_done(work, well),
         }
     }
 
-    /// `keep`: descriptors that it needs.
+    /// Forks a child that keeps nothing open but stderr and `keep`.
     pub(super) fn help(
         &mut self,
         task: Task,

@@ -138,6 +138,9 @@ pub struct Record {
     /// What it reaches.
     #[serde(default)]
     pub network: Policy,
+    /// Its files are not unpacked yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restoring: bool,
 }
 
 /// What a grant says that a session reaches; nobody, when it cannot be read.
@@ -177,6 +180,7 @@ impl Record {
             inodes_max: limits.inodes_max,
             uid: None,
             network,
+            restoring: grant.restore,
         }
     }
 
@@ -184,7 +188,8 @@ impl Record {
     pub fn renewed(&self, grant: v1::SessionGrant, worker_id: &str) -> Self {
         let fence = grant.fence.unwrap_or_default();
         match (fence.epoch, fence.attempt) >= (self.epoch, self.generation) {
-            true => Self { uid: self.uid, ..Self::of(grant, worker_id) },
+            // Whose its files are, and whether they are there, no grant changes.
+            true => Self { uid: self.uid, restoring: self.restoring, ..Self::of(grant, worker_id) },
             false => self.clone(),
         }
     }

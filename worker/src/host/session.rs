@@ -49,6 +49,8 @@ pub struct Session {
     pub installed: bool,
     /// Modules that its interpreter has imported, without the standard library's.
     pub imported: BTreeSet<String>,
+    /// Packed to go on elsewhere: nothing is written or started here any more.
+    pub sealed: bool,
     /// Process trees that are not gone yet.
     pub trees: BTreeSet<u64>,
     /// Its control group, where there are any.
@@ -87,7 +89,8 @@ pub enum Doing {
 
 impl Session {
     pub fn found(record: Record, home: Home) -> Self {
-        Self { restarted: true, state: State::Ready, ..Self::new(record, home) }
+        let state = if record.restoring { State::Initializing } else { State::Ready };
+        Self { restarted: true, state, ..Self::new(record, home) }
     }
 
     fn new(record: Record, home: Home) -> Self {
@@ -101,6 +104,7 @@ impl Session {
             restarted: false,
             installed: false,
             imported: BTreeSet::new(),
+            sealed: false,
             trees: BTreeSet::new(),
             group: None,
             disk: super::watchdog::Disk::default(),
@@ -132,6 +136,9 @@ impl Session {
     pub fn accepts(&self) -> Result<(), Error> {
         let id = &self.record.session_id;
         match &self.state {
+            State::Initializing | State::Ready if self.sealed => {
+                Err(Error::new(Code::SessionNotReady, format!("session {id} is being moved")))
+            }
             State::Initializing | State::Ready => Ok(()),
             State::Failed(error) => {
                 Err(Error::new(Code::SessionNotReady, format!("session {id} failed: {error}")))
@@ -223,6 +230,7 @@ impl Host {
     pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
         let id = grant.session_id.clone();
         if let Some(session) = self.sessions.get_mut(&id) {
+            session.sealed = false;
             // Granted again: under the newest grant, with its limits; and it is said again how it stands.
             let renewed = session.record.renewed(grant, &self.dir.worker_id);
             if renewed != session.record {
@@ -256,9 +264,12 @@ impl Host {
         let made = made.and_then(|()| session.join_group(&self.confiner));
         match made {
             Ok(()) => {
+                let restoring = session.record.restoring;
                 self.sessions.insert(id.clone(), session);
                 self.tell_policy(&id);
-                self.start_interpreter(&id);
+                if !restoring {
+                    self.start_interpreter(&id);
+                }
             }
             Err(error) => {
                 tracing::warn!(session = %id, %error, "session refused");
@@ -386,7 +397,7 @@ impl Host {
         }
     }
 
-    fn start_interpreter(&mut self, id: &str) {
+    pub(super) fn start_interpreter(&mut self, id: &str) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.forking = true;
             if !self.take_from_zygote(id) {

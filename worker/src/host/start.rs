@@ -96,6 +96,7 @@ impl Host {
         // What it was writing stays half-written for ever otherwise.
         self.writing.abandon();
         self.work.abandon();
+        self.abandon_checkpoints();
         for attempt in self.attempts.values_mut() {
             attempt.unname();
         }
@@ -146,6 +147,10 @@ impl Host {
         let mut capabilities = Vec::new();
         if self.python.is_some() {
             capabilities.push("python".to_owned());
+            // The link must know of it too: one of before would leave out what a grant says of it.
+            if self.link.version >= super::checkpoint::VERSION {
+                capabilities.push("checkpoint".to_owned());
+            }
         }
         if self.compose == Compose::Works {
             capabilities.push("compose".to_owned());

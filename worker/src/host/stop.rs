@@ -47,7 +47,7 @@ impl Host {
                 self.timers.add(self.drain_until_ms + GOODBYE_MS, Due::Stop(Phase::Ending));
                 if self.link.greeted {
                     self.tell_drain();
-                } else if self.attempts.is_empty() {
+                } else if self.attempts.is_empty() && !self.config.drain_checkpoint {
                     // Nobody to tell, and nothing to tell of.
                     self.enter(Phase::Ending);
                 }
@@ -61,7 +61,11 @@ impl Host {
         // 0 would mean that what runs is not waited for, which is all that version 1 knows.
         let left_ms = self.drain_until_ms.saturating_sub(clock::mono_ms()).max(1);
         let deadline_in_ms = if self.link.version >= 2 { left_ms } else { 0 };
-        let drain = wire::Drain { reason: "the worker stops".to_owned(), deadline_in_ms };
+        let drain = wire::Drain {
+            reason: "the worker stops".to_owned(),
+            deadline_in_ms,
+            checkpoint: self.config.drain_checkpoint,
+        };
         self.link.tell(to_link::Message::Drain(drain), Vec::new());
     }
 

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use super::{dial::Bulk, ledger::Ledger, transfer};
+use super::{checkpoint, dial::Bulk, ledger::Ledger, transfer};
 use crate::frame;
 
 /// Calls at work at once.
@@ -106,7 +106,7 @@ impl Calls {
         match request {
             Request::Open(open, reply) => {
                 self.opening.insert(open.call_id, reply);
-                if open.mode() == Mode::Write {
+                if matches!(open.mode(), Mode::Write | Mode::Unpack) {
                     self.writing.insert(open.call_id);
                 }
                 ledger.tell_host(to_host::Message::OpenFile(open));
@@ -152,6 +152,8 @@ async fn serve(desk: Desk, call: v1::Call) {
     let done = match op {
         Some(call::Op::Read(read)) => transfer::read(&desk, call_id, session_id, read).await,
         Some(call::Op::Write(write)) => transfer::write(&desk, call_id, session_id, write).await,
+        Some(call::Op::Pack(pack)) => checkpoint::pack(&desk, call_id, session_id, pack).await,
+        Some(call::Op::Unpack(_)) => checkpoint::unpack(&desk, call_id, session_id).await,
         Some(call::Op::ReadArchive(read)) => transfer::read_archive(&desk, call_id, session_id, read).await,
         Some(call::Op::WriteArchive(header)) => {
             transfer::write_archive(&desk, call_id, session_id, header).await
@@ -244,6 +246,8 @@ pub struct OpenedFile {
     pub stat: Option<FileStat>,
     /// Write: the longest it may become.
     pub size_bytes_max: u64,
+    /// Of a session that was packed.
+    pub summary: Option<v1::WorkspaceSummary>,
 }
 
 impl Desk {
@@ -262,7 +266,9 @@ impl Desk {
         };
         match (opened.error, fd) {
             (Some(error), _) => Err(error),
-            (None, Some(fd)) => Ok(OpenedFile { id, fd, stat: opened.stat, size_bytes_max }),
+            (None, Some(fd)) => {
+                Ok(OpenedFile { id, fd, stat: opened.stat, summary: opened.summary, size_bytes_max })
+            }
             (None, None) => {
                 Err(Error::internal("the worker's host opened a file and did not hand it over").into_wire())
             }

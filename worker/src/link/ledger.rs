@@ -116,8 +116,9 @@ pub struct Ledger {
     in_flight: u64,
     said_hello: bool,
     terms: Option<Terms>,
-    /// The host wants to end: no more work is taken. When that was to be over.
-    stopping: Option<u64>,
+    /// The host wants to end: no more work is taken. When that was to be over, and whether its sessions are to
+    /// go on elsewhere.
+    stopping: Option<(u64, bool)>,
     /// An operator empties this worker.
     drained: bool,
     timers: BTreeSet<(u64, Timer)>,
@@ -208,16 +209,16 @@ impl Ledger {
     }
 
     /// Stops taking work, and says so; what runs keeps running.
-    pub fn stop(&mut self, deadline_in_ms: u64) {
-        self.stopping = Some(deadline_in_ms);
+    pub fn stop(&mut self, deadline_in_ms: u64, checkpoint: bool) {
+        self.stopping = Some((deadline_in_ms, checkpoint));
         self.say_stopping();
     }
     fn say_stopping(&mut self) {
-        if let (Some(deadline_in_ms), Some(_)) =
+        if let (Some((deadline_in_ms, checkpoint)), Some(_)) =
             (self.stopping, self.terms.filter(|terms| terms.protocol >= 2))
         {
             let (remaining, attempts) = (self.attempts.len() as u32, self.attempt_items());
-            let draining = v1::Draining { remaining, deadline_in_ms, attempts };
+            let draining = v1::Draining { remaining, deadline_in_ms, attempts, checkpoint };
             self.updates.push_back(up::Message::Draining(draining));
         }
     }

@@ -221,7 +221,7 @@ async fn drained_by_a_host_of_version_1_it_says_goodbye_after_the_last_result_an
     attach.assign("t", fence(1, 1), python()).await;
     started_task(&mut host).await;
     end_task(&host, "t", b"").await;
-    let drain = host::Drain { reason: "SIGTERM".into(), deadline_in_ms: 0 };
+    let drain = host::Drain { reason: "SIGTERM".into(), deadline_in_ms: 0, checkpoint: false };
     host.say(to_link::Message::Drain(drain), &[]).await;
     assert!(matches!(attach.next().await, up::Message::Draining(_)));
     let result = attach.result().await;

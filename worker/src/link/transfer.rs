@@ -27,7 +27,7 @@ use super::{
 
 const SHA256_HEX_BYTES: usize = 64;
 /// Pieces of one body that wait to be sent or written.
-const PIECES: usize = 4;
+pub const PIECES: usize = 4;
 
 /// Sends a file. An error that is returned is the answer to the call; one that comes later travels in the transfer.
 pub async fn read(
@@ -152,7 +152,7 @@ pub async fn write_archive(
 }
 
 /// Runs on a thread of its own; ends when the body or its receiver does.
-fn send_body(file: &File, mut offset: u64, end: u64, parts: &mpsc::Sender<TransferUp>) {
+pub fn send_body(file: &File, mut offset: u64, end: u64, parts: &mpsc::Sender<TransferUp>) {
     while offset < end {
         let mut data = vec![0; (end - offset).min(CHUNK_BYTES_MAX as u64) as usize];
         let part = match file.read_at(&mut data, offset) {
@@ -188,7 +188,7 @@ pub async fn write(
     let if_match = known_etag(desk, &session_id, &path, if_match).await?;
     let mode = Mode::Write.into();
     let open =
-        OpenFile { call_id: 0, session_id, path: path.clone(), mode, permissions, create_dirs, if_match };
+        OpenFile { session_id, path: path.clone(), mode, permissions, create_dirs, if_match, ..OpenFile::default() };
     let OpenedFile { id, fd, size_bytes_max, .. } = desk.open(open).await?;
 
     let (parts, outbound) = mpsc::channel(PIECES);
@@ -250,7 +250,7 @@ async fn known_etag(
 }
 
 /// Whether the body came to its end.
-async fn receive_body(
+pub async fn receive_body(
     down: &mut Streaming<TransferDown>,
     file: File,
     path: &str,
@@ -291,7 +291,7 @@ async fn receive_body(
     written.map(|()| whole)
 }
 
-async fn start(
+pub async fn start(
     desk: &Desk,
     outbound: mpsc::Receiver<TransferUp>,
 ) -> Result<Streaming<TransferDown>, v1::Error> {

@@ -220,6 +220,7 @@ impl Worker {
             env,
             limits: Some(limits),
             network: None,
+            restore: false,
         };
         self.link.send(to_host::Message::SessionCreate(grant));
         let update = self.link.session_update(&id);

@@ -21,7 +21,7 @@ pub struct Admin {
     pub bus: crate::bus::Bus,
 }
 
-fn worker(worker: &Worker, stacks: bool) -> v1::Worker {
+fn worker(core: &cooper_core::cluster::Cluster, worker: &Worker, stacks: bool) -> v1::Worker {
     let body = &worker.body;
     let drain = body.drain.as_ref();
     v1::Worker {
@@ -42,6 +42,8 @@ fn worker(worker: &Worker, stacks: bool) -> v1::Worker {
         drained_at_ms: drain.map_or(0, |drain| drain.drained_ms),
         drained_by: drain.map(|drain| drain.by.clone()).unwrap_or_default(),
         refused: body.refused.as_ref().map(convert::reason),
+        drain_checkpoint: worker.sends_sessions_away(),
+        drain_waits_for: core.sends_away_waits_for(worker).unwrap_or_default(),
         protocol: worker.attached.map_or(0, |attached| attached.protocol),
         tier: body.tier.clone(),
         sessions_refused: body.sessions_refused.as_ref().map(convert::reason),
@@ -57,7 +59,7 @@ impl Admin {
         recorded: Recorded,
     ) -> Result<Response<v1::Worker>, Status> {
         durable(recorded).await.map_err(status)?;
-        let shown = self.cluster.look(|core| core.worker(id).map(|w| worker(w, *w.tenant == *tenant)));
+        let shown = self.cluster.look(|core| core.worker(id).map(|w| worker(core, w, *w.tenant == *tenant)));
         Ok(Response::new(shown.unwrap_or_default()))
     }
 }
@@ -120,8 +122,9 @@ impl admin_server::Admin for Admin {
         let caller = caller(&request)?;
         caller.require(&[Scope::Operator]).map_err(status)?;
         // Workers are shared; their stacks are their tenant's.
-        let workers =
-            self.cluster.look(|core| core.workers().map(|w| worker(w, w.tenant == caller.tenant)).collect());
+        let workers = self
+            .cluster
+            .look(|core| core.workers().map(|w| worker(core, w, w.tenant == caller.tenant)).collect());
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
 
@@ -134,9 +137,9 @@ impl admin_server::Admin for Admin {
         let request = request.into_inner();
         let deadline_ms = request.deadline_ms.unwrap_or(limits::link::DRAIN_MS);
         crate::check::at_most("deadline_ms", deadline_ms, limits::link::DRAIN_MS_MAX).map_err(status)?;
-        let drained = self
-            .cluster
-            .decide(|core, now| Ok(((), core.drain(now, &request.worker_id, deadline_ms, &caller.name)?)));
+        let drained = self.cluster.decide(|core, now| {
+            Ok(((), core.drain(now, &request.worker_id, deadline_ms, request.checkpoint, &caller.name)?))
+        });
         let ((), recorded) = drained.map_err(status)?;
         self.changed(&request.worker_id, &caller.tenant, recorded).await
     }

@@ -18,6 +18,7 @@ use crate::{
 
 pub struct Sessions {
     pub cluster: Arc<Cluster>,
+    pub checkpoints: Arc<crate::checkpoints::Checkpoints>,
 }
 
 #[tonic::async_trait]
@@ -31,7 +32,9 @@ impl sessions_server::Sessions for Sessions {
     ) -> Result<Response<v1::Session>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let record = sessions::create(&self.cluster, &caller, request.into_inner()).await.map_err(status)?;
+        let record = sessions::create(&self.cluster, &self.checkpoints, &caller, request.into_inner())
+            .await
+            .map_err(status)?;
         Ok(Response::new(convert::session(&self.cluster, &record)?))
     }
 

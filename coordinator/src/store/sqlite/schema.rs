@@ -15,7 +15,10 @@ pub(super) struct Migration {
     run: fn(&Connection) -> rusqlite::Result<()>,
 }
 
-pub(super) const MIGRATIONS: &[Migration] = &[Migration { name: "first", small: true, run: first }];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { name: "first", small: true, run: first },
+    Migration { name: "checkpoints", small: true, run: checkpoints },
+];
 
 /// What this build writes; `PRAGMA user_version` of the file.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -62,11 +65,18 @@ fn first(connection: &Connection) -> rusqlite::Result<()> {
            task TEXT NOT NULL, stream INTEGER NOT NULL, bytes BLOB NOT NULL,
            PRIMARY KEY (task, stream)) STRICT, WITHOUT ROWID;",
     )?;
-    for table in FIRST_AGGREGATES {
-        // `n` is the order of creation: the cursor of lists, and short in every index. A table WITHOUT ROWID would save
-        // the index on `id`, but holds rows badly that are larger than a twentieth of a page, as these are.
-        connection.execute_batch(&format!(
-            "CREATE TABLE {table} (
+    FIRST_AGGREGATES.into_iter().try_for_each(|table| aggregate_table(connection, table))
+}
+
+fn checkpoints(connection: &Connection) -> rusqlite::Result<()> {
+    aggregate_table(connection, "checkpoint")
+}
+
+fn aggregate_table(connection: &Connection, table: &str) -> rusqlite::Result<()> {
+    // `n` is the order of creation: the cursor of lists, and short in every index. A table WITHOUT ROWID would save
+    // the index on `id`, but holds rows badly that are larger than a twentieth of a page, as these are.
+    connection.execute_batch(&format!(
+        "CREATE TABLE {table} (
                n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, tenant TEXT NOT NULL,
                state TEXT NOT NULL, ended INTEGER NOT NULL, parent TEXT NOT NULL, key TEXT NOT NULL,
                created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
@@ -75,9 +85,7 @@ fn first(connection: &Connection) -> rusqlite::Result<()> {
              CREATE INDEX {table}_live ON {table} (n) WHERE ended = 0;
              CREATE INDEX {table}_parent ON {table} (parent, n) WHERE parent <> '';
              CREATE INDEX {table}_tenant ON {table} (tenant, n);"
-        ))?;
-    }
-    Ok(())
+    ))
 }
 
 /// The columns of a record, in the order that `read::record` takes them.
@@ -88,6 +96,7 @@ pub(super) const COLUMNS: &str =
 pub(super) struct Sql {
     pub insert: String,
     pub update: String,
+    pub update_parent: String,
     pub version_of: String,
     pub holder_of_key: String,
     pub get: String,
@@ -125,6 +134,7 @@ impl Sql {
                    updated_ms = ?6, body = ?7, spec = coalesce(?8, spec), result = coalesce(?9, result)
                  WHERE id = ?1 AND version = ?2"
             ),
+            update_parent: format!("UPDATE {table} SET parent = ?2 WHERE id = ?1 AND parent <> ?2"),
             version_of: format!("SELECT version FROM {table} WHERE id = ?1"),
             holder_of_key: format!(
                 "SELECT id FROM {table} WHERE key = ?1 AND key <> ''

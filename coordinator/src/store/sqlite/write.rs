@@ -4,7 +4,7 @@
 //! lifecycles/s against 33k for set-based `json_each` statements through sqlx. (Postgres, across a socket, wants sets.)
 
 use cooper_common::failpoint;
-use cooper_core::change::{Change, Row};
+use cooper_core::change::{Aggregate, Change, Row};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{lock::Lock, read, schema};
@@ -206,6 +206,10 @@ fn record(connection: &Connection, index: usize, change: &Change, seq: &mut u64)
             id: id.clone(),
             cause,
         }));
+    }
+    // Sessions move from worker to worker; of all others what they belong to stays.
+    if change.aggregate == Aggregate::Session && *expected > 0 {
+        connection.prepare_cached(&sql.update_parent)?.execute(params![id, parent])?;
     }
     for output in &change.output {
         connection

@@ -161,6 +161,7 @@ impl World {
                 Effect::Restarted { .. }
                 | Effect::SessionChanged { .. }
                 | Effect::CapacityChanged
+                | Effect::TransfersDue
                 | Effect::EvictionsBraked { .. } => {}
             }
         }
@@ -325,7 +326,7 @@ impl World {
                 }
             }
             Action::Drain(w, ms) => {
-                if let Ok(out) = self.cluster.drain(self.now, &name(*w), *ms, "an operator") {
+                if let Ok(out) = self.cluster.drain(self.now, &name(*w), *ms, false, "an operator") {
                     self.take(model, out);
                 }
             }
@@ -746,6 +747,7 @@ pub fn create(id: SessionId) -> session::Create {
         worker_labels: BTreeMap::new(),
         ttl_ms: 0,
         idle_timeout_ms: 0,
+        restore: None,
         share: session::Share::default(),
         spec: Arc::from([]),
     }

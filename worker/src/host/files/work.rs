@@ -269,7 +269,7 @@ fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str) -> Result<call_resu
         Some(Op::Copy(request)) => copy::copy(root, &request).map(Answer::Copied),
         Some(Op::Edit(request)) => edit::edit(root, &request).map(Answer::Edited),
         Some(Op::WriteArchive(request)) => pack::unpack(root, &request, archive_path).map(Answer::Unpacked),
-        Some(Op::Read(_) | Op::Write(_) | Op::ReadArchive(_)) | None => {
+        Some(Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::Pack(_) | Op::Unpack(_)) | None => {
             Err(Error::new(Code::NotSupported, "this worker does not know that call"))
         }
     }

@@ -17,7 +17,7 @@ fn hello_now() -> HostHello {
 }
 
 async fn drain(host: &Host, deadline_in_ms: u64) {
-    let drain = host::Drain { reason: "SIGTERM".into(), deadline_in_ms };
+    let drain = host::Drain { reason: "SIGTERM".into(), deadline_in_ms, checkpoint: false };
     host.say(to_link::Message::Drain(drain), &[]).await;
 }
 

@@ -1,0 +1,138 @@
+//! Sessions that are saved, made anew from what was saved, and moved from worker to worker.
+
+use cooper_tests::{Cooper, fleet::Fleet, seconds};
+
+use super::repair::text;
+
+/// What a session has to have after a restore, said in one line.
+const LOOK: &str = "
+import os, subprocess, sys
+script = subprocess.run(['greet'], capture_output=True, text=True).stdout.strip()
+import greeting
+print(open('data.txt').read(), os.readlink('link'), oct(os.stat('tool').st_mode & 0o7777),
+      os.stat('a').st_ino == os.stat('b').st_ino, os.path.exists('fifo'), script == sys.executable, greeting.word)
+";
+
+const SEEN: &str = "kept data.txt 0o751 True False True hello";
+
+/// Files of every kind, a package and a script of the venv.
+const MAKE: &str = "
+import os, sys, site
+open('data.txt', 'w').write('kept')
+os.symlink('data.txt', 'link')
+open('tool', 'w').write('#!/bin/sh\\n'); os.chmod('tool', 0o751)
+open('a', 'w').write('same'); os.link('a', 'b')
+os.mkfifo('fifo')
+open(site.getsitepackages()[0] + '/greeting.py', 'w').write('word = \"hello\"')
+script = os.path.dirname(sys.executable) + '/greet'
+open(script, 'w').write('#!' + sys.executable + '\\nimport sys; print(sys.executable)\\n'); os.chmod(script, 0o755)
+";
+
+fn session(cooper: &Cooper, id: &str) -> serde_json::Value {
+    cooper.json(["session", "show", id])
+}
+
+#[test]
+fn a_session_is_saved_and_a_new_one_on_another_worker_begins_where_it_was() {
+    let (mut fleet, [left, right]) = Fleet::of_two();
+    let cooper = fleet.cooper();
+    cooper.exec(&left, MAKE);
+    let saved = cooper.json(["checkpoint", "create", &left, "--name", "before"]);
+    let id = text(&saved, "checkpoint_id").to_owned();
+    assert_eq!((text(&saved, "session_id"), text(&saved, "name")), (left.as_str(), "before"));
+    assert_eq!((&saved["skipped"], &saved["hard_links"]), (&serde_json::json!(["fifo"]), &1.into()));
+    assert_eq!(text(&session(&cooper, &left), "state"), "ready");
+    assert_eq!(cooper.exec(&left, "MAKE = 1; MAKE"), "1", "its interpreter goes on");
+
+    // Of a session that is no more, on the other worker.
+    cooper.ok(["session", "destroy", &left]);
+    cooper.ok(["drain", "left", "--deadline", "0s", "--wait"]);
+    let new = cooper.json(["checkpoint", "restore", &id, "--name", "again"]);
+    let new_id = text(&new, "session_id").to_owned();
+    assert_eq!((text(&new, "worker_id"), text(&new, "state")), ("right", "ready"));
+    assert_eq!(cooper.exec("again", LOOK), SEEN);
+    assert_ne!(new_id, right);
+    assert_eq!(cooper.json(["checkpoint", "list", "--session", &left])["checkpoints"][0], saved);
+
+    // Another tenant's is not there.
+    let other = cooper.json(["token", "create", "--tenant", "other", "--scope", "client"]);
+    let stranger = Cooper::with_token(&fleet.url(), text(&other, "secret"));
+    for command in
+        [["checkpoint", "show", &id], ["checkpoint", "restore", &id], ["checkpoint", "delete", &id]]
+    {
+        assert_eq!(stranger.error(command).code, "checkpoint_not_found");
+    }
+
+    // What was changed is not restored.
+    let digest = text(&saved, "digest");
+    let archive = fleet.scratch.join("coordinator/artifacts").join(&digest[..2]).join(digest);
+    let mut bytes = std::fs::read(&archive).expect("the archive is there");
+    bytes[1000] ^= 1;
+    std::fs::write(&archive, bytes).expect("written");
+    cooper.ok(["session", "destroy", "again"]);
+    assert_eq!(cooper.error(["checkpoint", "restore", &id]).code, "checkpoint_damaged");
+    cooper.ok(["checkpoint", "delete", &id]);
+    assert_eq!(cooper.error(["checkpoint", "show", &id]).code, "checkpoint_not_found");
+    fleet.stop();
+}
+
+#[test]
+fn a_drain_with_checkpoints_moves_sessions_and_what_waits_in_them() {
+    let (mut fleet, [left, _]) = Fleet::of_two();
+    let cooper = fleet.cooper();
+    cooper.exec(&left, MAKE);
+    cooper.exec(&left, "variable = 1");
+    let until_go = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)";
+    let running = cooper.start(["--json", "exec", &left, "-c", until_go], b"");
+    let list = ["tasks", "list", "--session", &left];
+    cooper.until_json("that it runs", seconds(20), &list, |list| list["tasks"][0]["state"] == "running");
+    let waiting = cooper.start(["drain", "left", "--checkpoint", "--wait", "--deadline", "5m"], b"");
+    let show = ["session", "show", &left];
+    cooper.until_json("that it is being saved", seconds(20), &show, |it| it["state"] == "checkpointing");
+    // Taken, and executed where the session will be.
+    let queued = cooper.start(["--json", "exec", &left, "-c", LOOK], b"");
+    cooper.until_json("that it waits", seconds(20), &list, |list| {
+        list["tasks"].as_array().map(Vec::len) >= Some(4)
+    });
+    let workspace = fleet.scratch.join("left/worker/sessions").join(&left).join("workspace");
+    std::fs::write(workspace.join("go"), "").expect("written");
+    running.finish(seconds(30)).expect(0);
+    let looked = queued.finish(seconds(60)).expect(0).json();
+    assert_eq!(text(&looked, "stdout").trim(), SEEN);
+    waiting.finish(seconds(30)).expect(0);
+    let moved = session(&cooper, &left);
+    assert_eq!((text(&moved, "worker_id"), text(&moved, "state")), ("right", "ready"));
+    let drained = cooper.json(["workers"]);
+    let drained = drained["workers"].as_array().expect("a list").iter().find(|it| it["worker_id"] == "left");
+    assert_eq!(drained.expect("it is there")["sessions"], 0);
+    cooper_tests::wait::until_true("that its files are gone", seconds(20), || !workspace.exists());
+    fleet.stop();
+}
+
+#[test]
+fn a_session_that_moves_survives_kills_of_the_coordinator() {
+    for failpoint in ["packed-before-kept=1", "restore-before-unpacked=1"] {
+        let (mut fleet, [left, _]) = Fleet::of_two();
+        let cooper = fleet.cooper();
+        cooper.exec(&left, MAKE);
+        fleet.end_coordinator();
+        fleet.start_failing_coordinator(failpoint);
+        let show = ["session", "show", &left];
+        cooper.until_json("both workers", seconds(30), &["workers"], |list| {
+            list["workers"].as_array().expect("a list").iter().all(|it| it["state"] == "ready")
+        });
+        cooper.ok(["drain", "left", "--checkpoint"]);
+        fleet.await_dead_coordinator(seconds(30));
+        fleet.start_coordinator();
+        let moved = cooper.until_json("that it is moved", seconds(60), &show, |it| {
+            it["state"] == "ready" && it["worker_id"] == "right"
+        });
+        assert_eq!(
+            (&moved["interpreter_restarted"], text(&moved, "name")),
+            (&true.into(), ""),
+            "{failpoint}"
+        );
+        assert_eq!(cooper.exec(&left, LOOK), SEEN, "{failpoint}");
+        fleet.stop();
+    }
+}

@@ -1,0 +1,380 @@
+//! Sessions that are packed, and sessions that are filled from what was packed elsewhere. The work is a process's of the
+//! session's own uid: the host goes on meanwhile, and what a session made of its files is its own to stumble over.
+//!
+//! A packed session is its workspace with what is installed, but not the skeleton of its venv, which every worker makes
+//! for itself: scripts that name their interpreter are given the new one's path.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, BufWriter, Seek, Write},
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use cooper_common::{
+    clock,
+    error::{Code, Error, Result},
+    limits::{archive as bounds, checkpoint as limits},
+};
+use cooper_proto::{
+    host::{self as wire, to_link},
+    v1,
+};
+use rustix::{
+    fs::{MemfdFlags, Mode, OFlags},
+    process::{Pid, Signal},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Due, Host,
+    archive::{self, Bounds, Summary},
+    helper::{self, Task},
+    session::State,
+    sys, to_wire, unknown_session,
+};
+
+/// The host protocol that brought it.
+pub const VERSION: u32 = 3;
+const BOUNDS: Bounds = Bounds { entries: bounds::ENTRIES_MAX, bytes: bounds::CONTENT_BYTES_MAX };
+const BUFFER_BYTES: usize = 256 << 10;
+const VENV_PYTHON: &[u8] = b"/workspace/.venv/bin/python";
+/// Where a script may name its interpreter.
+const SCRIPT_HEAD_BYTES: usize = 1024;
+
+/// Archives on their way in, and calls that write.
+#[derive(Default)]
+pub struct Checkpoints {
+    /// By call: the session, and what is received for it.
+    receiving: BTreeMap<u64, (String, OwnedFd)>,
+    /// Files being written by calls, and whose they are.
+    writes: BTreeMap<u64, String>,
+}
+
+impl Checkpoints {
+    pub fn note_write(&mut self, call: &wire::OpenFile) {
+        self.writes.insert(call.call_id, call.session_id.clone());
+    }
+}
+
+/// What a process is doing for a call.
+pub struct Work {
+    call_id: u64,
+    session: String,
+    archive: OwnedFd,
+    /// The process says here what came of it.
+    report: OwnedFd,
+    packs: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Report {
+    Done(Summary),
+    Failed { code: String, message: String },
+}
+
+impl Host {
+    pub(super) fn pack(&mut self, call: &wire::OpenFile) {
+        if let Err(error) = self.start_packing(call) {
+            self.answer_pack(call.call_id, Err(error));
+        }
+    }
+
+    fn start_packing(&mut self, call: &wire::OpenFile) -> Result<()> {
+        let id = &call.session_id;
+        let session = self.sessions.get_mut(id).ok_or_else(|| unknown_session(id))?;
+        if session.state != State::Ready {
+            return Err(Error::new(Code::SessionNotReady, format!("session {id} is not ready")));
+        }
+        session.sealed = call.last;
+        if call.last && self.work.is_on(id) {
+            // Sealed, so that there is an end to it; the coordinator asks again.
+            return Err(Error::new(Code::SessionNotReady, format!("session {id}: file requests go on in it")));
+        }
+        let (workspace, uid) = (session.home.workspace(), session.uid());
+        let archive = self.spool()?;
+        let out = archive.as_raw_fd();
+        let file = archive.try_clone().map_err(internal)?;
+        let keep = file.as_raw_fd();
+        // Opened here: the way there is the worker's, and not for the session's uid.
+        let root = open_workspace(&workspace)?;
+        let keep = [out, keep, root.as_raw_fd()];
+        self.start_work(id, call.call_id, true, archive, &keep, uid, move || {
+            archive::pack(&root, BufWriter::with_capacity(BUFFER_BYTES, File::from(file)), BOUNDS, takes)
+        })
+    }
+
+    pub(super) fn unpack(&mut self, call: &wire::OpenFile) {
+        let id = &call.session_id;
+        let opened = match self.sessions.get(id) {
+            Some(session) if session.record.restoring && session.state == State::Initializing => self.spool(),
+            Some(_) => Err(Error::new(Code::SessionNotReady, format!("session {id} waits for no archive"))),
+            None => Err(unknown_session(id)),
+        };
+        let mut answer = wire::FileOpened { call_id: call.call_id, ..wire::FileOpened::default() };
+        let mut fds = Vec::new();
+        match opened.and_then(|fd| Ok((fd.try_clone().map_err(internal)?, fd))) {
+            Ok((fd, kept)) => {
+                self.checkpoints.receiving.insert(call.call_id, (id.clone(), kept));
+                fds.push(fd);
+            }
+            Err(error) => answer.error = Some(to_wire(&error)),
+        }
+        self.link.tell(to_link::Message::FileOpened(answer), fds);
+    }
+
+    /// The end of an archive's way in; false = the call is about something else.
+    pub(super) fn unpack_received(&mut self, call: &wire::CloseFile) -> bool {
+        let Some((session, archive)) = self.checkpoints.receiving.remove(&call.call_id) else { return false };
+        let started = match call.commit {
+            true => self.start_unpacking(&session, call.call_id, archive),
+            false => Err(Error::new(Code::Cancelled, "thrown away")),
+        };
+        if let Err(error) = started {
+            self.answer_unpack(call.call_id, Some(&error));
+        }
+        true
+    }
+
+    fn start_unpacking(&mut self, id: &str, call_id: u64, archive: OwnedFd) -> Result<()> {
+        let busy = |task: &Task| matches!(task, Task::Checkpoint(work) if work.session == id);
+        if self.helpers.values().any(busy) {
+            return Err(Error::new(Code::SessionNotReady, format!("session {id} is being unpacked already")));
+        }
+        let session = self.sessions.get(id).ok_or_else(|| unknown_session(id))?;
+        let (workspace, venv, uid) = (session.home.workspace(), session.home.venv(), session.uid());
+        let mut file = File::from(archive.try_clone().map_err(internal)?);
+        let root = open_workspace(&workspace)?;
+        let keep = [archive.as_raw_fd(), file.as_raw_fd(), root.as_raw_fd()];
+        self.start_work(id, call_id, false, archive, &keep, uid, move || {
+            file.rewind().map_err(internal)?;
+            let from = BufReader::with_capacity(BUFFER_BYTES, file);
+            archive::unpack(&root, from, BOUNDS, is_script, &|_, content| moved(&venv, content))
+        })
+    }
+
+    /// A file without a name, beside the sessions: an archive may be as large as they are.
+    fn spool(&self) -> Result<OwnedFd> {
+        let path = self.dir.base.join(format!(".spool-{:016x}", rand::random::<u64>()));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| internal(e.into()))?;
+        std::fs::remove_file(&path).map_err(internal)?;
+        Ok(fd)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn start_work(
+        &mut self,
+        session: &str,
+        call_id: u64,
+        packs: bool,
+        archive: OwnedFd,
+        keep: &[i32],
+        uid: Option<u32>,
+        work: impl FnOnce() -> Result<Summary>,
+    ) -> Result<()> {
+        let report =
+            rustix::fs::memfd_create("cooper-report", MemfdFlags::CLOEXEC).map_err(|e| internal(e.into()))?;
+        let told = File::from(report.try_clone().map_err(internal)?);
+        let keep = [keep, &[told.as_raw_fd()]].concat();
+        let task = Task::Checkpoint(Work { call_id, session: session.to_owned(), archive, report, packs });
+        let run = move || {
+            // A panic must not unwind into the host's loop, of which this is a copy.
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                // New files are what the archive says, whatever the host's own mask.
+                rustix::process::umask(Mode::empty());
+                uid.map_or(Ok(()), sys::become_user).map_err(internal)?;
+                // Anew: a change of uid takes it back.
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                    .map_err(|e| internal(e.into()))?;
+                work()
+            }));
+            let report = match done {
+                Ok(Ok(summary)) => Report::Done(summary),
+                Ok(Err(error)) => {
+                    Report::Failed { code: error.code.as_str().to_owned(), message: error.message }
+                }
+                Err(_) => return false,
+            };
+            serde_json::to_vec(&report).is_ok_and(|report| { &told }.write_all(&report).is_ok())
+        };
+        let pid = self.help(task, &keep, run).map_err(internal)?;
+        self.timers.add(clock::mono_ms() + limits::WORK_MS, Due::Helper(pid));
+        Ok(())
+    }
+
+    pub(super) fn checkpoint_work_done(&mut self, work: Work, well: bool) {
+        let died = || Error::internal("the process that packs or unpacks ended without an answer");
+        let report = if well { read_report(work.report).map_err(internal) } else { Err(died()) };
+        let done = match report {
+            Ok(Report::Done(summary)) => Ok(summary),
+            Ok(Report::Failed { code, message }) => {
+                Err(Error::new(Code::parse(&code).unwrap_or(Code::Internal), message))
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &done {
+            tracing::warn!(session = work.session, packs = work.packs, %error, "checkpoint");
+        }
+        if work.packs {
+            return self.answer_pack(work.call_id, done.map(|summary| (summary, work.archive)));
+        }
+        let filled = done.and_then(|_| self.filled(&work.session));
+        self.answer_unpack(work.call_id, filled.err().as_ref());
+    }
+
+    /// The files are there: the session begins.
+    fn filled(&mut self, id: &str) -> Result<()> {
+        let session = self.sessions.get_mut(id).ok_or_else(|| unknown_session(id))?;
+        if session.state != State::Initializing || !session.record.restoring {
+            return Err(Error::new(Code::SessionEnded, format!("session {id} has ended meanwhile")));
+        }
+        session.record.restoring = false;
+        if let Err(error) = session.record.write(&session.home.dir) {
+            session.record.restoring = true;
+            return Err(internal(error));
+        }
+        self.start_interpreter(id);
+        Ok(())
+    }
+
+    fn answer_pack(&mut self, call_id: u64, packed: Result<(Summary, OwnedFd)>) {
+        let mut answer = wire::FileOpened { call_id, ..wire::FileOpened::default() };
+        let mut fds = Vec::new();
+        match packed {
+            Ok((summary, archive)) => {
+                answer.summary = Some(v1::WorkspaceSummary {
+                    files: summary.files,
+                    directories: summary.directories,
+                    symlinks: summary.symlinks,
+                    hard_links: summary.hard_links,
+                    content_bytes: summary.content_bytes,
+                    skipped: summary.skipped,
+                    skipped_count: summary.skipped_count,
+                });
+                fds.push(archive);
+            }
+            Err(error) => answer.error = Some(to_wire(&error)),
+        }
+        self.link.tell(to_link::Message::FileOpened(answer), fds);
+    }
+
+    fn answer_unpack(&mut self, call_id: u64, error: Option<&Error>) {
+        let mut answer = wire::FileClosed { call_id, ..wire::FileClosed::default() };
+        match error {
+            Some(error) => answer.error = Some(to_wire(error)),
+            None => answer.stat = Some(v1::FileStat::default()),
+        }
+        self.link.tell(to_link::Message::FileClosed(answer), Vec::new());
+    }
+
+    /// Why a file that was being written must not take its place: the session was packed meanwhile, and it would be lost.
+    pub(super) fn write_refused(&mut self, call: &wire::CloseFile) -> Option<Error> {
+        let session = self.checkpoints.writes.remove(&call.call_id)?;
+        self.sessions.get(&session)?.accepts().err().filter(|_| call.commit)
+    }
+
+    /// The link that asked is gone, and what was being done for it is of no use to the next.
+    pub(super) fn abandon_checkpoints(&mut self) {
+        self.checkpoints = Checkpoints::default();
+        let pids: Vec<Pid> = self
+            .helpers
+            .iter()
+            .filter(|(_, task)| matches!(task, Task::Checkpoint(_)))
+            .map(|(pid, _)| *pid)
+            .collect();
+        pids.into_iter().for_each(helper::end);
+    }
+}
+
+fn internal(error: io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::StoreFull,
+        _ => Code::Internal,
+    };
+    Error::new(code, format!("a session cannot be packed or unpacked: {error}"))
+}
+
+fn read_report(report: OwnedFd) -> io::Result<Report> {
+    let mut report = File::from(report);
+    report.rewind()?;
+    Ok(serde_json::from_reader(report)?)
+}
+
+fn open_workspace(workspace: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(workspace, flags, Mode::empty()).map_err(|e| internal(e.into()))
+}
+
+/// Everything but the skeleton of the venv, and what calls are writing.
+fn takes(path: &[u8], is_dir: bool) -> bool {
+    let python = |name: &[u8]| {
+        name.strip_prefix(b"python")
+            .is_some_and(|version| version.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.'))
+    };
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    match path.strip_prefix(b".venv/") {
+        Some(b"pyvenv.cfg" | b"lib64") => false,
+        Some(rest) if rest.strip_prefix(b"bin/").is_some_and(python) => false,
+        _ => is_dir || !(name.starts_with(b".cooper-") && name.ends_with(b".part")),
+    }
+}
+
+fn is_script(path: &[u8]) -> bool {
+    path.strip_prefix(b".venv/bin/").is_some_and(|name| !name.contains(&b'/'))
+}
+
+/// A script with the path of its interpreter in this venv instead of where it was: `#!/…/.venv/bin/python`, or the
+/// `exec` that installers write where that is too long for the kernel.
+fn moved(venv: &Path, content: Vec<u8>) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    let head = &content[..content.len().min(SCRIPT_HEAD_BYTES)];
+    let found = head.windows(VENV_PYTHON.len()).position(|part| part == VENV_PYTHON);
+    let (true, Some(at)) = (head.starts_with(b"#!"), found) else { return content };
+    let begins =
+        head[..at].iter().rposition(|byte| matches!(byte, b'!' | b'"' | b'\'')).map_or(0, |at| at + 1);
+    let python = at + b"/workspace/.venv".len();
+    [&content[..begins], venv.as_os_str().as_bytes(), &content[python..]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_name_the_interpreter_of_where_they_are() {
+        let here = |text: &str| {
+            String::from_utf8(moved(Path::new("/new/ses_2/workspace/.venv"), text.into())).unwrap()
+        };
+        assert_eq!(
+            here("#!/old/ses_1/workspace/.venv/bin/python3\nimport x\n"),
+            "#!/new/ses_2/workspace/.venv/bin/python3\nimport x\n"
+        );
+        assert_eq!(
+            here("#!/bin/sh\n'''exec' \"/o l d/ses_1/workspace/.venv/bin/python\" \"$0\" \"$@\"\n' '''\n"),
+            "#!/bin/sh\n'''exec' \"/new/ses_2/workspace/.venv/bin/python\" \"$0\" \"$@\"\n' '''\n"
+        );
+        for other in ["#!/usr/bin/python3\n", "\x7fELF /x/workspace/.venv/bin/python", ""] {
+            assert_eq!(here(other), other);
+        }
+    }
+
+    #[test]
+    fn the_skeleton_of_the_venv_is_left_out_and_what_is_installed_is_not() {
+        for path in [
+            ".venv/pyvenv.cfg",
+            ".venv/lib64",
+            ".venv/bin/python",
+            ".venv/bin/python3.11",
+            "a/.cooper-1.part",
+        ] {
+            assert!(!takes(path.as_bytes(), false), "{path}");
+        }
+        for path in
+            [".venv/bin/pip", ".venv/bin/python-config", ".venv/lib/python3.11/site-packages/x.py", "python3"]
+        {
+            assert!(takes(path.as_bytes(), false), "{path}");
+        }
+    }
+}
