@@ -417,7 +417,7 @@ impl Checkpoints {
             })
             .await?;
         }
-        let archive_bytes = draft.len();
+        let archive_bytes = draft.bytes_written();
         if saving.purpose == Purpose::Keep {
             self.within_quota(&record.row.tenant, archive_bytes).await?;
         }
@@ -493,7 +493,8 @@ impl Checkpoints {
         let digest: Digest = manifest.digest.parse().map_err(damaged)?;
         let mut pieces = Box::pin(self.blobs.stream(digest).map_err(damaged)?);
         let op = v1::call::Op::Unpack(v1::UnpackSession {});
-        let (body, unpacked) = self.cluster.fleet.write(&transfer.worker, transfer.session.to_string(), op)?;
+        let (body, unpacked) =
+            self.cluster.fleet.write(&transfer.worker, transfer.session.to_string(), op)?;
         let send = async {
             while let Some(piece) = pieces.next().await {
                 if body.send(piece.map_err(damaged)?).await.is_err() {

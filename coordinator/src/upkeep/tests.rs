@@ -24,7 +24,8 @@ async fn upkeep(data: &Path, keep: Keep) -> Upkeep {
     .await
     .unwrap();
     let blobs = Arc::new(Blobs::open(data).unwrap());
-    Upkeep { cluster, blobs, data: data.to_owned(), keep }
+    let checkpoints = Checkpoints::open(cluster.clone(), blobs.clone(), data, Default::default()).unwrap();
+    Upkeep { cluster, blobs, checkpoints, data: data.to_owned(), keep }
 }
 
 async fn task(upkeep: &Upkeep, ended: bool, output: usize) -> TaskId {

@@ -168,9 +168,17 @@ impl Cluster {
             self.finish(now, &mut out);
             return out;
         }
+        if session.is_saved() && !matches!(update, Update::Ready { .. }) {
+            // What it was is lost, and what it is going to be is not.
+            session.homeless = true;
+            self.place_saved(now, &mut out);
+            self.finish(now, &mut out);
+            return out;
+        }
         let moved = match update {
             Update::Ready { python_version, facilities } => {
-                let moved = session.to(State::Ready);
+                // A worker that attaches again says it of one that is being saved too: that goes on.
+                let moved = session.body.state == State::Initializing && session.to(State::Ready);
                 if moved {
                     session.body.python_version = python_version;
                     session.body.facilities = facilities;

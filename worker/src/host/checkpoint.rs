@@ -90,7 +90,10 @@ impl Host {
         session.sealed = call.last;
         if call.last && self.work.is_on(id) {
             // Sealed, so that there is an end to it; the coordinator asks again.
-            return Err(Error::new(Code::SessionNotReady, format!("session {id}: file requests go on in it")));
+            return Err(Error::new(
+                Code::SessionNotReady,
+                format!("session {id}: file requests go on in it"),
+            ));
         }
         let (workspace, uid) = (session.home.workspace(), session.uid());
         let archive = self.spool()?;

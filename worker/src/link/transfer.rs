@@ -187,8 +187,15 @@ pub async fn write(
     let WriteFileHeader { path, mode: permissions, create_dirs, if_match, .. } = header;
     let if_match = known_etag(desk, &session_id, &path, if_match).await?;
     let mode = Mode::Write.into();
-    let open =
-        OpenFile { session_id, path: path.clone(), mode, permissions, create_dirs, if_match, ..OpenFile::default() };
+    let open = OpenFile {
+        session_id,
+        path: path.clone(),
+        mode,
+        permissions,
+        create_dirs,
+        if_match,
+        ..OpenFile::default()
+    };
     let OpenedFile { id, fd, size_bytes_max, .. } = desk.open(open).await?;
 
     let (parts, outbound) = mpsc::channel(PIECES);

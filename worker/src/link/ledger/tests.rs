@@ -392,7 +392,7 @@ fn a_result_too_large_for_the_link_goes_without_what_makes_it_large() {
 #[test]
 fn while_draining_nothing_is_taken() {
     let mut ledger = attached();
-    ledger.stop(1_000);
+    ledger.stop(1_000, false);
     python(&mut ledger, "a", fence(1, 1));
     noop(&mut ledger, "n");
     assert_eq!(said(&mut ledger), ["credit 0 of 2"]);
