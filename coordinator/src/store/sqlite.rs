@@ -548,6 +548,8 @@ pub fn holder(data: &Path) -> Option<String> {
 
 /// The schema that this build writes.
 pub const SCHEMA: i64 = schema::VERSION;
+/// The schema that brought checkpoints.
+pub const CHECKPOINTS_SINCE: i64 = 2;
 
 /// The schema of a data directory's store, or of a backup's.
 pub fn schema_of(data: &Path) -> Result<i64> {

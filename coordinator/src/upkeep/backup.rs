@@ -93,7 +93,7 @@ async fn fill(data: &Path, draft: &Path) -> Result<Manifest> {
     let source = Sqlite::read_only(data)?;
     source.backup(&draft.join(sqlite::DATABASE)).await?;
     let copy = Sqlite::read_only(draft)?;
-    let (wanted, optional) = referenced(&copy).await?;
+    let (wanted, optional) = referenced(&copy, sqlite::schema_of(draft)?).await?;
     let text = async |key| copy.meta_get(key).await;
     let epoch = text("epoch").await?.and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut manifest = Manifest {
@@ -137,9 +137,13 @@ async fn fill(data: &Path, draft: &Path) -> Result<Manifest> {
 }
 
 /// Files that rows refer to: those that must be there, and output, which a task may have or not.
-async fn referenced(store: &Sqlite) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let artifacts: std::collections::BTreeSet<PathBuf> =
-        files::artifacts(store).await?.into_iter().map(Blobs::relative).collect();
+async fn referenced(store: &Sqlite, schema: i64) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    // One that is yet to be brought to this schema may be of before there were checkpoints.
+    let artifacts = match schema < sqlite::CHECKPOINTS_SINCE {
+        true => files::artifacts_of_runs(store).await?,
+        false => files::artifacts(store).await?,
+    };
+    let artifacts: std::collections::BTreeSet<PathBuf> = artifacts.into_iter().map(Blobs::relative).collect();
     let mut output = Vec::new();
     files::each(store, Aggregate::Task, |record| {
         if let Ok(task) = record.id.parse() {

@@ -48,14 +48,20 @@ pub fn archive_of(record: &Record) -> Result<Option<Digest>> {
 
 /// The artifacts that any row refers to. Fails rather than leaves out one.
 pub async fn artifacts(store: &dyn Store) -> Result<HashSet<Digest>> {
-    let mut all = HashSet::new();
-    each(store, Aggregate::Run, |record| {
-        all.extend(artifacts_of(&record)?);
+    let mut all = artifacts_of_runs(store).await?;
+    each(store, Aggregate::Checkpoint, |record| {
+        all.extend(archive_of(&record)?);
         Ok(())
     })
     .await?;
-    each(store, Aggregate::Checkpoint, |record| {
-        all.extend(archive_of(&record)?);
+    Ok(all)
+}
+
+/// Those of runs alone.
+pub async fn artifacts_of_runs(store: &dyn Store) -> Result<HashSet<Digest>> {
+    let mut all = HashSet::new();
+    each(store, Aggregate::Run, |record| {
+        all.extend(artifacts_of(&record)?);
         Ok(())
     })
     .await?;

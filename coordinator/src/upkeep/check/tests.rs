@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// One a schema version, frozen.
-const FIXTURES: [&str; 1] = [include_str!("../../../fixtures/v1.sql")];
+const FIXTURES: [&str; 2] =
+    [include_str!("../../../fixtures/v1.sql"), include_str!("../../../fixtures/v2.sql")];
 
 fn written(fixture: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
