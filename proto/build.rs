@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cooper/v1/common.proto",
         "cooper/v1/sessions.proto",
         "cooper/v1/checkpoints.proto",
+        "cooper/v1/templates.proto",
         "cooper/v1/tasks.proto",
         "cooper/v1/runs.proto",
         "cooper/v1/admin.proto",

@@ -71,6 +71,9 @@ pub enum Command {
     /// Save sessions, and make new ones from what was saved
     #[command(subcommand, visible_alias = "checkpoints")]
     Checkpoint(Checkpoint),
+    /// Build, list, show and remove templates of sessions
+    #[command(subcommand, visible_alias = "templates")]
+    Template(Template),
     /// Run Python code in a session
     Exec(Exec),
     /// Run a command in a session
@@ -263,8 +266,42 @@ pub struct SessionLimits {
     pub inodes: Option<u64>,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Template {
+    /// Build the next version of a template from a recipe
+    ///
+    /// A recipe is TOML: name, packages = ["pandas"], warm_up = "import pandas", spares = 2, and the tables [env], [labels],
+    /// [on] (labels of workers), [limits] (memory = "2G", exec_timeout = "10m") and [files]
+    /// ("data/seed.csv" = { from = "seed.csv" } or { content = "…", mode = 0o755 }).
+    Build {
+        /// The recipe
+        file: PathBuf,
+        /// Name of the template [default: the recipe's]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List versions of templates, newest first
+    List {
+        /// Only of this name
+        name: Option<String>,
+    },
+    /// Show a template
+    Show {
+        /// name, or name@version
+        template: String,
+    },
+    /// Remove a version, or every version of a name; sessions made of it go on
+    Rm {
+        /// name@version, or name
+        template: String,
+    },
+}
+
 #[derive(Debug, Args)]
 pub struct SessionCreate {
+    /// Begin with a template: name, or name@version
+    #[arg(long, value_name = "TEMPLATE")]
+    pub template: Option<String>,
     /// A name to use in place of the id
     #[arg(long)]
     pub name: Option<String>,

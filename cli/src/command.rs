@@ -16,6 +16,7 @@ mod runs;
 mod session;
 mod store;
 mod tasks;
+mod template;
 mod watch;
 
 use std::{future::Future, time::Duration};
@@ -42,6 +43,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         match command {
             Command::Session(args) => session::run(context, args).await,
             Command::Checkpoint(args) => checkpoint::run(context, args).await,
+            Command::Template(args) => template::run(context, args).await,
             Command::Exec(args) => exec::exec(context, args).await,
             Command::Sh(args) => exec::sh(context, args).await,
             Command::Pip(args) => pip::run(context, args).await,

@@ -11,7 +11,7 @@ use cooper_common::{
 };
 use cooper_proto::v1::{
     admin_client::AdminClient, checkpoints_client::CheckpointsClient, runs_client::RunsClient,
-    sessions_client::SessionsClient, tasks_client::TasksClient,
+    sessions_client::SessionsClient, tasks_client::TasksClient, templates_client::TemplatesClient,
 };
 use tonic::{
     Request, Status,
@@ -203,6 +203,9 @@ pub struct Client {
 impl Client {
     pub fn sessions(&self) -> SessionsClient<Service> {
         SessionsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    pub fn templates(&self) -> TemplatesClient<Service> {
+        TemplatesClient::new(self.channel.clone())
     }
     pub fn checkpoints(&self) -> CheckpointsClient<Service> {
         CheckpointsClient::new(self.channel.clone())

@@ -60,6 +60,7 @@ codes! {
     CheckpointDamaged = "checkpoint_damaged", Internal, "use another checkpoint; this one was changed or its disk is failing";
     TooLarge = "too_large", Invalid, "send less; limits are in docs/limits.md";
     SessionNotFound = "session_not_found", NotFound, "see `cooper session list`";
+    TemplateNotFound = "template_not_found", NotFound, "see `cooper template list`";
     TaskNotFound = "task_not_found", NotFound, "see `cooper tasks list`";
     RunNotFound = "run_not_found", NotFound, "see `cooper runs list`";
     ArtifactNotFound = "artifact_not_found", NotFound, "see `cooper runs artifacts RUN`";
@@ -109,6 +110,8 @@ codes! {
     ProcessLimit = "process_limit", Exhausted, "start fewer processes, or allow the session more (`cooper session update --processes`)";
     SpawnFailed = "spawn_failed", Invalid, "check the command and the session's limits";
     PythonMissing = "python_missing", Unavailable, "install Python 3.9 or newer, or name one with COOPER_PYTHON";
+    CheckpointInUse = "checkpoint_in_use", Conflict, "delete what it belongs to first";
+    TemplateFailed = "template_failed", Invalid, "read what the build printed, and build again";
     InstallFailed = "install_failed", Invalid, "read the installer's output";
     NoDiagnosis = "no_diagnosis", Conflict, "read the evidence in the run's artifacts; give --log or --instruction";
     PolicyRefused = "policy_refused", Forbidden, "change the stack's x-cooper policy if this should be allowed";

@@ -135,6 +135,10 @@ id!(
     ApprovalId, "apr", "approval"
 );
 id!(
+    /// A version of a template.
+    TemplateId, "tpl", "template"
+);
+id!(
     /// A token (not its secret).
     TokenId, "tok", "token"
 );

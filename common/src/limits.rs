@@ -82,6 +82,13 @@ pub mod request {
     pub const SESSION_TTL_MS_MAX: u64 = 31_536_000_000;
     /// Metadata of a session, names and values together.
     pub const METADATA_BYTES_MAX: usize = 16 << 10;
+    /// Files of a template's recipe, and their contents together.
+    pub const TEMPLATE_FILES_MAX: usize = 256;
+    pub const TEMPLATE_BYTES_MAX: usize = 2 << 20;
+    /// Warm-up code of a template.
+    pub const WARM_UP_BYTES_MAX: usize = 64 << 10;
+    /// Sessions that are kept in stock for a template.
+    pub const SPARES_MAX: u32 = 16;
     pub const FILES_LISTED_MAX: usize = 10_000;
     /// A listing in all: half of what a message holds.
     pub const FILES_LISTED_BYTES_MAX: usize = 4 << 20;

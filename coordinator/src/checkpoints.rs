@@ -33,6 +33,7 @@ use crate::{
     cluster::{Cluster, durable, now},
     sessions,
     store::{Filter, Page, Record},
+    templates,
     upkeep::blocking,
 };
 
@@ -273,6 +274,10 @@ impl Checkpoints {
 
     pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Record> {
         let record = self.get(caller, id).await?;
+        if templates::checkpoints(&self.cluster).await?.contains(&manifest(&record)?.id) {
+            return Err(Error::new(Code::CheckpointInUse, format!("checkpoint {id} belongs to a template"))
+                .with_hint("delete the template: `cooper template rm`"));
+        }
         if self.is_needed(&manifest(&record)?) {
             return Err(Error::new(
                 Code::SessionNotReady,
@@ -536,10 +541,11 @@ impl Checkpoints {
                 .wall_ms
                 .saturating_sub(i64::try_from(days).unwrap_or(i64::MAX).saturating_mul(86_400_000)),
         };
+        let of_templates = templates::checkpoints(&self.cluster).await?;
         for record in self.cluster.store.live(Aggregate::Checkpoint).await? {
             let Ok(manifest) = manifest(&record) else { continue };
             let over = manifest.purpose == Purpose::Move || record.row.created_ms < oldest;
-            if over && !self.is_needed(&manifest) {
+            if over && !self.is_needed(&manifest) && !of_templates.contains(&manifest.id) {
                 let event =
                     if manifest.purpose == Purpose::Move { "checkpoint.used" } else { "checkpoint.expired" };
                 self.end(record, event).await?;

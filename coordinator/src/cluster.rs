@@ -55,6 +55,8 @@ pub struct Cluster {
     session_changes: broadcast::Sender<SessionId>,
     /// Room for a session may have appeared.
     pub capacity: Notify,
+    /// Something changed that the stock of spares has to follow.
+    pub stock: Notify,
     /// Sessions may have to be packed or restored.
     pub transfers: Notify,
     /// The store refused: what memory holds was never recorded, and all of it has to be loaded anew.
@@ -123,6 +125,7 @@ impl Cluster {
             network,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
+            stock: Notify::new(),
             transfers: Notify::new(),
             broken: tokio::sync::watch::Sender::new(None),
         }))

@@ -18,6 +18,7 @@ mod serve;
 pub mod sessions;
 pub mod store;
 pub mod tasks;
+mod templates;
 pub mod tokens;
 pub mod upkeep;
 

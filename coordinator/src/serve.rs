@@ -6,7 +6,8 @@ use cooper_common::{error::Result, limits, network::Policy};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
     admin_server::AdminServer, checkpoints_server::CheckpointsServer, runs_server::RunsServer,
-    sessions_server::SessionsServer, tasks_server::TasksServer, worker_link_server::WorkerLinkServer,
+    sessions_server::SessionsServer, tasks_server::TasksServer, templates_server::TemplatesServer,
+    worker_link_server::WorkerLinkServer,
 };
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,6 +26,7 @@ use crate::{
     output::OutputLog,
     runs::Runs,
     store::Store,
+    templates,
     tokens::Tokens,
     upkeep::{self, Keep},
 };
@@ -99,6 +101,7 @@ impl Coordinator {
         let upkeep =
             tokio::spawn(upkeep::run(cluster.clone(), self.blobs, self.checkpoints.clone(), data, keep));
         let carrying = tokio::spawn(self.checkpoints.clone().run());
+        let stocking = tokio::spawn(templates::spares::run(cluster.clone(), self.checkpoints.clone()));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let server = Server::builder()
             .accept_http1(true)
@@ -126,6 +129,7 @@ impl Coordinator {
         clock.abort();
         upkeep.abort();
         carrying.abort();
+        stocking.abort();
         cluster.fleet.close_all();
         // Streams of clients do not end by themselves: what is left after this is cut, and they resume elsewhere.
         let patience = match failure {
@@ -172,7 +176,9 @@ async fn routes(
         .max_encoding_message_size(max);
     let routes = Routes::from(doors::http::router(cluster.clone()));
     let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
-    let routes = routes.add_service(saved);
+    let templates = grpc::Templates { cluster: cluster.clone(), checkpoints: checkpoints.clone() };
+    let templates = TemplatesServer::new(templates).max_decoding_message_size(max);
+    let routes = routes.add_service(saved).add_service(templates);
     let routes = routes.add_service(link).add_service(health_service);
     match doors::reflection() {
         Some(reflection) => routes.add_service(reflection),

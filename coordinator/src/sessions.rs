@@ -1,7 +1,7 @@
 //! Sessions: create, find, destroy.
 
+mod first;
 mod network;
-mod packages;
 mod update;
 
 use std::{sync::Arc, time::Duration};
@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use cooper_common::{
     clock,
     error::{Code, Error, Result},
-    ids::{CheckpointId, SessionId},
+    ids::{SessionId, TemplateId},
     limits,
 };
 use cooper_core::{change::Aggregate, session, worker::WorkerId};
@@ -23,8 +23,10 @@ use crate::{
     checkpoints::Checkpoints,
     cluster::{Cluster, durable},
     store::{Filter, Page, Record},
+    templates,
 };
 
+pub use first::{Ran, run_first};
 pub use update::{merged, update};
 
 /// A worker makes a session ready within this time, or the create fails.
@@ -35,8 +37,63 @@ pub async fn create(
     cluster: &Arc<Cluster>,
     checkpoints: &Checkpoints,
     caller: &Caller,
-    mut request: v1::CreateSessionRequest,
+    asked: v1::CreateSessionRequest,
 ) -> Result<Record> {
+    checked(&asked)?;
+    let template = match asked.template.as_str() {
+        "" => None,
+        template => Some(templates::get(cluster, &caller.tenant, template).await?),
+    };
+    let mut request = match &template {
+        None => asked.clone(),
+        Some(template) => templates::applied(template, asked.clone()),
+    };
+    request.limits = Some(with_defaults(request.limits.unwrap_or_default())?);
+    request.network = Some(network::of(request.network.take(), &cluster.network)?);
+    let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &request.idempotency_key).await;
+    let known = known(cluster, caller, &request).await?;
+    let spare = match &template {
+        Some(template) if known.is_none() && templates::fits_spare(template, &asked) => {
+            take_spare(cluster, caller, template.id, &request).await?
+        }
+        _ => None,
+    };
+    let id = match known.or(spare) {
+        Some(id) => id,
+        None => placed(cluster, checkpoints, caller, &request, None).await?,
+    };
+    let record = ready(cluster, id).await?;
+    let mut first = Ok(());
+    if !request.packages.is_empty() {
+        first = first::install(cluster, caller, id, request.packages).await;
+    }
+    if let Some(template) = template.filter(|_| spare.is_none() && first.is_ok()) {
+        first = template.warm_up(cluster, caller, id).await;
+    }
+    if let Err(error) = first {
+        if matches!(error.code, Code::InstallFailed | Code::TemplateFailed) {
+            destroy(cluster, caller, &id.to_string()).await?;
+        }
+        return Err(error);
+    }
+    Ok(record)
+}
+
+/// Makes a session that is a template's and nobody's yet.
+pub async fn create_spare(
+    cluster: &Arc<Cluster>,
+    checkpoints: &Checkpoints,
+    caller: &Caller,
+    mut request: v1::CreateSessionRequest,
+    spare: session::Spare,
+) -> Result<SessionId> {
+    request.limits = Some(with_defaults(request.limits.unwrap_or_default())?);
+    request.network = Some(network::of(request.network.take(), &cluster.network)?);
+    let id = placed(cluster, checkpoints, caller, &request, Some(spare)).await?;
+    ready(cluster, id).await.map(|_| id)
+}
+
+fn checked(request: &v1::CreateSessionRequest) -> Result<()> {
     check::idempotency_key(&request.idempotency_key)?;
     check::name(&request.name)?;
     check::env(&request.env)?;
@@ -44,31 +101,67 @@ pub async fn create(
     check::labels(&request.worker_labels)?;
     check::metadata(&request.metadata)?;
     update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms))?;
-    packages::check(&request.packages)?;
-    let limits = with_defaults(request.limits.unwrap_or_default())?;
-    request.limits = Some(limits);
-    request.network = Some(network::of(request.network.take(), &cluster.network)?);
-    let wait_ms = request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX);
-    let key = request.idempotency_key.clone();
-    let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &key).await;
-    let id = match known(cluster, caller, &request).await? {
-        Some(known) => known,
-        None => {
-            let id = SessionId::new();
-            let restore = match request.checkpoint_id.as_str() {
-                "" => None,
-                checkpoint => Some(checkpoints.python_of(caller, checkpoint).await?),
-            };
-            place(cluster, caller, id, &request, limits, restore, wait_ms).await?;
-            metrics::counter!("cooper_sessions_created_total").increment(1);
-            id
-        }
-    };
-    let record = ready(cluster, id).await?;
-    if !request.packages.is_empty() {
-        packages::install(cluster, caller, id, request.packages).await?;
+    first::check_packages(&request.packages)?;
+    if !request.template.is_empty() && !request.checkpoint_id.is_empty() {
+        return Err(Error::invalid("a session begins with a template or with a checkpoint, not with both"));
     }
-    Ok(record)
+    Ok(())
+}
+
+async fn placed(
+    cluster: &Arc<Cluster>,
+    checkpoints: &Checkpoints,
+    caller: &Caller,
+    request: &v1::CreateSessionRequest,
+    spare: Option<session::Spare>,
+) -> Result<SessionId> {
+    let restore = match request.checkpoint_id.as_str() {
+        "" => None,
+        checkpoint => Some(checkpoints.python_of(caller, checkpoint).await?),
+    };
+    let create = session::Create { restore, spare, ..wanted(caller, SessionId::new(), request) };
+    let id = create.id;
+    place(cluster, create, request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX)).await?;
+    metrics::counter!("cooper_sessions_created_total").increment(1);
+    Ok(id)
+}
+
+fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) -> session::Create {
+    let limits = request.limits.unwrap_or_default();
+    session::Create {
+        id,
+        tenant: caller.tenant.clone(),
+        key: request.idempotency_key.clone(),
+        name: request.name.clone(),
+        exec_timeout_ms: limits.exec_timeout_ms,
+        output_limit_bytes: limits.output_bytes,
+        worker_labels: request.worker_labels.clone().into_iter().collect(),
+        ttl_ms: request.ttl_ms,
+        idle_timeout_ms: request.idle_timeout_ms,
+        share: share(&limits),
+        restore: None,
+        spare: None,
+        spec: request.encode_to_vec().into(),
+    }
+}
+
+/// A warm spare of the template, which is the session that is wanted from now on.
+async fn take_spare(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    template: TemplateId,
+    request: &v1::CreateSessionRequest,
+) -> Result<Option<SessionId>> {
+    let create = wanted(caller, SessionId::new(), request);
+    let (taken, recorded) = cluster.decide(|core, now| match core.take_spare(now, template, create)? {
+        Some((id, out)) => Ok((Some(id), out)),
+        None => Ok((None, cooper_core::cluster::Out::default())),
+    })?;
+    if taken.is_some() {
+        durable(recorded).await?;
+        cluster.stock.notify_one();
+    }
+    Ok(taken)
 }
 
 fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
@@ -120,11 +213,12 @@ async fn known(
     let Some(record) = cluster.store.by_key(Aggregate::Session, Some(&caller.tenant), key).await? else {
         return Ok(None);
     };
-    if body(&record)?.updated {
-        // What it was created by is not there any more: the key alone has to do.
+    let stored = v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default());
+    if body(&record)?.updated || stored.as_ref().is_ok_and(|stored| !stored.template.is_empty()) {
+        // What it was created by is not there any more, or the name stands for another version by now: the key alone
+        // has to do.
         return parse(&record.id).map(Some);
     }
-    let stored = v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default());
     // Another patience is not another request.
     if !stored.is_ok_and(|stored| v1::CreateSessionRequest { wait_ms: request.wait_ms, ..stored } == *request)
     {
@@ -133,41 +227,19 @@ async fn known(
     parse(&record.id).map(Some)
 }
 
-fn parse(id: &str) -> Result<SessionId> {
+pub fn parse(id: &str) -> Result<SessionId> {
     id.parse().map_err(|_| Error::internal(format!("{id:?} was stored as a session id")))
 }
 
 /// Places the session now, or when room appears within `wait_ms`.
-async fn place(
-    cluster: &Arc<Cluster>,
-    caller: &Caller,
-    id: SessionId,
-    request: &v1::CreateSessionRequest,
-    limits: v1::Limits,
-    restore: Option<(CheckpointId, String)>,
-    wait_ms: u64,
-) -> Result<()> {
+async fn place(cluster: &Arc<Cluster>, create: session::Create, wait_ms: u64) -> Result<()> {
     cluster.space.admit()?;
     let deadline = clock::mono_ms() + wait_ms;
-    let spec: Arc<[u8]> = request.encode_to_vec().into();
     loop {
         let room = cluster.capacity.notified();
         tokio::pin!(room);
         room.as_mut().enable();
-        let create = session::Create {
-            id,
-            tenant: caller.tenant.clone(),
-            key: request.idempotency_key.clone(),
-            name: request.name.clone(),
-            exec_timeout_ms: limits.exec_timeout_ms,
-            output_limit_bytes: limits.output_bytes,
-            worker_labels: request.worker_labels.clone().into_iter().collect(),
-            ttl_ms: request.ttl_ms,
-            idle_timeout_ms: request.idle_timeout_ms,
-            share: share(&limits),
-            restore: restore.clone(),
-            spec: spec.clone(),
-        };
+        let create = create.clone();
         match cluster.decide(|core, now| core.create_session(now, create).map(|out| ((), out))) {
             Ok(((), recorded)) => return durable(recorded).await,
             Err(error) if matches!(error.code, Code::NoCapacity | Code::NoWorker) => {
@@ -181,7 +253,7 @@ async fn place(
     }
 }
 
-/// A session that begins from a checkpoint has first to be filled.
+/// How long a session may take to become ready: longer when its files are carried to it.
 fn patience(cluster: &Cluster, id: SessionId) -> Duration {
     match cluster.look(|core| core.session(id).is_some_and(|it| it.body.restore.is_some())) {
         true => READY_TIMEOUT + Duration::from_millis(limits::checkpoint::WORK_MS),
@@ -285,6 +357,9 @@ pub async fn list(cluster: &Cluster, caller: &Caller, request: v1::ListSessionsR
         ..check::page(request.page)?
     };
     let mut page = cluster.store.list(Aggregate::Session, filter).await?;
+    if !request.all {
+        page.records.retain(|record| body(record).map_or(true, |body| body.spare.is_none()));
+    }
     if !request.labels.is_empty() {
         page.records.retain(|record| {
             let spec = v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default());

@@ -142,7 +142,8 @@ impl Keep {
             | Aggregate::Token
             | Aggregate::Worker
             | Aggregate::Stack
-            | Aggregate::Checkpoint => Some(self.ended_rows),
+            | Aggregate::Checkpoint
+            | Aggregate::Template => Some(self.ended_rows),
         }
     }
 }

@@ -19,10 +19,11 @@ pub enum Aggregate {
     Worker,
     Stack,
     Checkpoint,
+    Template,
 }
 
 impl Aggregate {
-    pub const ALL: [Aggregate; 11] = [
+    pub const ALL: [Aggregate; 12] = [
         Aggregate::Session,
         Aggregate::Task,
         Aggregate::Run,
@@ -34,6 +35,7 @@ impl Aggregate {
         Aggregate::Worker,
         Aggregate::Stack,
         Aggregate::Checkpoint,
+        Aggregate::Template,
     ];
     /// Table name, and the prefix of the aggregate's event kinds.
     pub const fn name(self) -> &'static str {
@@ -49,6 +51,7 @@ impl Aggregate {
             Aggregate::Worker => "worker",
             Aggregate::Stack => "stack",
             Aggregate::Checkpoint => "checkpoint",
+            Aggregate::Template => "template",
         }
     }
 }

@@ -4,7 +4,8 @@
 //! `sessions` creates and ends sessions, `tasks` moves tasks, `attach` reconciles a worker's inventory with ours,
 //! `silence` judges workers that say nothing, `drain` empties workers, `moves` saves and moves sessions, `timers` does what
 //! is due (deadlines, retries),
-//! `lifetime` changes and ends sessions whose time is over, `quota` bounds tenants, `explain` says what a task waits for.
+//! `lifetime` changes and ends sessions whose time is over, `quota` bounds tenants, `spares` keeps
+//! sessions in stock, `explain` says what a task waits for.
 
 mod attach;
 mod drain;
@@ -15,6 +16,7 @@ mod pools;
 mod quota;
 mod sessions;
 mod silence;
+mod spares;
 mod tasks;
 mod timers;
 

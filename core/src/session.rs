@@ -7,7 +7,7 @@ use std::{
 
 use cooper_common::{
     error::Code,
-    ids::{CheckpointId, SessionId, TaskId},
+    ids::{CheckpointId, SessionId, TaskId, TemplateId},
 };
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +125,16 @@ pub struct Body {
     pub saving: Option<Saving>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
+}
+
+/// Made of a template before anybody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spare {
+    pub template: TemplateId,
+    /// The template's warm-up ran.
+    pub warm: bool,
 }
 
 /// When Cooper ends a session by itself; 0 = never.
@@ -170,6 +180,8 @@ pub struct Create {
     pub share: Share,
     /// Begins from this checkpoint, on a worker with this Python.
     pub restore: Option<(CheckpointId, String)>,
+    /// Nobody's yet.
+    pub spare: Option<Spare>,
     /// Encoded cooper.v1.CreateSessionRequest.
     pub spec: Arc<[u8]>,
 }
@@ -240,6 +252,7 @@ impl Session {
                 worker_labels: create.worker_labels,
                 saving: None,
                 restore: create.restore.map(|(checkpoint, _)| Restore { checkpoint, moved: false }),
+                spare: create.spare,
             },
             spec: create.spec,
             queue: Queue::default(),
@@ -320,6 +333,22 @@ impl Session {
             idle_ms != 0 && self.active() == 0 && now.mono_ms.saturating_sub(self.active_mono_ms) >= idle_ms;
         let text = || format!("nothing happened in it for {} s", idle_ms as f64 / 1_000.0);
         idle.then(|| reason(Code::SessionIdle, text())).flatten()
+    }
+
+    /// A spare becomes the session that somebody asked for.
+    pub(crate) fn take(&mut self, now: Now, create: Create) {
+        self.key = create.key;
+        self.body.name = create.name;
+        self.body.exec_timeout_ms = create.exec_timeout_ms;
+        self.body.output_limit_bytes = create.output_limit_bytes;
+        self.body.share = create.share;
+        self.body.spare = None;
+        self.body.lifetime.idle_timeout_ms = create.idle_timeout_ms;
+        self.live_for(now, create.ttl_ms);
+        self.active_mono_ms = now.mono_ms;
+        self.spec = create.spec;
+        self.spec_changed = true;
+        self.events.push("session.taken");
     }
 
     /// Another spec, from an update.

@@ -23,6 +23,7 @@ mod e2e {
     mod scheduling;
     mod sessions;
     mod store;
+    mod templates;
     mod tenants;
     mod up;
     mod versions;

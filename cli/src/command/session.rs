@@ -86,6 +86,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         metadata: args.metadata.into_iter().collect(),
         packages: args.package,
         network: args.network.request(),
+        template: args.template.unwrap_or_default(),
     };
     let session = client.sessions().create_session(request).await?.into_inner();
     // The id alone, so that S=$(cooper session create) works.

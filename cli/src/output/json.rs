@@ -61,6 +61,8 @@ pub fn session(session: &v1::Session) -> Value {
         "idle_timeout_ms": session.idle_timeout_ms,
         "network": network(session.network.as_ref()),
         "network_refused": session.network_refused,
+        "template": session.template,
+        "spare": session.spare,
         "error": error_or_null(&session.error),
     })
 }
@@ -223,6 +225,29 @@ pub fn artifact(artifact: &v1::Artifact) -> Value {
 
 pub fn stack(stack: &v1::Stack) -> Value {
     json!({"name": stack.name, "dir": stack.dir, "worker_id": stack.worker_id, "online": stack.online})
+}
+
+pub fn template(template: &v1::Template) -> Value {
+    let recipe = template.recipe.clone().unwrap_or_default();
+    let limits = recipe.limits.unwrap_or_default();
+    json!({
+        "template_id": template.id,
+        "name": template.name,
+        "version": template.version,
+        "tenant": template.tenant,
+        "python_version": template.python_version,
+        "checkpoint_id": template.checkpoint_id,
+        "packages": recipe.packages,
+        "files": recipe.files.iter().map(|file| &file.path).collect::<Vec<_>>(),
+        "env": recipe.env,
+        "labels": recipe.labels,
+        "limits": {"memory_bytes": limits.memory_bytes, "exec_timeout_ms": limits.exec_timeout_ms},
+        "worker_labels": recipe.worker_labels,
+        "warm_up": recipe.warm_up,
+        "spares": recipe.spares,
+        "spares_ready": template.spares_ready,
+        "created_at_ms": template.created_at_ms,
+    })
 }
 
 pub fn checkpoint(checkpoint: &v1::Checkpoint) -> Value {

@@ -6,5 +6,9 @@ pub mod convert;
 mod runs;
 mod sessions;
 mod tasks;
+mod templates;
 
-pub use self::{admin::Admin, checkpoints::Checkpoints, runs::Runs, sessions::Sessions, tasks::Tasks};
+pub use self::{
+    admin::Admin, checkpoints::Checkpoints, runs::Runs, sessions::Sessions, tasks::Tasks,
+    templates::Templates,
+};

@@ -116,9 +116,11 @@ fn read(aggregate: Aggregate, record: &Record) -> Result<(), String> {
             cooper_repair::RepairPlan::from_json(&row.body).map(drop).map_err(|error| error.to_string())
         }
         Aggregate::Checkpoint => checkpoints::manifest(record).map(drop).map_err(|error| error.message),
-        Aggregate::Step | Aggregate::Approval | Aggregate::Artifact | Aggregate::Stack => {
-            serde_json::from_str::<serde_json::Value>(&row.body).map(drop).map_err(said)
-        }
+        Aggregate::Step
+        | Aggregate::Approval
+        | Aggregate::Artifact
+        | Aggregate::Stack
+        | Aggregate::Template => serde_json::from_str::<serde_json::Value>(&row.body).map(drop).map_err(said),
     }
 }
 

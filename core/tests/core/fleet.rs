@@ -157,6 +157,7 @@ impl World {
             ttl_ms: 0,
             idle_timeout_ms: 0,
             restore: None,
+            spare: None,
             share: session::Share::default(),
             exec_timeout_ms: 1,
             output_limit_bytes: 1,

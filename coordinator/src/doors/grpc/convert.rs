@@ -61,6 +61,8 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         metadata: spec.metadata,
         network: spec.network,
         network_refused: body.network_refused,
+        template: spec.template,
+        spare: body.spare.is_some(),
     })
 }
 

@@ -18,6 +18,7 @@ pub(super) struct Migration {
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "first", small: true, run: first },
     Migration { name: "checkpoints", small: true, run: checkpoints },
+    Migration { name: "templates", small: true, run: templates },
 ];
 
 /// What this build writes; `PRAGMA user_version` of the file.
@@ -70,6 +71,10 @@ fn first(connection: &Connection) -> rusqlite::Result<()> {
 
 fn checkpoints(connection: &Connection) -> rusqlite::Result<()> {
     aggregate_table(connection, "checkpoint")
+}
+
+fn templates(connection: &Connection) -> rusqlite::Result<()> {
+    aggregate_table(connection, "template")
 }
 
 fn aggregate_table(connection: &Connection, table: &str) -> rusqlite::Result<()> {

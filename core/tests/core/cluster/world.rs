@@ -748,6 +748,7 @@ pub fn create(id: SessionId) -> session::Create {
         ttl_ms: 0,
         idle_timeout_ms: 0,
         restore: None,
+        spare: None,
         share: session::Share::default(),
         spec: Arc::from([]),
     }
