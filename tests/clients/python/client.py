@@ -28,7 +28,8 @@ def generate(protos):
 
 generate(sys.argv[1])
 
-from cooper.v1 import common_pb2, sessions_pb2, sessions_pb2_grpc, tasks_pb2, tasks_pb2_grpc  # noqa: E402
+from cooper.v1 import checkpoints_pb2, checkpoints_pb2_grpc, common_pb2, sessions_pb2, sessions_pb2_grpc  # noqa: E402
+from cooper.v1 import tasks_pb2, tasks_pb2_grpc, templates_pb2, templates_pb2_grpc  # noqa: E402
 
 TOKEN = [("authorization", f"Bearer {os.environ['COOPER_TOKEN']}")]
 channel = grpc.insecure_channel(urlsplit(os.environ["COOPER_URL"]).netloc)
@@ -47,6 +48,8 @@ class Service:
 
 sessions = Service(sessions_pb2_grpc.SessionsStub)
 tasks = Service(tasks_pb2_grpc.TasksStub)
+checkpoints = Service(checkpoints_pb2_grpc.CheckpointsStub)
+templates = Service(templates_pb2_grpc.TemplatesStub)
 
 
 def refused(call):
@@ -172,6 +175,66 @@ def files(session):
     assert [(file.path, file.kind) for file in listed] == [("a/b.bin", "file")]
     escape = sessions_pb2.ReadFileRequest(session_id=session, path="../../session.json")
     assert refused(lambda: sessions.ReadFile(escape)) == "path_escapes"
+
+
+@feature
+def fresh_execution(session):
+    execute(session, "count = 1")
+    fresh = tasks_pb2.PythonSpec(code="count += 1; count", mode=tasks_pb2.EXECUTION_MODE_FRESH)
+    assert execute(session, python=fresh)[0].outcome.result.data["text/plain"] == b"2"
+    assert execute(session, "count")[0].outcome.result.data["text/plain"] == b"1"
+
+
+@feature
+def files_found_searched_edited_moved_and_removed(session):
+    execute(session, "import os; os.makedirs('tree/deep'); open('tree/deep/a.txt', 'w').write('one\\ntwo\\n')")
+    listed = sessions.ListFiles(sessions_pb2.ListFilesRequest(session_id=session, path="tree", recursive=True)).files
+    assert [file.path for file in listed] == ["tree/deep", "tree/deep/a.txt"], listed
+    search = sessions_pb2.SearchFilesRequest(session_id=session, path="tree", pattern="t.o", regex=True)
+    assert [(found.path, found.line) for found in sessions.SearchFiles(search).matches] == [("tree/deep/a.txt", 2)]
+    edit = sessions_pb2.Edit(old=b"two", new=b"three")
+    request = sessions_pb2.EditFileRequest(session_id=session, path="tree/deep/a.txt", edits=[edit])
+    assert sessions.EditFile(request).replaced == 1
+    assert refused(lambda: sessions.EditFile(request)) == "edit_no_match"
+    move = sessions_pb2.MoveFileRequest(session_id=session, **{"from": "tree/deep/a.txt", "to": "b.txt"})
+    sessions.MoveFile(move)
+    body = sessions.ReadFile(sessions_pb2.ReadFileRequest(session_id=session, path="b.txt"))
+    assert b"".join(part.data for part in body) == b"one\nthree\n"
+    sessions.DeleteFile(sessions_pb2.DeleteFileRequest(session_id=session, path="tree", recursive=True))
+    assert refused(lambda: sessions.StatFile(sessions_pb2.StatFileRequest(session_id=session, path="tree"))) == "file_not_found"
+
+
+@feature
+def checkpoint_and_restore(session):
+    execute(session, "open('kept', 'w').write('as it was')")
+    saved = checkpoints.CreateCheckpoint(checkpoints_pb2.CreateCheckpointRequest(session_id=session))
+    execute(session, "import os; os.remove('kept')")
+    restored = checkpoints.RestoreCheckpoint(checkpoints_pb2.RestoreCheckpointRequest(checkpoint_id=saved.id)).id
+    assert execute(restored, "open('kept').read()")[0].outcome.result.data["text/plain"] == b"'as it was'"
+    sessions.DestroySession(sessions_pb2.DestroySessionRequest(session_id=restored))
+    checkpoints.DeleteCheckpoint(checkpoints_pb2.DeleteCheckpointRequest(checkpoint_id=saved.id))
+    gone = checkpoints_pb2.GetCheckpointRequest(checkpoint_id=saved.id)
+    assert refused(lambda: checkpoints.GetCheckpoint(gone)) == "checkpoint_not_found"
+
+
+@feature
+def template():
+    file = templates_pb2.RecipeFile(path="seed", content=b"7")
+    recipe = templates_pb2.Recipe(files=[file], warm_up="seed = int(open('seed').read())")
+    build = templates.BuildTemplate(templates_pb2.BuildTemplateRequest(name="from-python", recipe=recipe))
+    built = [event.built for event in build if event.HasField("built")][0]
+    made = sessions.CreateSession(sessions_pb2.CreateSessionRequest(template="from-python"))
+    assert (made.template, built.version) == ("from-python@1", 1)
+    assert execute(made.id, "seed")[0].outcome.result.data["text/plain"] == b"7"
+    sessions.DestroySession(sessions_pb2.DestroySessionRequest(session_id=made.id))
+    templates.DeleteTemplate(templates_pb2.DeleteTemplateRequest(template="from-python"))
+
+
+@feature
+def network_policy_of_a_live_session(session):
+    policy = sessions_pb2.NetworkPolicy(mode=sessions_pb2.NETWORK_MODE_PROXY, domains=["*.example.com"])
+    changed = sessions.UpdateSession(sessions_pb2.UpdateSessionRequest(session_id=session, network=policy))
+    assert list(changed.network.domains) == ["*.example.com"]
 
 
 @feature

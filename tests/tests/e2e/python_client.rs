@@ -41,5 +41,5 @@ fn a_python_client_made_from_the_proto_files_uses_every_feature_of_sessions() {
         .env("PYTHONDONTWRITEBYTECODE", "1");
     let done = Running::start(client, b"").finish(seconds(120)).expect(0);
     let features = done.out().lines().count();
-    assert!(features >= 7, "{done}");
+    assert!(features >= 12, "{done}");
 }

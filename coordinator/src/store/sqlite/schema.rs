@@ -17,8 +17,7 @@ pub(super) struct Migration {
 
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "first", small: true, run: first },
-    Migration { name: "checkpoints", small: true, run: checkpoints },
-    Migration { name: "templates", small: true, run: templates },
+    Migration { name: "checkpoints_templates", small: true, run: checkpoints_templates },
 ];
 
 /// What this build writes; `PRAGMA user_version` of the file.
@@ -69,12 +68,8 @@ fn first(connection: &Connection) -> rusqlite::Result<()> {
     FIRST_AGGREGATES.into_iter().try_for_each(|table| aggregate_table(connection, table))
 }
 
-fn checkpoints(connection: &Connection) -> rusqlite::Result<()> {
-    aggregate_table(connection, "checkpoint")
-}
-
-fn templates(connection: &Connection) -> rusqlite::Result<()> {
-    aggregate_table(connection, "template")
+fn checkpoints_templates(connection: &Connection) -> rusqlite::Result<()> {
+    ["checkpoint", "template"].into_iter().try_for_each(|table| aggregate_table(connection, table))
 }
 
 fn aggregate_table(connection: &Connection, table: &str) -> rusqlite::Result<()> {
