@@ -136,3 +136,33 @@ fn a_session_that_moves_survives_kills_of_the_coordinator() {
         fleet.stop();
     }
 }
+
+#[test]
+fn a_worker_that_is_told_to_stop_hands_its_sessions_over_where_that_is_asked_for() {
+    let mut fleet = Fleet::new();
+    fleet.start_coordinator();
+    fleet.start_worker_in("left", &[("COOPER_DRAIN_CHECKPOINT", "on")]);
+    fleet.await_registered(0);
+    let cooper = fleet.cooper();
+    let session = cooper.session();
+    fleet.start_worker("right");
+    fleet.await_registered(1);
+    cooper.exec(&session, MAKE);
+    let code = "import time\nprint('on', flush=True)\ntime.sleep(1)\nopen('last', 'w').write('said')\n'done'";
+    let running = cooper.start(["--json", "exec", &session, "-c", code], b"");
+    let list = ["tasks", "list", "--session", &session];
+    cooper.until_json("that it runs", seconds(20), &list, |list| list["tasks"][0]["state"] == "running");
+    fleet.end_worker(0, seconds(60));
+    assert_eq!(
+        text(&running.finish(seconds(10)).expect(0).json(), "state"),
+        "succeeded",
+        "what ran has ended"
+    );
+    let moved = cooper.until_json("the session", seconds(30), &["session", "show", &session], |it| {
+        it["state"] == "ready" && it["worker_id"] == "right"
+    });
+    assert_eq!(moved["interpreter_restarted"], true);
+    assert_eq!(cooper.exec(&session, LOOK), SEEN);
+    assert_eq!(cooper.exec(&session, "print(open('last').read())"), "said");
+    fleet.stop();
+}
