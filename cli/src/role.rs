@@ -83,7 +83,7 @@ fn quota(config: &Config) -> Quota {
     Quota {
         sessions: config.integer("quota_sessions").unwrap_or(0),
         memory_bytes: config.integer("quota_memory_mib").unwrap_or(0) << 20,
-        ..Quota::default()
+        disk_bytes: config.integer("quota_disk_mib").unwrap_or(0) << 20,
     }
 }
 

@@ -469,6 +469,15 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "quota_disk_mib",
+        env: &["COOPER_QUOTA_DISK_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_073_741_824 },
+        default: Default::Number(0),
+        doc: "Sum of the disk limits of one tenant's live sessions, in MiB; one that names no limit counts with the default's 4096. 0: no quota.",
+        ..BLANK
+    },
+    Setting {
         key: "network",
         env: &["COOPER_NETWORK"],
         roles: COORDINATORS,
