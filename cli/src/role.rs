@@ -33,6 +33,8 @@ pub fn internal(name: &OsStr) -> Option<ExitCode> {
 
 pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     tie_to(args.supervisor)?;
+    // Others may pass the data directory: what a coordinator keeps in it is nobody else's to read.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let config = context.config(Role::Coordinator, args.settings.given)?;
     telemetry::init(&config.log_level());
     let Some(listen) = config.address("listen") else {

@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod data_dir;
 pub mod error;
 pub mod failpoint;
 pub mod ids;

@@ -7,7 +7,6 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
     path::Path,
     pin::pin,
     sync::{
@@ -18,7 +17,7 @@ use std::{
 };
 
 use cooper_common::{
-    backoff, clock,
+    backoff, clock, data_dir,
     error::{Code, Error, Result},
     limits::{link, store as limits},
 };
@@ -152,7 +151,7 @@ async fn serve_once(
     let opening = (data.clone(), bus.clone());
     let opened = tokio::task::spawn_blocking(move || match (opening, seen) {
         ((data, bus), 0) => {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&data)?;
+            data_dir::create(&data)?;
             Sqlite::open(&data, bus)
         }
         // What was there and is not now has not begun anew: its disk may be away.

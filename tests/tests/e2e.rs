@@ -4,6 +4,7 @@
 mod e2e {
     mod checkpoint;
     mod config;
+    mod container;
     mod contract;
     mod documented;
     mod drain;

@@ -16,6 +16,8 @@ use serde_json::json;
 use crate::{args, context::Context, failure::Result, units};
 
 pub async fn run(context: &Context, args: args::Store) -> Result<u8> {
+    // As a coordinator: what is in a store or a backup is nobody else's to read.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let data = context.config(Role::Client, Default::default())?.data();
     match args {
         args::Store::Backup { to } => make(context, &data, &to).await,

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use cooper_common::{config::Config, error::Code};
+use cooper_common::{config::Config, data_dir, error::Code};
 use rustix::fs::FlockOperation;
 
 use super::child::Name;
@@ -44,10 +44,8 @@ pub(super) fn data(config: &Config) -> Result<Data> {
     let unusable = |what: &Path, error: io::Error| {
         Failure::new(Code::DataUnusable, format!("cannot use the data directory {}: {error}", what.display()))
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir.join("logs"))
+    data_dir::create(&dir)
+        .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join("logs")))
         .map_err(|error| unusable(&dir, error))?;
     let path = dir.join("up.lock");
     let mut lock = OpenOptions::new()

@@ -13,7 +13,7 @@ use std::{
 };
 
 use cooper_common::{
-    VERSION, clock,
+    VERSION, clock, data_dir,
     error::{Code, Error, Result},
 };
 use cooper_core::change::Aggregate;
@@ -201,7 +201,7 @@ pub struct Restored {
 /// Epochs and event numbers go on beyond all that may have been given out since the backup: a worker obeys no
 /// coordinator whose epoch went back, and a client that watches from a number misses nothing that comes.
 pub async fn restore(backup: &Path, data: &Path, replace: bool) -> Result<Restored> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(|error| failed(data, error))?;
+    data_dir::create(data).map_err(|error| failed(data, error))?;
     let _lock = sqlite::hold(data)?;
     let there: Vec<&str> = PARTS.into_iter().filter(|part| data.join(part).exists()).collect();
     if !there.is_empty() && !replace {

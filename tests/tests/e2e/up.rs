@@ -55,7 +55,7 @@ fn the_admin_token_is_for_its_owner_alone() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     let data = fs::metadata(&cluster.data).expect("the data directory").permissions().mode();
-    assert_eq!(data & 0o077, 0, "the data directory is nobody else's");
+    assert_eq!(data & 0o066, 0, "nobody else lists the data directory");
 }
 
 #[test]
@@ -169,4 +169,22 @@ fn what_a_kill_of_up_alone_leaves_does_not_keep_the_next_start_from_working() {
     cluster.kill_up();
     cluster.start_up();
     assert_eq!(cluster.cooper().exec(&session, "print(6 * 7)"), "42");
+}
+
+#[test]
+fn a_data_directory_can_be_passed_and_nothing_in_it_read_by_others() {
+    use std::os::unix::fs::PermissionsExt;
+    let cluster = cooper_tests::Setup::python().start();
+    cluster.cooper().session();
+    let mode =
+        |path: &std::path::Path| path.symlink_metadata().expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(&cluster.data), 0o711);
+    for entry in std::fs::read_dir(&cluster.data).expect("it can be listed") {
+        let (path, of_worker) = entry.map(|it| (it.path(), it.file_name() == "worker")).expect("an entry");
+        // Where the coordinator is is no secret, and neither is that `up` runs.
+        if of_worker || ["endpoint", "up.lock", ".gitignore"].iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
+    }
 }
