@@ -81,6 +81,8 @@ impl Cluster {
             argv.extend(words(&["--data", &dir.join(&name).to_string_lossy(), "--worker-id", &name]));
             argv.extend(words(&["--coordinator-addr", &proxy.address.to_string(), "--compose", "off"]));
             argv.extend(words(&["--join-token-file", &own.to_string_lossy(), "--max-sessions", "16"]));
+            // Effects are written beside all workspaces, where code that is confined reaches nothing.
+            argv.extend(words(&["--min-tier", "unconfined", "--mask-facilities", "uid,namespaces,landlock"]));
             let log = dir.join(format!("{name}.log"));
             workers.push(Supervised::start(Recipe { name, argv, env: Vec::new(), log })?);
             proxies.push(proxy);
