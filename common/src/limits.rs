@@ -152,7 +152,7 @@ pub mod exec {
     pub const DISK_BYTES: u64 = 4 << 30;
     pub const INODES: u64 = 200_000;
     /// Directories within directories; deeper is beyond the disk quota, because it cannot be counted.
-    pub const DEPTH_MAX: usize = 256;
+    pub const DEPTH_MAX: usize = 8_192;
     /// Between two looks at what the sessions use in which something runs.
     pub const WATCH_MS: u64 = 200;
     /// The same where nothing runs but what was left.

@@ -8,7 +8,10 @@ use cooper_common::{
     error::{Code, Error},
     limits::exec::{DEPTH_MAX, DISK_COUNT_MS_MAX, DISK_WATCH_MS, FREE_BYTES_MIN, WATCH_IDLE_MS, WATCH_MS},
 };
-use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags},
+    io::Errno,
+};
 
 use super::{
     Due, Host,
@@ -241,7 +244,7 @@ impl Host {
         let keep = std::os::fd::AsRawFd::as_raw_fd(&theirs);
         let task = Task::Count { session: id.to_owned(), result, started_ms: clock::mono_ms() };
         let pid = self.help(task, &[keep], move || {
-            let counted = count(&dir);
+            let counted = count(&dir, DEPTH_MAX);
             counted.is_ok_and(|counted| {
                 let words = [counted.bytes, counted.inodes, counted.deep.into()];
                 theirs.write_all_at(&words.map(u64::to_ne_bytes).concat(), 0).is_ok()
@@ -312,8 +315,8 @@ fn used_by(pid: i32) -> Used {
     used
 }
 
-/// Counts what is beneath a directory, without following links.
-fn count(dir: &Path) -> io::Result<Counted> {
+/// Counts what is beneath a directory, without following links. Every level that it is in is an open directory.
+fn count(dir: &Path, depth_max: usize) -> io::Result<Counted> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut counted = Counted::default();
     let mut open = vec![rustix::fs::Dir::new(rustix::fs::open(dir, flags, Mode::empty())?)?];
@@ -335,10 +338,15 @@ fn count(dir: &Path) -> io::Result<Counted> {
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let names = if is_dir { 1 } else { stat.st_nlink.max(1) };
         counted.bytes += stat.st_blocks as u64 * 512 / names;
-        if is_dir && depth >= DEPTH_MAX {
+        if is_dir && depth >= depth_max {
             counted.deep = true;
-        } else if is_dir && let Ok(fd) = rustix::fs::openat(directory.fd()?, name, flags, Mode::empty()) {
-            open.push(rustix::fs::Dir::new(fd)?);
+        } else if is_dir {
+            match rustix::fs::openat(directory.fd()?, name, flags, Mode::empty()) {
+                Ok(fd) => open.push(rustix::fs::Dir::new(fd)?),
+                Err(Errno::MFILE | Errno::NFILE) => counted.deep = true,
+                // It went away, or became something else.
+                Err(_) => {}
+            }
         }
     }
 }
@@ -355,12 +363,12 @@ mod tests {
         fs::write(beneath.join("file"), vec![1; 1 << 20]).unwrap();
         fs::hard_link(beneath.join("file"), root.path().join("again")).unwrap();
         std::os::unix::fs::symlink("/usr", root.path().join("link")).unwrap();
-        let counted = count(root.path()).unwrap();
+        let counted = count(root.path(), 3).unwrap();
         assert_eq!((counted.inodes, counted.deep), (5, false));
         assert!((1 << 20..2 << 20).contains(&counted.bytes), "{counted:?}");
-        let deep = (0..=DEPTH_MAX).fold(root.path().to_owned(), |path, _| path.join("d"));
-        fs::create_dir_all(deep).unwrap();
-        assert!(count(root.path()).unwrap().deep);
+        fs::create_dir_all(root.path().join("d/d/d")).unwrap();
+        assert!(count(root.path(), 3).unwrap().deep);
+        assert!(!count(root.path(), 4).unwrap().deep);
     }
 
     #[test]
