@@ -31,6 +31,15 @@ pub struct Limits {
 
 const PERIOD_US: u64 = 100_000;
 
+/// Whether this process, and what it forks, is scheduled by a real-time class: version 1 takes none of those into a group
+/// that has no share of real time, and processor time is then not limited.
+fn is_real_time() -> bool {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Field 41 of proc_pid_stat(5), 39th behind the name; 1 is SCHED_FIFO, 2 SCHED_RR.
+    let policy = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(38));
+    matches!(policy, Some("1" | "2"))
+}
+
 /// What [`Root::open`] would find, without making anything.
 pub fn available() -> Controllers {
     let of_self = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -74,7 +83,7 @@ impl Root {
                     unified: false,
                     memory: group("memory"),
                     pids: group("pids"),
-                    cpu: group("cpu"),
+                    cpu: (!is_real_time()).then(|| group("cpu")).flatten(),
                     freezer: group("freezer"),
                 }
             }
