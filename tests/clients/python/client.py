@@ -1,4 +1,4 @@
-"""A client that knows nothing of Cooper but its proto files: every feature of sessions, as a developer would use it.
+"""A client that knows nothing of Cooper but its proto files: sessions, as a developer would use them.
 
 Called with the directory of the proto files; COOPER_URL and COOPER_TOKEN say where to. Prints the name of each feature
 that works, and fails at the first that does not.

@@ -29,7 +29,7 @@ fn environment(scripts: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_python_client_made_from_the_proto_files_uses_every_feature_of_sessions() {
+fn a_python_client_made_from_the_proto_files_alone_uses_sessions() {
     let cluster = shared();
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/python");
     let mut client = command(environment(&scripts));
