@@ -58,7 +58,13 @@ impl Client {
     }
 
     pub async fn destroy_session(&mut self, session_id: String) -> Result<()> {
-        self.sessions.destroy_session(DestroySessionRequest { session_id, idempotency_key: key() }).await?;
+        self.sessions
+            .destroy_session(DestroySessionRequest {
+                session_id,
+                idempotency_key: key(),
+                ..DestroySessionRequest::default()
+            })
+            .await?;
         Ok(())
     }
 

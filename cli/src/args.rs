@@ -243,6 +243,12 @@ pub enum Session {
         /// Ids or names
         #[arg(required = true)]
         sessions: Vec<String>,
+        /// Save each first and print the checkpoint's id; one that cannot be saved stays
+        #[arg(long)]
+        checkpoint: bool,
+        /// With --checkpoint: how long to wait for executions that run, e.g. 30s [default: 1m]
+        #[arg(long, value_name = "DURATION", value_parser = units::duration_ms, requires = "checkpoint")]
+        wait: Option<u64>,
     },
 }
 

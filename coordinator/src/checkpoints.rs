@@ -1,5 +1,7 @@
-//! Checkpoints: kept, listed, deleted by their tenants; and the transfers between workers and the blob store that the core
-//! asks for. A checkpoint is a row with a signed manifest, and an archive among the artifacts that the manifest names.
+//! Checkpoints: kept, listed, deleted by their tenants. A checkpoint is a row with a signed manifest, and an archive among
+//! the artifacts that the manifest names; `carry` brings archives from and to workers.
+
+mod carry;
 
 use std::{
     collections::HashMap,
@@ -10,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use cooper_common::{
     error::{Code, Error, Result},
     ids::{CheckpointId, SessionId},
@@ -18,23 +19,20 @@ use cooper_common::{
 };
 use cooper_core::{
     change::{Aggregate, Change, NewEvent, Row},
-    cluster::{Transfer, What},
-    session::{Purpose, Reason, Saving},
+    session::{Purpose, Saving},
 };
 use cooper_proto::v1;
-use futures::StreamExt;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    blobs::{Blobs, Digest},
+    blobs::Blobs,
     caller::Caller,
     check,
     cluster::{Cluster, durable, now},
     sessions,
     store::{Filter, Page, Record},
     templates,
-    upkeep::blocking,
 };
 
 /// In the data directory; what it signed is ours.
@@ -81,6 +79,15 @@ pub struct Manifest {
     pub skipped_count: u64,
     /// BLAKE3 of the session's spec, which is in the row.
     pub spec: String,
+}
+
+/// A checkpoint that somebody asks for.
+struct Wanted<'a> {
+    purpose: Purpose,
+    name: &'a str,
+    key: &'a str,
+    /// 0 = as long as one that does not say.
+    wait_ms: u64,
 }
 
 /// The row's body.
@@ -157,7 +164,6 @@ impl Checkpoints {
         check::idempotency_key(key)?;
         check::name(&request.name)?;
         check::at_most("wait_ms", request.wait_ms, limits::WAIT_MS_MAX)?;
-        let wait_ms = if request.wait_ms == 0 { limits::WAIT_MS } else { request.wait_ms };
         let _turn = self.cluster.keys.turn(Aggregate::Checkpoint, &caller.tenant, key).await;
         let store = &self.cluster.store;
         let session = sessions::get(&self.cluster, caller, &request.session_id).await?;
@@ -171,14 +177,60 @@ impl Checkpoints {
                 false => Err(check::other_request(key)),
             };
         }
+        let wanted = Wanted { purpose: Purpose::Keep, name: &request.name, key, wait_ms: request.wait_ms };
+        self.save(caller, session, wanted).await
+    }
+
+    /// Saves a session and destroys it; when it cannot be saved, it stays.
+    pub async fn destroy(&self, caller: &Caller, request: &v1::DestroySessionRequest) -> Result<Record> {
+        check::idempotency_key(&request.idempotency_key)?;
+        check::name(&request.checkpoint_name)?;
+        check::at_most("wait_ms", request.wait_ms, limits::WAIT_MS_MAX)?;
+        let record = sessions::get(&self.cluster, caller, &request.session_id).await?;
+        let session = sessions::parse(&record.id)?;
+        let state = self.cluster.look(|core| {
+            let it = core.session(session)?;
+            Some(it.body.saving.as_ref().filter(|it| it.purpose == Purpose::Destroy).map(|it| it.checkpoint))
+        });
+        match state {
+            // It has ended: there is nothing left to save, and nothing to destroy.
+            None => return Ok(record),
+            // The same was asked for already.
+            Some(Some(checkpoint)) => self.saved(session, checkpoint, request.wait_ms).await?,
+            Some(None) => {
+                let name = &request.checkpoint_name;
+                let wanted = Wanted { purpose: Purpose::Destroy, name, key: "", wait_ms: request.wait_ms };
+                self.save(caller, session, wanted).await?
+            }
+        };
+        sessions::destroyed(&self.cluster, session).await
+    }
+
+    async fn save(&self, caller: &Caller, session: SessionId, wanted: Wanted<'_>) -> Result<Record> {
         self.cluster.space.admit()?;
         self.within_quota(&caller.tenant, 0).await?;
-        let id = CheckpointId::new();
-        let mut changes = self.cluster.session_changes();
-        let begun = self
-            .cluster
-            .decide(|core, now| Ok(((), core.checkpoint(now, session, id, &request.name, key, wait_ms)?)));
+        let Wanted { purpose, name, key, wait_ms } = wanted;
+        let checkpoint = CheckpointId::new();
+        let patience = if wait_ms == 0 { limits::WAIT_MS } else { wait_ms };
+        let begun = self.cluster.decide(|core, now| {
+            let saving = Saving {
+                checkpoint,
+                purpose,
+                name: name.to_owned(),
+                key: key.to_owned(),
+                give_up_at_ms: now.wall_ms.saturating_add_unsigned(patience),
+            };
+            Ok(((), core.checkpoint(now, session, saving)?))
+        });
         durable(begun?.1).await?;
+        self.saved(session, checkpoint, wait_ms).await
+    }
+
+    /// Waits for a checkpoint that is being made.
+    async fn saved(&self, session: SessionId, id: CheckpointId, wait_ms: u64) -> Result<Record> {
+        let wait_ms = if wait_ms == 0 { limits::WAIT_MS } else { wait_ms };
+        let store = &self.cluster.store;
+        let mut changes = self.cluster.session_changes();
         let patience = Duration::from_millis(wait_ms + 2 * limits::WORK_MS);
         let wait = async {
             loop {
@@ -366,173 +418,6 @@ impl Checkpoints {
         Ok((manifest.id, manifest.python_version))
     }
 
-    /// Carries what the core asks for, as long as it is not dropped.
-    pub async fn run(self: Arc<Self>) {
-        loop {
-            let _ = tokio::time::timeout(LOOK, self.cluster.transfers.notified()).await;
-            // What is handed out here is already decided; what it leads to is recorded when it is there.
-            let due = self.cluster.decide(|core, now| Ok((core.due_transfers(now), Default::default())));
-            for transfer in due.map(|(due, _)| due).unwrap_or_default() {
-                let this = self.clone();
-                tokio::spawn(async move { this.carry(transfer).await });
-            }
-        }
-    }
-
-    async fn carry(&self, transfer: Transfer) {
-        let Transfer { job, session, .. } = transfer;
-        let brought = match &transfer.what {
-            What::Pack { saving, python_version } => self.pack(&transfer, saving, python_version).await,
-            What::Restore { checkpoint } => self.restore(&transfer, *checkpoint).await,
-        };
-        let Err(error) = brought else { return };
-        tracing::warn!(%session, worker = %transfer.worker, %error, "a session was not carried");
-        let hopeless = match &transfer.what {
-            What::Pack { .. } => !is_passing(error.code),
-            What::Restore { .. } => is_lasting(error.code),
-        };
-        let lasting =
-            hopeless.then(|| Reason { code: error.code.as_str().to_owned(), message: error.message.clone() });
-        if let What::Pack { saving, .. } = &transfer.what
-            && saving.purpose == Purpose::Keep
-            && lasting.is_some()
-        {
-            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            failures.insert(saving.checkpoint, error);
-        }
-        self.cluster.tell(|core, now| match transfer.what {
-            What::Pack { .. } => core.pack_failed(now, session, job, lasting),
-            What::Restore { .. } => core.restore_failed(now, session, job, lasting),
-        });
-    }
-
-    async fn pack(&self, transfer: &Transfer, saving: &Saving, python_version: &str) -> Result<()> {
-        let session = transfer.session;
-        let record = self.cluster.store.get(Aggregate::Session, &session.to_string()).await?;
-        let record = record.ok_or_else(|| Error::internal("a session that is saved has no row"))?;
-        let last = saving.purpose == Purpose::Move;
-        let (summary, mut body) =
-            self.cluster.fleet.pack(&transfer.worker, session.to_string(), last).await?;
-        let mut draft = self.blobs.draft_of(limits::ARCHIVE_BYTES_MAX)?;
-        while let Some(piece) = body.recv().await {
-            let piece = piece?;
-            draft = blocking(move || {
-                draft.write(&piece)?;
-                Ok(draft)
-            })
-            .await?;
-        }
-        let archive_bytes = draft.bytes_written();
-        if saving.purpose == Purpose::Keep {
-            self.within_quota(&record.row.tenant, archive_bytes).await?;
-        }
-        cooper_common::failpoint::pass(cooper_common::failpoint::name::PACKED_BEFORE_KEPT);
-        let digest = blocking(move || Ok(draft.keep()?)).await?;
-        let spec = record.row.spec.unwrap_or_default();
-        let manifest = Manifest {
-            id: saving.checkpoint,
-            tenant: record.row.tenant.clone(),
-            session,
-            purpose: saving.purpose,
-            name: saving.name.clone(),
-            python_version: python_version.to_owned(),
-            digest: digest.to_string(),
-            archive_bytes,
-            files: summary.files,
-            directories: summary.directories,
-            symlinks: summary.symlinks,
-            hard_links: summary.hard_links,
-            content_bytes: summary.content_bytes,
-            skipped: summary.skipped,
-            skipped_count: summary.skipped_count,
-            spec: blake3::hash(&spec).to_hex().to_string(),
-        };
-        let signature = self.sign(&manifest)?;
-        let event = serde_json::json!({"session": session, "archive_bytes": archive_bytes});
-        let body = serde_json::to_string(&Body { manifest, signature })
-            .map_err(|error| Error::internal(error.to_string()))?;
-        let decided = self.cluster.decide(|core, now| {
-            let wanted = core.wants_transfer(session, transfer.job);
-            let mut out = core.packed(now, session, transfer.job);
-            if wanted {
-                out.changes.push(Change {
-                    aggregate: Aggregate::Checkpoint,
-                    id: saving.checkpoint.to_string(),
-                    expected: 0,
-                    row: Row {
-                        tenant: record.row.tenant,
-                        state: "ready".to_owned(),
-                        ended: false,
-                        parent: session.to_string(),
-                        key: saving.key.clone(),
-                        created_ms: now.wall_ms,
-                        updated_ms: now.wall_ms,
-                        body,
-                        spec: Some(spec),
-                        result: None,
-                    },
-                    events: vec![NewEvent { kind: "checkpoint.created".to_owned(), body: event.to_string() }],
-                    output: Vec::new(),
-                });
-            }
-            Ok(((), out))
-        });
-        durable(decided?.1).await
-    }
-
-    async fn restore(&self, transfer: &Transfer, checkpoint: CheckpointId) -> Result<()> {
-        let record = self.cluster.store.get(Aggregate::Checkpoint, &checkpoint.to_string()).await?;
-        let gone = || Error::new(Code::CheckpointDamaged, format!("checkpoint {checkpoint} is gone"));
-        let manifest = self.verified(&record.filter(|record| !record.row.ended).ok_or_else(gone)?)?;
-        let tenant = self.cluster.look(|core| core.session(transfer.session).map(|it| it.tenant.to_string()));
-        if tenant.is_some_and(|tenant| tenant != manifest.tenant) {
-            return Err(gone());
-        }
-        let damaged = |error: crate::blobs::Error| match error {
-            crate::blobs::Error::NotFound(_) | crate::blobs::Error::Damaged(_) => Error::new(
-                Code::CheckpointDamaged,
-                format!("the archive of checkpoint {checkpoint} is not what it was: {error}"),
-            ),
-            other => other.into(),
-        };
-        let digest: Digest = manifest.digest.parse().map_err(damaged)?;
-        let mut pieces = Box::pin(self.blobs.stream(digest).map_err(damaged)?);
-        let op = v1::call::Op::Unpack(v1::UnpackSession {});
-        let (body, unpacked) =
-            self.cluster.fleet.write(&transfer.worker, transfer.session.to_string(), op)?;
-        let send = async {
-            while let Some(piece) = pieces.next().await {
-                if body.send(piece.map_err(damaged)?).await.is_err() {
-                    // The worker gave up; its answer says why.
-                    return Ok(());
-                }
-            }
-            cooper_common::failpoint::pass(cooper_common::failpoint::name::RESTORE_BEFORE_UNPACKED);
-            // Complete. What was damaged fails above, and the body is dropped without this.
-            let _ = body.send(Bytes::new()).await;
-            Ok::<(), Error>(())
-        };
-        tokio::pin!(send, unpacked);
-        let mut sent = false;
-        loop {
-            tokio::select! {
-                result = &mut send, if !sent => {
-                    result?;
-                    sent = true;
-                }
-                done = &mut unpacked => {
-                    done?;
-                    break;
-                }
-            }
-        }
-        let _ = self.cluster.decide(|core, _| {
-            core.restored(transfer.session, transfer.job);
-            Ok(((), Default::default()))
-        });
-        Ok(())
-    }
-
     /// Ends checkpoints that sessions were moved by and that none needs any more, and those that are too old.
     pub async fn retain(&self) -> Result<()> {
         let oldest = match self.quota.days {
@@ -553,33 +438,6 @@ impl Checkpoints {
         }
         Ok(())
     }
-}
-
-/// Packing is tried again after this; what else is wrong with a session's files stays wrong.
-fn is_passing(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable
-            | Code::NoWorker
-            | Code::Overloaded
-            | Code::StaleLease
-            | Code::TimedOut
-            | Code::StoreUnavailable
-            | Code::SessionNotReady
-    )
-}
-
-/// Whether restoring again would not help.
-fn is_lasting(code: Code) -> bool {
-    matches!(
-        code,
-        Code::TooLarge
-            | Code::QuotaExceeded
-            | Code::PathEscapes
-            | Code::InvalidArgument
-            | Code::CheckpointDamaged
-            | Code::NotSupported
-    )
 }
 
 fn read_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {

@@ -382,6 +382,11 @@ pub async fn destroy(cluster: &Arc<Cluster>, caller: &Caller, id_or_name: &str) 
         Err(error) if error.code == Code::SessionNotFound => {}
         Err(error) => return Err(error),
     }
+    destroyed(cluster, id).await
+}
+
+/// Waits for the end of a session that is being destroyed.
+pub async fn destroyed(cluster: &Arc<Cluster>, id: SessionId) -> Result<Record> {
     settled(cluster, id, DESTROY_TIMEOUT, session::State::ended).await
 }
 

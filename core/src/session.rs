@@ -61,6 +61,15 @@ pub enum Purpose {
     Keep,
     /// The session goes on from it on another worker.
     Move,
+    /// Somebody wants to have it, and the session destroyed then.
+    Destroy,
+}
+
+impl Purpose {
+    /// Whether it is kept for its tenant, and counts against its quota.
+    pub const fn is_for_somebody(self) -> bool {
+        matches!(self, Purpose::Keep | Purpose::Destroy)
+    }
 }
 
 /// A checkpoint that is being made.
@@ -125,6 +134,9 @@ pub struct Body {
     pub saving: Option<Saving>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
+    /// What was saved of it when it was destroyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_checkpoint: Option<CheckpointId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spare: Option<Spare>,
 }
@@ -252,6 +264,7 @@ impl Session {
                 worker_labels: create.worker_labels,
                 saving: None,
                 restore: create.restore.map(|(checkpoint, _)| Restore { checkpoint, moved: false }),
+                last_checkpoint: None,
                 spare: create.spare,
             },
             spec: create.spec,

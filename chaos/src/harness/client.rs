@@ -410,7 +410,11 @@ impl Client {
     async fn destroy(&mut self, session: String) {
         let key = format!("{}-destroy", self.name);
         loop {
-            let request = DestroySessionRequest { session_id: session.clone(), idempotency_key: key.clone() };
+            let request = DestroySessionRequest {
+                session_id: session.clone(),
+                idempotency_key: key.clone(),
+                ..DestroySessionRequest::default()
+            };
             let mut client = SessionsClient::new(self.service.clone());
             if matches!(timeout(CALL, client.destroy_session(request)).await, Ok(Ok(_))) {
                 return;

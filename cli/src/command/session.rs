@@ -53,7 +53,14 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
             context.out.answer(|| json::session(&session), || text(&session))?;
             Ok(0)
         }
-        args::Session::Destroy { sessions } => destroy(context, &client, sessions).await,
+        args::Session::Destroy { sessions, checkpoint, wait } => {
+            let request = DestroySessionRequest {
+                checkpoint_first: checkpoint,
+                wait_ms: wait.unwrap_or(0),
+                ..DestroySessionRequest::default()
+            };
+            destroy(context, &client, sessions, request).await
+        }
     }
 }
 
@@ -134,14 +141,25 @@ async fn list(context: &Context, client: &Client, args: args::SessionList) -> Re
 }
 
 /// All of them, then the first failure: one bad name does not keep the others alive.
-async fn destroy(context: &Context, client: &Client, sessions: Vec<String>) -> Result<u8> {
+async fn destroy(
+    context: &Context,
+    client: &Client,
+    sessions: Vec<String>,
+    how: DestroySessionRequest,
+) -> Result<u8> {
     let several = sessions.len() > 1;
     let mut destroyed = Vec::new();
     let mut failure = None;
     for session_id in sessions {
-        let request = DestroySessionRequest { session_id, idempotency_key: idempotency_key() };
+        let request = DestroySessionRequest { session_id, idempotency_key: idempotency_key(), ..how.clone() };
         match client.sessions().destroy_session(request).await {
-            Ok(session) => destroyed.push(json::session(&session.into_inner())),
+            Ok(session) => {
+                let session = session.into_inner();
+                if !context.out.json && !session.last_checkpoint_id.is_empty() {
+                    context.out.line(&session.last_checkpoint_id)?;
+                }
+                destroyed.push(json::session(&session));
+            }
             Err(status) => failure = failure.or(Some(status)),
         }
     }

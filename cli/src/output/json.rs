@@ -63,6 +63,7 @@ pub fn session(session: &v1::Session) -> Value {
         "network_refused": session.network_refused,
         "template": session.template,
         "spare": session.spare,
+        "last_checkpoint_id": session.last_checkpoint_id,
         "error": error_or_null(&session.error),
     })
 }

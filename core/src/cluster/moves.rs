@@ -62,20 +62,12 @@ impl Session {
 }
 
 impl Cluster {
-    /// Begins a checkpoint: nothing is started in the session from now on, what runs may end within `wait_ms`, then it
-    /// is packed and goes on.
+    /// Begins a checkpoint: nothing is started in the session from now on, what runs may end until `give_up_at_ms`, then
+    /// it is packed, and goes on or is destroyed.
     ///
     /// # Errors
     /// `session_not_found`, `session_not_ready`, `session_ended`, `no_worker`, `not_supported` (a worker of before).
-    pub fn checkpoint(
-        &mut self,
-        now: Now,
-        id: SessionId,
-        checkpoint: CheckpointId,
-        name: &str,
-        key: &str,
-        wait_ms: u64,
-    ) -> Result<Out> {
+    pub fn checkpoint(&mut self, now: Now, id: SessionId, saving: Saving) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
         let Some(session) = self.sessions.get(&id) else {
             return Err(Error::new(Code::SessionNotFound, format!("there is no session {id}")));
@@ -101,13 +93,6 @@ impl Cluster {
                 format!("worker {name_of} is of a version that makes no checkpoints"),
             ));
         }
-        let saving = Saving {
-            checkpoint,
-            purpose: Purpose::Keep,
-            name: name.to_owned(),
-            key: key.to_owned(),
-            give_up_at_ms: now.wall_ms.saturating_add_unsigned(wait_ms),
-        };
         self.begin_saving(id, saving, &mut out);
         self.finish(now, &mut out);
         Ok(out)
@@ -183,6 +168,10 @@ impl Cluster {
         out.sessions.insert(id);
         match saving.purpose {
             Purpose::Keep => self.end_saving(now, id, &mut out),
+            Purpose::Destroy => {
+                session.body.last_checkpoint = Some(saving.checkpoint);
+                self.end_session(now, id, Code::Cancelled, "the session was saved and destroyed", &mut out);
+            }
             Purpose::Move => {
                 session.body.restore = Some(Restore { checkpoint: saving.checkpoint, moved: true });
                 session.note("session.saved");

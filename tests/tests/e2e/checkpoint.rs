@@ -77,6 +77,40 @@ fn a_session_is_saved_and_a_new_one_on_another_worker_begins_where_it_was() {
 }
 
 #[test]
+fn a_session_is_saved_before_it_is_destroyed_and_stays_when_it_cannot_be() {
+    let mut fleet = Fleet::new().env("COOPER_QUOTA_CHECKPOINTS", "1");
+    fleet.start_coordinator();
+    fleet.start_worker("left");
+    fleet.await_registered(0);
+    let cooper = fleet.cooper();
+    let (one, two) = (cooper.session(), cooper.session());
+    cooper.exec(&one, "import os\nkept = 1\nopen('data.txt', 'w').write('kept')");
+    let until_go = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)";
+    let running = cooper.start(["--json", "exec", &one, "-c", until_go], b"");
+    let list = ["tasks", "list", "--session", &one];
+    cooper.until_json("that it runs", seconds(20), &list, |list| list["tasks"][0]["state"] == "running");
+    let destroy = ["session", "destroy", "--checkpoint", "--wait", "300ms", &one];
+    assert_eq!(cooper.error(destroy).code, "session_busy");
+    assert_eq!(text(&session(&cooper, &one), "state"), "ready");
+    cooper.ok(["sh", &one, "--", "touch", "go"]);
+    running.finish(seconds(30)).expect(0);
+    assert_eq!(cooper.exec(&one, "kept"), "1", "its interpreter goes on");
+
+    // What waits behind it is not run in between: it would not be in the checkpoint.
+    let destroyed = cooper.json(["session", "destroy", "--checkpoint", &one]);
+    let id = text(&destroyed, "last_checkpoint_id");
+    assert_eq!(text(&destroyed, "state"), "destroyed");
+    assert_eq!(cooper.json(["session", "destroy", "--checkpoint", &one])["last_checkpoint_id"], id);
+    assert_eq!(text(&cooper.json(["checkpoint", "show", id]), "session_id"), one);
+
+    assert_eq!(cooper.error(["session", "destroy", "--checkpoint", &two]).code, "quota_exceeded");
+    assert_eq!(cooper.exec(&two, "2"), "2");
+    let again = cooper.ok(["checkpoint", "restore", id]);
+    assert_eq!(cooper.exec(&again, "print(open('data.txt').read())"), "kept");
+    fleet.stop();
+}
+
+#[test]
 fn a_drain_with_checkpoints_moves_sessions_and_what_waits_in_them() {
     let (mut fleet, [left, _]) = Fleet::of_two();
     let cooper = fleet.cooper();

@@ -55,7 +55,11 @@ async fn a_create_repeated_with_its_key_answers_with_the_first_session() {
     let different = CreateSessionRequest { name: "different".to_owned(), ..request };
     let status = client.sessions().create_session(different).await.expect_err("another request");
     assert_eq!(refusal(&status).code, "idempotency_conflict");
-    let destroy = DestroySessionRequest { session_id: one.id, idempotency_key: key() };
+    let destroy = DestroySessionRequest {
+        session_id: one.id,
+        idempotency_key: key(),
+        ..DestroySessionRequest::default()
+    };
     client.sessions().destroy_session(destroy).await.expect("destroyed");
 }
 

@@ -78,8 +78,12 @@ impl sessions_server::Sessions for Sessions {
     ) -> Result<Response<v1::Session>, Status> {
         let caller = caller(&request)?;
         caller.require_client().map_err(status)?;
-        let id = &request.get_ref().session_id;
-        let record = sessions::destroy(&self.cluster, &caller, id).await.map_err(status)?;
+        let request = request.get_ref();
+        let record = match request.checkpoint_first {
+            true => self.checkpoints.destroy(&caller, request).await,
+            false => sessions::destroy(&self.cluster, &caller, &request.session_id).await,
+        };
+        let record = record.map_err(status)?;
         Ok(Response::new(convert::session(&self.cluster, &record)?))
     }
 
