@@ -55,7 +55,12 @@ impl Host {
 
     /// Moves a session's directory out of the way at once and removes it in a child.
     pub(super) fn remove_session_files(&mut self, session: &str, dir: &Path) -> io::Result<()> {
-        let uid = self.sessions.get(session).and_then(super::Session::uid);
+        // Every process of it was found beneath its subreapers and is dead. What was not would belong to its uid; a control
+        // group, which nothing leaves, knows that there is none without looking.
+        let inhabited = |session: &&super::Session| {
+            session.group.as_ref().and_then(crate::confine::cgroup::Group::processes) != Some(0)
+        };
+        let uid = self.sessions.get(session).filter(inhabited).and_then(super::Session::uid);
         let gone = self.dir.base.join(format!(".gone-{session}-{:08x}", rand::random::<u32>()));
         match fs::rename(dir, &gone) {
             Ok(()) => {}
@@ -63,7 +68,6 @@ impl Host {
             Err(error) => return Err(error),
         }
         self.help(Task::Remove { session: Some(session.to_owned()) }, &[], move || {
-            // Every process of it was found beneath its subreapers and is dead. What was not would belong to its uid.
             let dead = uid.is_none_or(sys::kill_all_of);
             remove(&gone).is_ok() && dead
         })?;
