@@ -78,8 +78,9 @@ pub enum Command {
     Exec(Exec),
     /// Run a command in a session
     Sh(Sh),
-    /// Install Python packages in a session
-    Pip(Pip),
+    /// Install, list and remove Python packages of a session
+    #[command(subcommand)]
+    Packages(Packages),
     /// Read, write, list, search and change files of a session
     #[command(subcommand)]
     Files(Files),
@@ -512,13 +513,54 @@ pub struct Sh {
     pub argv: Vec<String>,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Packages {
+    /// Install packages; when that fails the session's packages stay as they were
+    Install(PackagesInstall),
+    /// What the session's code can import besides the standard library
+    #[command(visible_alias = "ls")]
+    List {
+        /// Id or name of the session
+        session: String,
+    },
+    /// Remove packages, all or none
+    #[command(visible_alias = "rm")]
+    Uninstall(PackagesUninstall),
+}
+
 #[derive(Debug, Args)]
-pub struct Pip {
+pub struct PackagesInstall {
     /// Id or name of the session
     pub session: String,
-    /// Requirement specifiers, e.g. requests or 'numpy>=2'
+    /// Requirement specifiers, e.g. requests, 'requests[socks]' or 'numpy>=2'
+    #[arg(required_unless_present = "requirements")]
+    pub packages: Vec<String>,
+    /// A local file of requirements, a line each, without options; - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub requirements: Option<PathBuf>,
+    /// Newer versions of what is named and there already
+    #[arg(short = 'U', long)]
+    pub upgrade: bool,
+    /// An index to use instead of the worker's; the session's network policy has to allow its host
+    #[arg(long, value_name = "URL", default_value = "", hide_default_value = true)]
+    pub index_url: String,
+    #[command(flatten)]
+    pub run: PackagesRun,
+}
+
+#[derive(Debug, Args)]
+pub struct PackagesUninstall {
+    /// Id or name of the session
+    pub session: String,
+    /// Names of packages
     #[arg(required = true)]
     pub packages: Vec<String>,
+    #[command(flatten)]
+    pub run: PackagesRun,
+}
+
+#[derive(Debug, Args)]
+pub struct PackagesRun {
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,

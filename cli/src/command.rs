@@ -10,7 +10,7 @@ mod exec;
 mod files;
 mod follow;
 mod health;
-mod pip;
+mod packages;
 mod repair;
 mod runs;
 mod session;
@@ -46,7 +46,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Template(args) => template::run(context, args).await,
             Command::Exec(args) => exec::exec(context, args).await,
             Command::Sh(args) => exec::sh(context, args).await,
-            Command::Pip(args) => pip::run(context, args).await,
+            Command::Packages(args) => packages::run(context, args).await,
             Command::Files(args) => files::run(context, args).await,
             Command::Repair(args) => repair::repair(context, args).await,
             Command::Approve(args) => repair::decide(context, args, true).await,

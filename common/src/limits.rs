@@ -68,6 +68,8 @@ pub mod request {
     pub const LABELS_MAX: usize = 64;
     pub const LABEL_BYTES_MAX: usize = 256;
     pub const PACKAGES_MAX: usize = 256;
+    /// Text of a requirements file.
+    pub const REQUIREMENTS_BYTES_MAX: usize = 256 << 10;
     pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
     pub const NAME_BYTES_MAX: usize = 63;
     pub const PATH_BYTES_MAX: usize = 4096;
@@ -176,6 +178,17 @@ pub mod exec {
     pub const IMPORT_BYTES_MAX: usize = 128;
     /// Entries of a venv that are looked at after an install.
     pub const INSTALLED_SEEN_MAX: usize = 4096;
+    /// Larger files of a venv's `bin` are no scripts.
+    pub const SCRIPT_BYTES_MAX: u64 = 1 << 20;
+    /// Modules named by `restart_modules`.
+    pub const RESTART_MODULES_MAX: usize = 256;
+    /// Packages of one listing.
+    pub const PACKAGES_LISTED_MAX: usize = 10_000;
+    /// `pip` at once in one session, and the request of one with its requirements.
+    pub const PIP_PER_SESSION_MAX: usize = 4;
+    pub const PIP_REQUEST_BYTES_MAX: usize = 512 << 10;
+    /// A `pip` that its caller waits for may take this long.
+    pub const PIP_MS_MAX: u64 = 3_600_000;
 }
 
 /// What keeps sessions apart on a worker.

@@ -168,7 +168,15 @@ pub fn spec(spec: &v1::TaskSpec) -> Result<()> {
             true
         }
         Kind::Install(install) => {
-            packages(&install.packages)?;
+            size("requirements", install.requirements.len(), limits::REQUIREMENTS_BYTES_MAX)?;
+            size("index_url", install.index_url.len(), limits::PATH_BYTES_MAX)?;
+            if !install.packages.is_empty() || install.requirements.trim().is_empty() {
+                packages(&install.packages)?;
+            }
+            true
+        }
+        Kind::Uninstall(uninstall) => {
+            packages(&uninstall.packages)?;
             true
         }
         Kind::Noop(_) => false,

@@ -45,6 +45,7 @@ fn parts(op: &mut Op) -> Result<(&mut String, Vec<(&str, bool)>)> {
         Op::MakeDir(it) => (&mut it.session_id, vec![(&it.path, false)]),
         Op::ChangeMode(it) => (&mut it.session_id, vec![(&it.path, false)]),
         Op::Edit(it) => (&mut it.session_id, vec![(&it.path, false)]),
+        Op::Packages(it) => (&mut it.session_id, Vec::new()),
         Op::Read(_)
         | Op::Write(_)
         | Op::ReadArchive(_)

@@ -80,6 +80,7 @@ async fn prepare(
         if timeout_ms == 0 {
             timeout_ms = body.exec_timeout_ms;
         }
+        knows_install(cluster, &body.worker, &spec)?;
         output_limit_bytes = body.output_limit_bytes;
         spec.session_id = id.to_string();
         session = Some(id);
@@ -90,7 +91,7 @@ async fn prepare(
     let kind = match &spec.kind {
         Some(Kind::Python(_)) => task::Kind::Python,
         Some(Kind::Shell(_)) => task::Kind::Shell,
-        Some(Kind::Install(_)) => task::Kind::Install,
+        Some(Kind::Install(_) | Kind::Uninstall(_)) => task::Kind::Install,
         Some(Kind::Noop(_)) => task::Kind::Noop,
         Some(Kind::Step(_)) | None => return Err(Error::invalid("spec.kind cannot be submitted")),
     };
@@ -107,6 +108,25 @@ async fn prepare(
         scheduling,
         spec: spec.encode_to_vec().into(),
     }))
+}
+
+/// A worker of before the newer fields of an install would take no notice of them.
+fn knows_install(cluster: &Cluster, worker: &str, spec: &v1::TaskSpec) -> Result<()> {
+    let newer = match &spec.kind {
+        Some(v1::task_spec::Kind::Install(it)) => {
+            !it.requirements.is_empty() || it.upgrade || !it.index_url.is_empty()
+        }
+        Some(v1::task_spec::Kind::Uninstall(_)) => true,
+        _ => false,
+    };
+    let known = |core: &cooper_core::cluster::Cluster| {
+        let worker = core.worker(worker);
+        worker.is_none_or(|worker| worker.body.capabilities.contains(cooper_core::worker::PACKAGES))
+    };
+    match newer && !cluster.look(known) {
+        true => Err(Error::new(Code::NotSupported, format!("worker {worker} is older than this request"))),
+        false => Ok(()),
+    }
 }
 
 /// The task that was submitted with this key, for the same thing.

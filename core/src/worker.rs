@@ -19,6 +19,9 @@ use crate::{
 /// Capability of a worker that packs and unpacks sessions.
 pub const CHECKPOINT: &str = "checkpoint";
 
+/// Capability of a worker that knows all fields of an install, and uninstalls.
+pub const PACKAGES: &str = "packages";
+
 /// Chosen by whoever runs the worker, or random and kept on its disk.
 pub type WorkerId = Arc<str>;
 

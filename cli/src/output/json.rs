@@ -81,6 +81,7 @@ pub fn task_kind(spec: Option<&v1::TaskSpec>) -> (&'static str, String) {
         Some(Kind::Python(python)) => ("python", python.code.lines().next().unwrap_or_default().to_owned()),
         Some(Kind::Shell(shell)) => ("shell", shell.argv.join(" ")),
         Some(Kind::Install(install)) => ("install", install.packages.join(" ")),
+        Some(Kind::Uninstall(uninstall)) => ("uninstall", uninstall.packages.join(" ")),
         Some(Kind::Step(step)) => ("step", format!("{} of {}", step.step, step.run_id)),
         Some(Kind::Noop(_)) => ("noop", String::new()),
         None => ("", String::new()),
@@ -141,6 +142,7 @@ fn outcome_fields(outcome: &v1::Outcome) -> Map<String, Value> {
         "stderr_truncated": outcome.stderr_truncated,
         "interpreter_restarted": outcome.interpreter_restarted,
         "restart_required": outcome.restart_required,
+        "restart_modules": outcome.restart_modules,
         "error": error_or_null(&outcome.error),
     });
     match fields {

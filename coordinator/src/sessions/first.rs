@@ -25,7 +25,8 @@ pub fn check_packages(packages: &[String]) -> Result<()> {
     match packages {
         [] => Ok(()),
         packages => {
-            let kind = Kind::Install(v1::InstallSpec { packages: packages.to_vec() });
+            let kind =
+                Kind::Install(v1::InstallSpec { packages: packages.to_vec(), ..v1::InstallSpec::default() });
             check::spec(&spec(SessionId::new(), kind))
         }
     }
@@ -70,7 +71,7 @@ pub async fn install(
     session: SessionId,
     packages: Vec<String>,
 ) -> Result<()> {
-    let kind = Kind::Install(v1::InstallSpec { packages });
+    let kind = Kind::Install(v1::InstallSpec { packages, ..v1::InstallSpec::default() });
     match run_first(cluster, caller, session, "packages-of", kind, &mut |_| {}).await? {
         Ran::Well => Ok(()),
         Ran::Badly(task) => Err(Error::new(

@@ -92,7 +92,10 @@ async fn fill_and_save(
     use v1::task_spec::Kind;
     if !recipe.packages.is_empty() {
         say(Progress::Step("packages"));
-        let kind = Kind::Install(v1::InstallSpec { packages: recipe.packages.clone() });
+        let kind = Kind::Install(v1::InstallSpec {
+            packages: recipe.packages.clone(),
+            ..v1::InstallSpec::default()
+        });
         let ran =
             sessions::run_first(cluster, caller, session, "packages-of", kind, &mut passed_on(say)).await?;
         if let Ran::Badly(_) = ran {

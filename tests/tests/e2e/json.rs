@@ -74,7 +74,7 @@ fn an_error_of_any_command_has_code_cause_and_next_step() {
         (vec!["session", "destroy", "nobody"], "session_not_found", 1),
         (vec!["exec", "nobody", "-c", "1"], "session_not_found", 125),
         (vec!["sh", "-n", "nobody", "--", "true"], "session_not_found", 125),
-        (vec!["pip", "nobody", "six"], "session_not_found", 125),
+        (vec!["packages", "install", "nobody", "six"], "session_not_found", 125),
         (vec!["files", "ls", "nobody"], "session_not_found", 1),
         (vec!["tasks", "show", task], "task_not_found", 1),
         (vec!["tasks", "follow", task], "task_not_found", 125),

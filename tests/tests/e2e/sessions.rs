@@ -91,7 +91,7 @@ fn a_session_sees_nothing_of_the_workers_environment() {
 fn packages_of_one_session_are_not_there_for_another() {
     let cooper = shared().cooper();
     let (with, without) = (cooper.session(), cooper.session());
-    let installed = cooper.run(["pip", &with, "six"]).expect(0);
+    let installed = cooper.run(["packages", "install", &with, "six"]).expect(0);
     assert_eq!(installed.out(), "", "quiet when it works\n{installed}");
     assert_eq!(cooper.exec(&with, "import six; print(six.__name__)"), "six");
     assert_eq!(cooper.ok(["sh", "-n", &with, "--", "python", "-c", "import six; print('too')"]), "too");
@@ -103,11 +103,13 @@ fn packages_of_one_session_are_not_there_for_another() {
 fn a_failed_install_says_why_with_a_code() {
     let cooper = shared().cooper();
     let session = cooper.session();
-    let failed = cooper.run(["pip", &session, "no-such-package-of-cooper==0.0.1", "--timeout", "60s"]);
+    let failed =
+        cooper.run(["packages", "install", &session, "no-such-package-of-cooper==0.0.1", "--timeout", "60s"]);
     assert_ne!(failed.status, 0);
     assert!(failed.err().contains("no-such-package-of-cooper"), "{failed}");
     assert_eq!(failed.error_line().0, "install_failed");
-    let option = cooper.run(["pip", &session, "--", "--index-url=http://127.0.0.1:1"]).expect(125);
+    let option =
+        cooper.run(["packages", "install", &session, "--", "--index-url=http://127.0.0.1:1"]).expect(125);
     assert_eq!(option.error_line().0, "invalid_argument");
     assert_eq!(cooper.exec(&session, "print('still fine')"), "still fine");
 }

@@ -48,7 +48,7 @@ fn sessions_and_tasks_of_another_tenant_are_like_absent_ones() {
             &["session", "destroy", "ID"],
             &["exec", "ID", "-c", "1"],
             &["sh", "-n", "ID", "--", "true"],
-            &["pip", "ID", "six"],
+            &["packages", "install", "ID", "six"],
             &["files", "ls", "ID"],
             &["files", "get", "ID", "f", "-"],
             &["files", "put", "ID", "/dev/null", "f"],

@@ -118,7 +118,7 @@ fn a_second_start_on_the_same_data_has_everything() {
     let mut cluster = Cluster::start();
     let cooper = cluster.cooper();
     let session = cooper.ok(["session", "create", "--name", "kept"]);
-    cooper.ok(["pip", "kept", "six"]);
+    cooper.ok(["packages", "install", "kept", "six"]);
     cooper.exec("kept", "open('note.txt', 'w').write('still here')");
     let tasks = cooper.json(["tasks", "list"])["tasks"].as_array().expect("a list").len();
     let token = cluster.admin_token();

@@ -18,7 +18,7 @@ use prost::Message as _;
 use crate::frame;
 
 use super::{
-    Due, Host, LEFTOVERS_MAX, Source,
+    Due, Host, LEFTOVERS_MAX, Source, install,
     interpreter::Answer,
     outcome::{self, End, Kind, Why},
     spool::{self, Stream},
@@ -52,7 +52,7 @@ pub struct Attempt {
     oom_kills: u64,
     /// Where the fork of a fresh execution answers.
     pub branch: Option<OwnedFd>,
-    /// A step's report is written here.
+    /// A step's or an install's report is written here.
     pub report: Option<File>,
     /// The result is not wanted any more.
     forgotten: bool,
@@ -127,7 +127,7 @@ impl Host {
         let kind = match &spec.kind {
             Some(task_spec::Kind::Python(_)) => Kind::Python,
             Some(task_spec::Kind::Shell(_)) => Kind::Shell,
-            Some(task_spec::Kind::Install(_)) => Kind::Install,
+            Some(task_spec::Kind::Install(_) | task_spec::Kind::Uninstall(_)) => Kind::Install,
             Some(task_spec::Kind::Step(_)) => Kind::Step,
             Some(task_spec::Kind::Noop(_)) => Kind::Noop,
             None => Kind::Unknown,
@@ -298,9 +298,9 @@ impl Host {
         }
         let mut end = outcome::exited(attempt.kind, exit, attempt.why, attempt.timeout_ms);
         if attempt.kind == Kind::Install {
-            let since = clock::wall_ms() - (clock::mono_ms() - attempt.started_ms) as i64;
-            let session = attempt.session.as_ref().and_then(|session| self.sessions.get(session));
-            end.1.restart_required = session.is_some_and(|session| session.imported_changed_since(since));
+            let changed = install::Report::read(attempt.report.take()).changed;
+            end.1.restart_required = !changed.is_empty();
+            end.1.restart_modules = changed.into_iter().take(exec::RESTART_MODULES_MAX).collect();
         }
         if attempt.kind == Kind::Step {
             super::outcome::with_report(&mut end, attempt.report.take());

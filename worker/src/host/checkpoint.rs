@@ -31,6 +31,7 @@ use super::{
     Due, Host,
     archive::{self, Bounds, Summary},
     helper::{self, Task},
+    install::stage,
     session::State,
     sys, to_wire, unknown_session,
 };
@@ -317,6 +318,11 @@ fn takes(path: &[u8], is_dir: bool) -> bool {
             .is_some_and(|version| version.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.'))
     };
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    // What an installer was at work on is nobody's.
+    let stage = stage::STAGE.as_bytes();
+    if path.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest[0] == b'/') {
+        return false;
+    }
     match path.strip_prefix(b".venv/") {
         Some(b"pyvenv.cfg" | b"lib64") => false,
         Some(rest) if rest.strip_prefix(b"bin/").is_some_and(python) => false,

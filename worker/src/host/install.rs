@@ -1,21 +1,21 @@
-//! Installs packages into a session's venv: the process `worker-install`, which becomes uv, or pip where uv is not to
-//! be had.
+//! Changes the packages of a session's venv: the process `worker-install`, which runs uv, or pip where uv is not to be
+//! had, on a copy of the venv (`stage`).
 //!
 //! The installer runs in the session's environment plus the worker's index, proxy and CA settings; those reach
 //! installs only, never the session's own code. Every session has a cache of its own and files are copied out of it:
 //! hard links to a shared, writable cache would let one session change another's packages.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{
         fd::{FromRawFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::fs::FileExt,
     },
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode, ExitStatus, Stdio},
 };
 
 use cooper_common::{
@@ -23,6 +23,7 @@ use cooper_common::{
     limits::request,
     redact::Redactor,
 };
+use cooper_proto::v1;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -32,15 +33,51 @@ use crate::{
     egress::dial::Place,
 };
 use pip_settings::Settings;
+use stage::Stage;
 
+pub mod listing;
 mod pip_settings;
+pub mod stage;
 
-/// What the host hands over as descriptor 3.
+/// Names of modules; more than an interpreter is known to have imported do not come.
+const REPORT_BYTES_MAX: u64 = 1 << 20;
+
+/// What is to become of a session's packages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Order {
+    Install(Wanted),
+    /// Names.
+    Uninstall(Vec<String>),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Wanted {
+    /// Requirements.
+    pub packages: Vec<String>,
+    /// Text of a requirements file.
+    pub requirements: String,
+    /// What `pip` in a session was given besides, as paths of the session: requirements files, constraints, projects to
+    /// install in place.
+    pub requirement_files: Vec<String>,
+    pub constraint_files: Vec<String>,
+    pub editable: Vec<String>,
+    /// Of whoever called `pip`; empty = the workspace.
+    pub cwd: PathBuf,
+    pub upgrade: bool,
+    pub reinstall: bool,
+    pub no_deps: bool,
+    pub prerelease: bool,
+    /// Instead of the worker's index.
+    pub index_url: String,
+}
+
+/// What the host hands over as descriptor 3. Descriptor 4 is for the [`Report`].
 #[derive(Serialize, Deserialize)]
 pub struct Job {
     /// Taken on before the installer runs: what it builds is the session's code, or anybody's.
     pub confinement: Plan,
-    pub packages: Vec<String>,
+    pub order: Order,
     pub venv: PathBuf,
     pub workspace: PathBuf,
     pub cache: PathBuf,
@@ -49,28 +86,117 @@ pub struct Job {
     pub base_python: PathBuf,
     /// The session's environment.
     pub env: Vec<(String, String)>,
+    /// Modules that the session's interpreter has imported.
+    pub imported: BTreeSet<String>,
 }
 
-/// Requirement specifiers only: nothing an installer could take for an option or for several lines of a file.
-pub fn checked(packages: Vec<String>) -> Result<Vec<String>> {
-    if packages.is_empty() || packages.len() > request::PACKAGES_MAX {
-        return Err(Error::invalid(format!("name 1 to {} packages", request::PACKAGES_MAX)));
+/// What the host hears of it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Of the modules that are imported, those that are others now.
+    pub changed: BTreeSet<String>,
+}
+
+impl Report {
+    /// Nothing in it is believed beyond its own session; what cannot be read says nothing.
+    pub fn read(file: Option<File>) -> Self {
+        let read = |file: File| -> Option<Self> {
+            let mut json = vec![0; file.metadata().ok()?.len().min(REPORT_BYTES_MAX) as usize];
+            file.read_exact_at(&mut json, 0).ok()?;
+            serde_json::from_slice(&json).ok()
+        };
+        file.and_then(read).unwrap_or_default()
     }
-    for package in &packages {
-        let trimmed = package.trim();
-        if trimmed.is_empty() || trimmed.starts_with('-') || package.contains(['\0', '\n', '\r']) {
-            return Err(Error::invalid(format!("{package:?} is not a requirement (options are refused)")));
+}
+
+impl Order {
+    pub fn of_install(spec: v1::InstallSpec) -> Result<Self> {
+        let wanted = Wanted {
+            packages: spec.packages,
+            requirements: spec.requirements,
+            upgrade: spec.upgrade,
+            index_url: spec.index_url,
+            ..Wanted::default()
+        };
+        Self::Install(wanted).checked()
+    }
+
+    /// Requirement specifiers only: nothing an installer could take for an option or for several lines of a file.
+    pub fn checked(mut self) -> Result<Self> {
+        let named = match &mut self {
+            Self::Install(wanted) => {
+                requirements_of_text(&wanted.requirements)?;
+                let files = [&wanted.requirement_files, &wanted.constraint_files, &wanted.editable];
+                for file in files.into_iter().flatten() {
+                    if file.is_empty() || file.starts_with('-') || file.contains('\0') {
+                        return Err(Error::invalid(format!("{file:?} is no path")));
+                    }
+                }
+                let others = wanted.requirement_files.len() + wanted.editable.len();
+                if others + wanted.constraint_files.len() > request::PACKAGES_MAX {
+                    return Err(Error::invalid(format!("more than {} files", request::PACKAGES_MAX)));
+                }
+                if wanted.packages.is_empty() && (others > 0 || !wanted.requirements.trim().is_empty()) {
+                    return Ok(self);
+                }
+                &mut wanted.packages
+            }
+            Self::Uninstall(names) => names,
+        };
+        if named.is_empty() || named.len() > request::PACKAGES_MAX {
+            return Err(Error::invalid(format!("name 1 to {} packages", request::PACKAGES_MAX)));
+        }
+        for package in named {
+            *package = package.trim().to_owned();
+            if package.is_empty() || package.starts_with('-') || package.contains(['\0', '\n', '\r']) {
+                return Err(Error::invalid(format!(
+                    "{package:?} is not a requirement (options are refused)"
+                )));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Where it wants packages from, when not from the worker's index.
+    pub fn index(&self) -> Result<Option<Place>> {
+        match self {
+            Self::Install(wanted) if !wanted.index_url.is_empty() => {
+                let url = &wanted.index_url;
+                let place = pip_settings::place(url).filter(|_| !url.contains('@'));
+                place.map(Some).ok_or_else(|| {
+                    Error::invalid(format!("{url:?} is no index: http or https, without user and password"))
+                })
+            }
+            _ => Ok(None),
         }
     }
-    Ok(packages.into_iter().map(|package| package.trim().to_owned()).collect())
+}
+
+/// A line that is an option would be one to the installer; hashes belong to the requirement before them.
+fn requirements_of_text(text: &str) -> Result<()> {
+    if text.len() > request::REQUIREMENTS_BYTES_MAX || text.contains('\0') {
+        return Err(Error::invalid(format!(
+            "requirements: at most {} bytes of text",
+            request::REQUIREMENTS_BYTES_MAX
+        )));
+    }
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if line.starts_with('-') && !line.starts_with("--hash") {
+            let number = number + 1;
+            return Err(Error::invalid(format!("requirements, line {number}: options are not taken here"))
+                .with_hint("packages are named one a line; an index is `--index-url` of the command"));
+        }
+    }
+    Ok(())
 }
 
 /// Entry of the process `worker-install`.
 pub fn main() -> ExitCode {
-    match read_job().and_then(|job| install(&job)) {
-        Ok(never) => match never {},
+    match read_job().and_then(|job| perform(&job)) {
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("cooper: packages cannot be installed: {error}");
+            eprintln!("cooper: packages cannot be changed: {error}");
             ExitCode::FAILURE
         }
     }
@@ -82,31 +208,133 @@ fn read_job() -> io::Result<Job> {
     Ok(serde_json::from_slice(&json)?)
 }
 
-/// Becomes the installer. Returns only when that failed.
-fn install(job: &Job) -> io::Result<std::convert::Infallible> {
+/// Runs the installer on a copy of the venv, which becomes the venv when it went well.
+fn perform(job: &Job) -> io::Result<ExitCode> {
+    let report = File::from(descriptor(4));
+    rustix::io::fcntl_setfd(&report, rustix::io::FdFlags::CLOEXEC)?;
     let mut settings = Settings::of_worker(&job.base_python);
     if job.confinement.is_intercepted() {
         settings.leave_the_way_to_the_session();
     }
+    if job.order.index().is_ok_and(|index| index.is_some()) {
+        settings.leave_the_index();
+    }
     let mut readable = settings.places();
-    let mut command = match find_uv(job) {
-        Some(uv) => {
-            let command = uv_command(&uv, job, &settings);
-            readable.push(uv);
-            command
-        }
-        None => pip_command(job, &settings),
-    };
-    command.arg("--").args(&job.packages).stdin(Stdio::null());
+    let uv = find_uv(job);
+    readable.extend(uv.clone());
     confine(job, &readable)
         .map_err(|(part, error)| io::Error::other(format!("{}: {error}", part.as_str())))?;
-    Err(command.exec())
+    // This process has the worker's environment; what it starts is the session's.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    let stage = Stage::make(&job.workspace, &job.venv, &job.cache)?;
+    match change(job, &settings, uv.as_deref(), &stage) {
+        Ok(status) if status.success() => {
+            let changed = stage.changed(&job.imported);
+            stage.commit()?;
+            if !changed.is_empty() {
+                let names: Vec<&str> = changed.iter().map(String::as_str).collect();
+                eprintln!("cooper: restart required: the interpreter keeps the old {}", names.join(", "));
+            }
+            serde_json::to_writer(report, &Report { changed })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(status) => {
+            stage.discard();
+            Ok(status.code().map_or(ExitCode::FAILURE, |code| ExitCode::from(code as u8)))
+        }
+        Err(error) => {
+            stage.discard();
+            Err(error)
+        }
+    }
+}
+
+fn change(job: &Job, settings: &Settings, uv: Option<&Path>, stage: &Stage) -> io::Result<ExitStatus> {
+    let mut command = match (&job.order, uv) {
+        (Order::Uninstall(names), uv) => {
+            listing::all_are_there(&stage.site()?, names)?;
+            let mut command = match uv {
+                Some(uv) => uv_command(uv, job, settings, stage, "uninstall"),
+                None => {
+                    let mut command = pip_command(job, settings, stage, "uninstall");
+                    command.arg("--yes");
+                    command
+                }
+            };
+            command.arg("--").args(names);
+            command
+        }
+        (Order::Install(wanted), Some(uv)) => {
+            let mut command = uv_command(uv, job, settings, stage, "install");
+            command.args(["--link-mode", "copy"]);
+            if settings.no_index && wanted.index_url.is_empty() {
+                command.arg("--no-index");
+            }
+            if wanted.prerelease {
+                command.args(["--prerelease", "allow"]);
+            }
+            if !wanted.index_url.is_empty() {
+                command.args(["--default-index", &wanted.index_url]);
+            }
+            wanted.name_to(&mut command, "--reinstall");
+            command
+        }
+        (Order::Install(wanted), None) => {
+            let mut command = pip_command(job, settings, stage, "install");
+            command.args(["--progress-bar", "off"]);
+            if wanted.prerelease {
+                command.arg("--pre");
+            }
+            if !wanted.index_url.is_empty() {
+                command.args(["--index-url", &wanted.index_url]);
+            }
+            wanted.name_to(&mut command, "--force-reinstall");
+            command
+        }
+    };
+    let text = match &job.order {
+        Order::Install(wanted) => wanted.requirements.as_bytes(),
+        Order::Uninstall(_) => &[],
+    };
+    // The text of requirements is its standard input.
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ended already says so by its status.
+        let _ = stdin.write_all(text);
+    }
+    child.wait()
+}
+
+impl Wanted {
+    /// What both installers call the same.
+    fn name_to(&self, command: &mut Command, reinstall: &str) {
+        for (is, option) in
+            [(self.upgrade, "--upgrade"), (self.reinstall, reinstall), (self.no_deps, "--no-deps")]
+        {
+            if is {
+                command.arg(option);
+            }
+        }
+        if !self.cwd.as_os_str().is_empty() {
+            command.current_dir(&self.cwd);
+        }
+        let lists = [("-r", &self.requirement_files), ("-c", &self.constraint_files), ("-e", &self.editable)];
+        for (option, paths) in lists {
+            for path in paths {
+                command.arg(option).arg(path);
+            }
+        }
+        if !self.requirements.trim().is_empty() {
+            command.args(["-r", "/dev/stdin"]);
+        }
+        command.arg("--").args(&self.packages);
+    }
 }
 
 /// From here on this process has the session's rights, but for the network, which an index is reached by.
 fn confine(job: &Job, readable: &[PathBuf]) -> Result<(), confine::Failed> {
-    let mounts = job.confinement.is_caged().then(|| descriptor(4));
-    let next = 4 + i32::from(mounts.is_some());
+    let mounts = job.confinement.is_caged().then(|| descriptor(5));
+    let next = 5 + i32::from(mounts.is_some());
     let theirs = job.confinement.is_intercepted().then(|| descriptor(next));
     let confinement = job
         .confinement
@@ -129,30 +357,19 @@ fn descriptor(number: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-fn uv_command(uv: &Path, job: &Job, settings: &Settings) -> Command {
+fn uv_command(uv: &Path, job: &Job, settings: &Settings, stage: &Stage, what: &str) -> Command {
     let mut command = Command::new(uv);
-    command.args(["pip", "install", "--link-mode", "copy", "--color", "never", "--no-progress", "--python"]);
-    command.arg(job.venv.join("bin/python")).arg("--cache-dir").arg(&job.cache);
-    if settings.no_index {
-        command.arg("--no-index");
-    }
+    command.args(["pip", what, "--color", "never", "--no-progress", "--python"]);
+    command.arg(stage.python()).arg("--cache-dir").arg(&job.cache);
     command.env_clear().envs(job.env.iter().cloned()).envs(settings.for_uv());
     command.env("UV_PYTHON_DOWNLOADS", "never");
     command
 }
 
-fn pip_command(job: &Job, settings: &Settings) -> Command {
+fn pip_command(job: &Job, settings: &Settings, stage: &Stage, what: &str) -> Command {
     let mut command = Command::new(&job.base_python);
-    command.args(["-m", "pip", "--python"]).arg(job.venv.join("bin/python"));
-    command.args([
-        "install",
-        "--disable-pip-version-check",
-        "--no-input",
-        "--progress-bar",
-        "off",
-        "--cache-dir",
-    ]);
-    command.arg(&job.cache);
+    command.args(["-m", "pip", "--python"]).arg(stage.python());
+    command.args([what, "--disable-pip-version-check", "--no-input", "--cache-dir"]).arg(&job.cache);
     command.env_clear().envs(job.env.iter().cloned()).envs(settings.for_pip());
     command
 }
@@ -237,16 +454,31 @@ type Variables = BTreeMap<String, OsString>;
 mod tests {
     use super::*;
 
-    fn packages(packages: &[&str]) -> Vec<String> {
-        packages.iter().map(|package| (*package).to_owned()).collect()
+    fn install(packages: &[&str], requirements: &str) -> Result<Order> {
+        let packages = packages.iter().map(|package| (*package).to_owned()).collect();
+        let requirements = requirements.to_owned();
+        Order::of_install(v1::InstallSpec { packages, requirements, ..v1::InstallSpec::default() })
     }
 
     #[test]
     fn only_requirements_are_taken() {
-        assert_eq!(checked(packages(&["requests>=2", " numpy "])).unwrap(), ["requests>=2", "numpy"]);
+        let Order::Install(wanted) = install(&["requests>=2", " numpy "], "").unwrap() else { panic!() };
+        assert_eq!(wanted.packages, ["requests>=2", "numpy"]);
         for bad in ["-r file", " --index-url=x", "a\nb", "", "a\0"] {
-            assert!(checked(packages(&["ok", bad])).is_err(), "{bad:?}");
+            assert!(install(&["ok", bad], "").is_err(), "{bad:?}");
+            assert!(Order::Uninstall(vec![bad.to_owned()]).checked().is_err(), "{bad:?}");
         }
-        assert!(checked(Vec::new()).is_err());
+        assert!(install(&[], "").is_err() && install(&[], " \n").is_err());
+    }
+
+    #[test]
+    fn a_requirements_text_holds_requirements_and_their_hashes() {
+        assert!(
+            install(&[], "# ours\nsix==1 \\\n    --hash=sha256:00\nidna; python_version > '3'\n").is_ok()
+        );
+        for option in ["-r other.txt", "  --index-url https://x.test", "-e ."] {
+            let refused = install(&[], &format!("six\n{option}\n")).unwrap_err();
+            assert!(refused.message.contains("line 2"), "{refused}");
+        }
     }
 }

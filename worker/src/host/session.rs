@@ -1,9 +1,6 @@
 //! Sessions on this worker: made, listed, advanced, destroyed; and the interpreter of each.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    os::unix::fs::MetadataExt as _,
-};
+use std::collections::{BTreeSet, VecDeque};
 
 use cooper_common::{
     clock,
@@ -147,24 +144,6 @@ impl Session {
                 Err(Error::new(Code::SessionEnded, format!("session {id} is being destroyed")))
             }
         }
-    }
-
-    /// Whether something that its interpreter has imported was changed in its venv.
-    pub fn imported_changed_since(&self, wall_ms: i64) -> bool {
-        if self.imported.is_empty() {
-            return false;
-        }
-        let lib = std::fs::read_dir(self.home.venv().join("lib")).into_iter().flatten().flatten();
-        let sites = lib.map(|entry| entry.path().join("site-packages"));
-        let entries = sites.filter_map(|site| std::fs::read_dir(site).ok()).flatten().flatten();
-        entries.take(exec::INSTALLED_SEEN_MAX).any(|entry| {
-            let name = entry.file_name();
-            // `six.py`, `_cffi.cpython-311-x86_64-linux-gnu.so`, `numpy`
-            let module = name.to_str().and_then(|name| name.split('.').next());
-            let changed =
-                |meta: std::fs::Metadata| meta.ctime() * 1000 + meta.ctime_nsec() / 1_000_000 >= wall_ms;
-            module.is_some_and(|module| self.imported.contains(module)) && entry.metadata().is_ok_and(changed)
-        })
     }
 
     /// Under which its code runs and to whom its files belong; None where the host may not give uids.

@@ -11,6 +11,7 @@ use std::{
 use cooper_common::{
     error::{Code, Error, Result},
     limits::request,
+    network::Reach,
 };
 use cooper_proto::v1::{self, task_spec};
 use prost::Message as _;
@@ -19,14 +20,18 @@ use rustix::fs::MemfdFlags;
 use super::{
     Host, INSTALL_ARGV, STEP_ARGV, Source,
     attempt::State,
-    files, install, interpreter,
+    files,
+    install::{self, Order},
+    interpreter,
     launch::{Launch, Program},
     link::inherited,
     outcome, reaper,
+    session::Session,
     trees::Owner,
 };
 use crate::{
     confine::{Interception, Part},
+    egress::dial::Place,
     frame,
 };
 
@@ -118,12 +123,33 @@ impl Host {
 
     pub(super) fn start_install(&mut self, id: u64, session_id: &str) -> Result<()> {
         let spec = self.attempts.get(&id).and_then(|attempt| attempt.spec.clone()).unwrap_or_default();
-        let Some(task_spec::Kind::Install(wanted)) = spec.kind else {
-            return Err(Error::invalid("not an install"));
+        let order = match spec.kind {
+            Some(task_spec::Kind::Install(wanted)) => Order::of_install(wanted)?,
+            Some(task_spec::Kind::Uninstall(unwanted)) => Order::Uninstall(unwanted.packages).checked()?,
+            _ => return Err(Error::invalid("not an install")),
         };
+        let report = memfd("cooper-report", &[]).map_err(unspawned)?;
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.report = Some(report.try_clone().map_err(unspawned)?.into());
+        }
+        let launch = self.installer(session_id, order, spec.env, report)?;
+        self.start_tree(id, Some(session_id), launch).map_err(unspawned)
+    }
+
+    /// A process that changes the packages of a session. Descriptors 1 and 2 are to be put in.
+    pub(super) fn installer(
+        &self,
+        session_id: &str,
+        order: Order,
+        env: impl IntoIterator<Item = (String, String)>,
+        report: OwnedFd,
+    ) -> Result<Launch> {
         let session = self.sessions.get(session_id).ok_or_else(|| super::unknown_session(session_id))?;
         let python =
             self.python.as_ref().ok_or_else(|| Error::new(Code::PythonMissing, "no usable Python"))?;
+        if let Some(index) = order.index()? {
+            self.may_reach_index(session, &index)?;
+        }
         let (plan, mounts) = self.confiner.plan(session.uid(), &session.home.dir).map_err(unspawned)?;
         let mut membership = session.membership().map_err(unspawned)?;
         let mut theirs = None;
@@ -134,36 +160,49 @@ impl Host {
         }
         let job = install::Job {
             confinement: plan,
-            packages: install::checked(wanted.packages)?,
+            order,
             venv: session.home.venv(),
             workspace: session.home.workspace(),
             cache: session.home.cache(),
             tools: self.dir.path.join("tools"),
             base_python: python.executable.clone(),
-            env: session.home.environment(&session.record, spec.env, &self.dir.path, &self.reach_env),
+            env: session.home.environment(&session.record, env, &self.dir.path, &self.reach_env),
+            imported: session.imported.clone(),
         };
         let job = serde_json::to_vec(&job).map_err(|e| Error::internal(e.to_string()))?;
         let mut env = inherited(&self.dir.path);
         env.push(("COOPER_SESSION".to_owned(), session_id.to_owned()));
-        let launch = Launch {
+        let job = frame::sealed_memfd("cooper-install", &job).map_err(unspawned)?;
+        let fds = [null().map_err(unspawned)?, job, report].into_iter().chain(mounts).chain(theirs);
+        Ok(Launch {
             program: Program::Open(self.exe.try_clone().map_err(unspawned)?),
             argv: vec!["cooper".to_owned(), INSTALL_ARGV.to_owned()],
             env,
             cwd: session.home.workspace(),
-            fds: [
-                null().map_err(unspawned)?,
-                frame::sealed_memfd("cooper-install", &job).map_err(unspawned)?,
-            ]
-            .into_iter()
-            .chain(mounts)
-            .chain(theirs)
-            .collect(),
+            fds: fds.collect(),
             limits: session.limits(),
             uid: None,
             // Its own, which it takes on when it knows what to run. The control group holds from the start.
             confinement: Some(membership),
-        };
-        self.start_tree(id, Some(session_id), launch).map_err(unspawned)
+        })
+    }
+
+    /// An index other than the worker's is a host like any other.
+    fn may_reach_index(&self, session: &Session, index: &Place) -> Result<()> {
+        let (host, port) = (index.host.as_str(), index.port.unwrap_or(443));
+        let policy = &session.record.network;
+        let own = self.package_hosts.iter().any(|place| place.is(host, port));
+        if own || (policy.reach != Reach::None && policy.has_host(host) && policy.has_port(port)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::NetworkUnavailable,
+            format!("the session's network policy does not allow the package index {host} port {port}"),
+        )
+        .with_hint(format!(
+            "allow it: `cooper session update {} --network {host}`",
+            session.record.session_id
+        )))
     }
 
     pub(super) fn start_step(&mut self, id: u64) -> Result<()> {
@@ -208,15 +247,15 @@ fn encoded(step: &v1::StepSpec) -> Vec<u8> {
     step.encode_to_vec()
 }
 
-fn unspawned(error: io::Error) -> Error {
+pub(super) fn unspawned(error: io::Error) -> Error {
     Error::new(Code::SpawnFailed, format!("the process could not be started: {error}"))
 }
 
-fn null() -> io::Result<OwnedFd> {
+pub(super) fn null() -> io::Result<OwnedFd> {
     Ok(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-fn memfd(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+pub(super) fn memfd(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     use std::os::unix::fs::FileExt;
     let file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
     file.write_all_at(content, 0)?;

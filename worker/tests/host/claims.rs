@@ -746,50 +746,6 @@ claims! {
         assert_eq!(worker.python(&session, "f = None\nwhile True: pass").state, TaskState::TimedOut);
     }
 
-    fn packages_are_installed_with_the_workers_settings_and_only_into_their_session() {
-        let wheels = tempfile::tempdir().unwrap();
-        let make = "import sys, zipfile\nz = zipfile.ZipFile(sys.argv[1] + '/staves-' + sys.argv[2] + '-py3-none-any.whl', 'w')\n\
-            z.writestr('staves.py', 'WOOD = \"oak\"')\ni = 'staves-' + sys.argv[2] + '.dist-info/'\n\
-            z.writestr(i + 'METADATA', 'Metadata-Version: 2.1\\nName: staves\\nVersion: ' + sys.argv[2] + '\\n')\n\
-            z.writestr(i + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n\
-            z.writestr(i + 'RECORD', 'staves.py,,\\n' + i + 'METADATA,,\\n' + i + 'WHEEL,,\\n' + i + 'RECORD,,\\n')\nz.close()";
-        let dir = wheels.path().to_str().unwrap();
-        for version in ["1.0", "2.0"] {
-            assert!(std::process::Command::new("python3").args(["-c", make, dir, version]).status().unwrap().success());
-        }
-        let index = "https://user:canary-of-an-index@index.test/simple";
-        let settings = [
-            ("PIP_FIND_LINKS", dir),
-            ("PIP_NO_INDEX", "1"),
-            ("PIP_INDEX_URL", index),
-            ("PIP_CONFIG_FILE", "/dev/null"),
-        ];
-        let mut worker = Worker::start_in(&settings);
-        let (session, other) = (worker.create_session(v1::Limits::default()), worker.create_session(v1::Limits::default()));
-        let install = |packages: &[&str]| {
-            let packages = packages.iter().map(|package| (*package).to_owned()).collect();
-            task_spec::Kind::Install(v1::InstallSpec { packages })
-        };
-        assert_eq!(worker.python(&session, "import staves").outcome.exception.unwrap().name, "ModuleNotFoundError");
-        let task = worker.start_task(&session, install(&["staves==1.0"]), 0);
-        let done = worker.link.wait(&task);
-        let said = format!("{}{}", done.out(), String::from_utf8_lossy(&done.stderr));
-        assert_eq!(done.state, TaskState::Succeeded, "{said}");
-        assert_eq!(worker.python(&session, "import staves; staves.WOOD").value(), "'oak'", "{said}");
-        assert_eq!(worker.python(&other, "import staves").outcome.exception.unwrap().name, "ModuleNotFoundError");
-        let told = worker.shell(&session, &["env"], b"").out();
-        assert!(!told.contains(dir), "a directory of the worker's is for installs only");
-        assert!(!told.contains("canary-of-an-index"), "what is secret is for installs only");
-        assert!(!done.outcome.restart_required, "nobody had imported it");
-        let task = worker.start_task(&session, install(&["staves==2.0"]), 0);
-        assert!(worker.link.wait(&task).outcome.restart_required);
-        let task = worker.start_task(&session, install(&["no-such-thing"]), 0);
-        let done = worker.link.wait(&task);
-        assert_eq!((done.state, done.error()), (TaskState::Failed, "install_failed"));
-        let task = worker.start_task(&session, install(&["--index-url=x"]), 0);
-        assert_eq!(worker.link.wait(&task).error(), "invalid_argument");
-    }
-
     fn a_link_that_does_not_read_stops_nobody() {
         let (mut worker, session) = Worker::with_session();
         // Each write is worth a message; far more of them than a socket holds.

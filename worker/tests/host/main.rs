@@ -12,6 +12,7 @@ mod hostile;
 mod limits;
 mod measure;
 mod network;
+mod packages;
 mod worker;
 
 use std::{
@@ -59,6 +60,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .chain(limits::ALL)
         .chain(files::ALL)
         .chain(network::ALL)
+        .chain(packages::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .collect();
     println!("\nrunning {} tests", tests.len());

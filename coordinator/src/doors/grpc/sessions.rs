@@ -143,6 +143,16 @@ impl sessions_server::Sessions for Sessions {
         }
     }
 
+    async fn list_packages(
+        &self,
+        request: Request<v1::ListPackagesRequest>,
+    ) -> Result<Response<v1::ListPackagesResponse>, Status> {
+        match self.call(request, Op::Packages).await? {
+            Reply::Packages(list) => Ok(Response::new(list)),
+            _ => Err(status(files::unexpected())),
+        }
+    }
+
     async fn stat_file(
         &self,
         request: Request<v1::StatFileRequest>,

@@ -26,7 +26,7 @@ use rustix::{
 };
 
 use super::{change, copy, edit, find, pack};
-use crate::host::{Due, Host, beneath, sys, to_wire, unknown_session};
+use crate::host::{Due, Host, beneath, install::listing, sys, to_wire, unknown_session};
 
 /// Calls that wait for a process, and those that have one.
 #[derive(Default)]
@@ -142,12 +142,41 @@ impl Host {
                     let keep: Vec<RawFd> = fds.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
                     confine(&keep, largest, uid)?;
                     let mut answer = File::from(answer);
-                    let served = serve(&root, call, archive.as_ref(), &work.archive_path);
+                    let served = match call.op {
+                        Some(Op::Packages(_)) => self.packages(&root, &call),
+                        _ => serve(&root, call, archive.as_ref(), &work.archive_path),
+                    };
                     answer.write_all(&served.encode_to_vec())
                 }));
                 sys::exit_now(i32::from(!matches!(served, Ok(Ok(())))))
             }
         }
+    }
+
+    /// In the process that serves the call.
+    fn packages(&self, root: &OwnedFd, call: &v1::Call) -> v1::CallResult {
+        use call_result::Result as Answer;
+        let session = self.sessions.get(&call.session_id);
+        let site = session.zip(self.python.as_ref()).map(|(session, python)| {
+            let venv = session.home.venv();
+            let site = python.site_packages(&venv);
+            let within = site.strip_prefix(session.home.workspace()).unwrap_or(&site).to_owned();
+            (within, session.imported.clone())
+        });
+        let result = match site {
+            None => Answer::Error(to_wire(&unknown_session(&call.session_id))),
+            Some((site, imported)) => {
+                let site = beneath::open(
+                    root,
+                    site.as_os_str().as_encoded_bytes(),
+                    beneath::LISTABLE,
+                    Mode::empty(),
+                );
+                let layer = self.config.layer.as_deref();
+                Answer::Packages(listing::list(site.ok().as_ref(), layer, &imported))
+            }
+        };
+        v1::CallResult { call_id: call.call_id, result: Some(result) }
     }
 
     pub(in crate::host) fn on_late_file_work(&mut self, pid: Pid) {
@@ -269,9 +298,10 @@ fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str) -> Result<call_resu
         Some(Op::Copy(request)) => copy::copy(root, &request).map(Answer::Copied),
         Some(Op::Edit(request)) => edit::edit(root, &request).map(Answer::Edited),
         Some(Op::WriteArchive(request)) => pack::unpack(root, &request, archive_path).map(Answer::Unpacked),
-        Some(Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::Pack(_) | Op::Unpack(_)) | None => {
-            Err(Error::new(Code::NotSupported, "this worker does not know that call"))
-        }
+        Some(
+            Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::Pack(_) | Op::Unpack(_) | Op::Packages(_),
+        )
+        | None => Err(Error::new(Code::NotSupported, "this worker does not know that call")),
     }
 }
 

@@ -99,6 +99,19 @@ impl Settings {
         self.environment.retain(|name, _| !PROXIES.contains(&&*name.to_ascii_uppercase()));
     }
 
+    /// Everything is to come from another one.
+    pub fn leave_the_index(&mut self) {
+        (self.index_url, self.no_index) = (None, false);
+        self.extra_index_urls.clear();
+        self.find_links.clear();
+        let of_index = |name: &str| {
+            name.starts_with("UV_INDEX")
+                || ["UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_CONFIG_FILE", "NETRC"]
+                    .contains(&name)
+        };
+        self.environment.retain(|name, _| !of_index(name));
+    }
+
     /// Hosts that packages come from.
     pub fn hosts(&self, base_python: &Path) -> Vec<Place> {
         let mut urls: Vec<String> = self.index_url.iter().chain(&self.extra_index_urls).cloned().collect();
@@ -237,7 +250,7 @@ fn index_of_pip(base_python: &Path) -> Vec<Place> {
 }
 
 /// Where an index is; None for a directory.
-fn place(url: &str) -> Option<Place> {
+pub fn place(url: &str) -> Option<Place> {
     let (scheme, rest) = url.trim().split_once("://")?;
     let port = match scheme {
         "https" => 443,

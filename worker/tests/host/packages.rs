@@ -1,0 +1,198 @@
+//! Packages of a session: what changes them, what does not, and who learns what of it.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cooper_proto::{
+    host::{self as wire, to_host, to_link},
+    v1::{self, TaskState, call, call_result, task_spec::Kind},
+};
+use prost::Message as _;
+use rustix::process::Signal;
+
+use crate::{
+    claims::claims,
+    worker::{Done, Worker, eventually, in_workspace, signal},
+};
+
+/// A place that packages come from.
+struct Wheels(tempfile::TempDir);
+
+impl Wheels {
+    fn new(wheels: &[(&str, &str, &str)]) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let made = Self(tempfile::tempdir().unwrap());
+        std::fs::set_permissions(made.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for (name, version, files) in wheels {
+            made.make(&["wheel", made.dir(), name, version, files]);
+        }
+        made
+    }
+
+    fn make(&self, arguments: &[&str]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/packages.py");
+        assert!(Command::new("python3").arg(script).args(arguments).status().unwrap().success());
+    }
+
+    fn dir(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+
+    fn worker(&self) -> Worker {
+        self.worker_with(&[])
+    }
+
+    fn worker_with(&self, more: &[(&str, &str)]) -> Worker {
+        let settings =
+            [("PIP_FIND_LINKS", self.dir()), ("PIP_NO_INDEX", "1"), ("PIP_CONFIG_FILE", "/dev/null")];
+        Worker::start_in(&[&settings[..], more].concat())
+    }
+}
+
+fn of(packages: &[&str]) -> Vec<String> {
+    packages.iter().map(|package| (*package).to_owned()).collect()
+}
+
+fn install(packages: &[&str]) -> Kind {
+    Kind::Install(v1::InstallSpec { packages: of(packages), ..v1::InstallSpec::default() })
+}
+
+fn uninstall(packages: &[&str]) -> Kind {
+    Kind::Uninstall(v1::UninstallSpec { packages: of(packages) })
+}
+
+fn ran(worker: &mut Worker, session: &str, kind: Kind) -> Done {
+    let task = worker.start_task(session, kind, 0);
+    worker.link.wait(&task)
+}
+
+fn well(worker: &mut Worker, session: &str, kind: Kind) -> Done {
+    let done = ran(worker, session, kind);
+    assert_eq!(done.state, TaskState::Succeeded, "{}", said(&done));
+    done
+}
+
+fn said(done: &Done) -> String {
+    format!("{}{} {:?}", done.out(), String::from_utf8_lossy(&done.stderr), done.outcome)
+}
+
+/// Name, version, from, imported.
+fn listed(worker: &mut Worker, session: &str) -> Vec<(String, String, String, bool)> {
+    let op = call::Op::Packages(v1::ListPackagesRequest { session_id: session.to_owned() });
+    let call = v1::Call { call_id: 9, session_id: session.to_owned(), op: Some(op) };
+    let work = wire::FileWork { call_id: 9, call: Some(call), archive_path: String::new() };
+    worker.link.send(to_host::Message::FileWork(work));
+    let fd = loop {
+        if let (to_link::Message::FileOpened(opened), mut fds) = worker.link.receive(20_000).unwrap() {
+            assert_eq!(opened.error, None);
+            break fds.pop().unwrap();
+        }
+    };
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::from(fd), &mut bytes).unwrap();
+    match v1::CallResult::decode(&*bytes).unwrap().result {
+        Some(call_result::Result::Packages(list)) => {
+            list.packages.into_iter().map(|it| (it.name, it.version, it.from, it.imported)).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Everything in the session's venv, with what it holds.
+fn venv(worker: &Worker, session: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            match entry.file_type().unwrap() {
+                kind if kind.is_dir() => walk(&path, found),
+                kind if kind.is_file() => drop(found.insert(path.clone(), std::fs::read(&path).unwrap())),
+                _ => drop(found.insert(path.clone(), Vec::new())),
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(&worker.workspace(session).join(".venv"), &mut found);
+    found
+}
+
+claims! {
+    fn packages_are_installed_with_the_workers_settings_and_only_into_their_session() {
+        let wheels = Wheels::new(&[("staves", "1.0", "1"), ("staves", "2.0", "1")]);
+        let index = "https://user:canary-of-an-index@index.test/simple";
+        let mut worker = wheels.worker_with(&[("PIP_INDEX_URL", index)]);
+        let (session, other) = (worker.create_session(v1::Limits::default()), worker.create_session(v1::Limits::default()));
+        assert_eq!(worker.python(&session, "import staves").outcome.exception.unwrap().name, "ModuleNotFoundError");
+        let done = well(&mut worker, &session, install(&["staves==1.0"]));
+        assert_eq!(worker.python(&session, "import staves; staves.VERSION").value(), "'1.0'");
+        assert_eq!(worker.python(&other, "import staves").outcome.exception.unwrap().name, "ModuleNotFoundError");
+        let told = worker.shell(&session, &["env"], b"").out();
+        assert!(!told.contains(wheels.dir()), "a directory of the worker's is for installs only");
+        assert!(!told.contains("canary-of-an-index"), "what is secret is for installs only");
+        assert!(!done.outcome.restart_required, "nobody had imported it");
+        let done = ran(&mut worker, &session, install(&["no-such-thing"]));
+        assert_eq!((done.state, done.error()), (TaskState::Failed, "install_failed"));
+        let done = ran(&mut worker, &session, install(&["--index-url=x"]));
+        assert_eq!(done.error(), "invalid_argument");
+    }
+
+    fn packages_are_listed_upgraded_and_removed_and_what_is_imported_is_named() {
+        let wheels = Wheels::new(&[("staves", "1.0", "1"), ("staves", "2.0", "1"), ("hoops", "1.0", "1"), ("hoops", "1.1", "1")]);
+        let mut worker = wheels.worker();
+        let session = worker.create_session(v1::Limits::default());
+        well(&mut worker, &session, install(&["staves[hoops]==1.0", "hoops<1.1"]));
+        assert_eq!(worker.python(&session, "import staves; staves.VERSION").value(), "'1.0'");
+        let entry = |name: &str, version: &str, imported| (name.to_owned(), version.to_owned(), "session".to_owned(), imported);
+        assert_eq!(listed(&mut worker, &session), [entry("hoops", "1.0", false), entry("staves", "1.0", true)]);
+
+        let requirements = "# what is made of wood\nhoops\nstaves ; python_version > '3'\n".to_owned();
+        let asked = v1::InstallSpec { requirements, upgrade: true, ..v1::InstallSpec::default() };
+        let done = well(&mut worker, &session, Kind::Install(asked));
+        assert!(done.outcome.restart_required, "{}", said(&done));
+        assert_eq!(done.outcome.restart_modules, ["staves"], "hoops was not imported");
+        assert_eq!(worker.python(&session, "staves.VERSION").value(), "'1.0'", "what is imported stays");
+        assert_eq!(worker.python(&session, "import hoops; hoops.VERSION").value(), "'1.1'");
+        let script = worker.shell(&session, &["sh", "-c", "head -1 .venv/bin/staves; .venv/bin/python -c 'import staves; print(staves.VERSION)'"], b"");
+        let workspace = worker.workspace(&session);
+        assert_eq!(script.out(), format!("#!{}/.venv/bin/python\n2.0\n", workspace.display()), "{}", said(&script));
+
+        let before = venv(&worker, &session);
+        let done = ran(&mut worker, &session, uninstall(&["hoops", "rivets"]));
+        assert_eq!(done.error(), "install_failed", "{}", said(&done));
+        assert!(said(&done).contains("rivets is not installed"), "{}", said(&done));
+        assert!(before == venv(&worker, &session), "all or none");
+        let done = well(&mut worker, &session, uninstall(&["staves", "Hoops"]));
+        assert_eq!(done.outcome.restart_modules, ["hoops", "staves"]);
+        assert_eq!(listed(&mut worker, &session), []);
+        assert!(!workspace.join(".venv/bin/staves").exists() && !workspace.join(".cooper-venv.part").exists());
+    }
+
+    fn an_installer_that_is_killed_in_the_middle_leaves_the_packages_as_they_were() {
+        let wheels = Wheels::new(&[("staves", "1.0", "2"), ("staves", "2.0", "6000")]);
+        let mut worker = wheels.worker();
+        let session = worker.create_session(v1::Limits::default());
+        well(&mut worker, &session, install(&["staves==1.0"]));
+        let workspace = worker.workspace(&session);
+        let copy = workspace.join(".cooper-venv.part");
+        let version = worker.hello.python_version.clone();
+        let site = copy.join(format!("lib/python{}/site-packages", version.rsplit_once('.').unwrap().0));
+        // As soon as some of the new files are there, and as soon as the copy is begun.
+        for (kind, middle) in [(install(&["staves==2.0"]), site.join("staves/part1000.py")), (uninstall(&["staves"]), site)] {
+            let before = venv(&worker, &session);
+            let _ = std::fs::remove_dir_all(&copy);
+            let task = worker.start_task(&session, kind, 0);
+            eventually("it is in the middle", || middle.exists().then_some(()));
+            let interpreter = worker.python(&session, "import os; os.getpid()").value();
+            let of_installer = |pid: &i32| pid.to_string() != interpreter;
+            in_workspace(&worker.dir, &session).into_iter().filter(of_installer).for_each(|pid| signal(pid, Signal::KILL));
+            let done = worker.link.wait(&task);
+            assert_eq!(done.state, TaskState::Failed, "{}", said(&done));
+            assert!(before == venv(&worker, &session), "the venv has changed");
+        }
+        well(&mut worker, &session, install(&["staves==2.0"]));
+        assert_eq!(worker.python(&session, "import staves; staves.VERSION").value(), "'2.0'");
+        assert!(!workspace.join(".cooper-venv.part").exists(), "what was left is gone");
+    }
+}
