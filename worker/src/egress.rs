@@ -33,6 +33,7 @@ pub mod address;
 mod connection;
 pub mod dial;
 pub mod head;
+pub mod pip;
 mod refusals;
 
 /// Hidden first argument of this process.
@@ -76,9 +77,30 @@ pub enum ToEgress {
         nonblocking: bool,
         close_on_exec: bool,
     },
+    /// What a `pip` asked for has ended, or was refused.
+    PipEnded {
+        id: u64,
+        ended: pip::Ended,
+    },
 }
 
-/// egress -> host.
+/// egress -> host, JSON in the framing of `frame`.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromEgress {
+    Refused(Refused),
+    /// `pip` was typed in a session. Descriptors: where its output and its errors go.
+    Pip {
+        id: u64,
+        session: String,
+        /// JSON, as the session says it.
+        order: String,
+    },
+    /// Nobody waits for it any more.
+    PipGone {
+        id: u64,
+    },
+}
+
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     pub session: String,
@@ -170,6 +192,7 @@ struct Proxy {
     trees: RefCell<BTreeMap<u64, Tree>>,
     /// Connections of all sessions.
     open: Cell<usize>,
+    pips: RefCell<pip::Waiting>,
 }
 
 /// A process tree whose connects are answered.
@@ -197,6 +220,7 @@ impl Proxy {
             sessions: RefCell::default(),
             trees: RefCell::default(),
             open: Cell::new(0),
+            pips: RefCell::default(),
         })
     }
 
@@ -254,6 +278,7 @@ impl Proxy {
                     self.connect(listener, session, Wanted { id, fd, nonblocking, close_on_exec });
                 }
             }
+            ToEgress::PipEnded { id, ended } => self.pips.borrow_mut().ended(id, ended),
         }
     }
 
@@ -309,9 +334,13 @@ impl Proxy {
     fn tell(&self, session: &Session, host: String, port: u16, reason: Reason, count: u64) {
         let refused =
             Refused { session: session.id.clone(), host, port, reason: reason.as_str().to_owned(), count };
-        let body = serde_json::to_vec(&refused).unwrap_or_default();
         // A host that does not read loses what it is told of: nothing depends on it.
-        let _ = frame::send_bytes(&self.host, &body, &[]);
+        let _ = self.tell_host(&FromEgress::Refused(refused), &[]);
+    }
+
+    fn tell_host(&self, message: &FromEgress, fds: &[&OwnedFd]) -> io::Result<()> {
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        frame::send_bytes(&self.host, &serde_json::to_vec(message)?, &fds)
     }
 }
 

@@ -58,6 +58,7 @@ mod link;
 mod listing;
 mod network;
 mod outcome;
+mod pip;
 mod pool;
 mod python;
 mod reach;
@@ -130,6 +131,7 @@ struct Host {
     sessions: BTreeMap<String, Session>,
     interpreters: BTreeMap<u64, Interpreter>,
     attempts: BTreeMap<u64, Attempt>,
+    pips: pip::Pips,
     by_key: BTreeMap<attempt::Key, u64>,
     trees: BTreeMap<u64, Tree>,
     by_reaper: HashMap<Pid, u64>,
@@ -267,6 +269,7 @@ impl Host {
             sessions: BTreeMap::new(),
             interpreters: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            pips: pip::Pips::new(),
             by_key: BTreeMap::new(),
             trees: BTreeMap::new(),
             by_reaper: HashMap::new(),

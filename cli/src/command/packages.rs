@@ -70,10 +70,10 @@ async fn list(context: &Context, session: String) -> Result<u8> {
         context.out.document(&document)?;
         return Ok(0);
     }
-    let imported = |imported| if imported { "imported" } else { "" }.to_owned();
+    let imported = |imported| if imported { "yes" } else { "no" }.to_owned();
     let rows =
         answer.packages.into_iter().map(|it| vec![it.name, it.version, it.from, imported(it.imported)]);
-    context.out.table(&["package", "version", "from", ""], rows.collect())?;
+    context.out.table(&["package", "version", "from", "imported"], rows.collect())?;
     if answer.truncated {
         context.out.note("note: there are more");
     }

@@ -22,6 +22,7 @@ use super::{
     Proxy, Reason, Session,
     dial::Reached,
     head::{self, Head, Kind, Parsed},
+    pip,
 };
 
 const COPY_BYTES: usize = 16 << 10;
@@ -43,6 +44,9 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Session, stream: StdStream
         _ if begun.is_empty() => return,
         _ => return proxy.refuse(session, "", 0, Reason::Unreadable),
     };
+    if head.host == pip::HOST {
+        return pip::serve(&proxy, session, client, begun).await;
+    }
     let now = policy.borrow_and_update().clone();
     let reached = match proxy.judge(&now, &head.host, head.port) {
         Err(reason) => Err(reason),

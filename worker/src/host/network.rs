@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     confine::notify::{self, Next},
-    egress::{self, Refused, ToEgress, dial},
+    egress::{self, FromEgress, Refused, ToEgress, dial},
     frame,
 };
 
@@ -69,7 +69,7 @@ impl Egress {
         }
     }
 
-    fn tell(&mut self, message: ToEgress, listener: Option<OwnedFd>) {
+    pub fn tell(&mut self, message: ToEgress, listener: Option<OwnedFd>) {
         if self.socket.is_some() {
             self.outbox.push_back((message, listener));
             self.flush();
@@ -202,24 +202,32 @@ impl Host {
         self.egress.flush();
         for _ in 0..ROUND_MAX {
             let Some(socket) = &self.egress.socket else { return };
-            let refused: Refused = match frame::recv(socket, &mut self.egress.buffer) {
-                Ok(Some((body, _))) => match serde_json::from_slice(&body) {
-                    Ok(refused) => refused,
+            let (message, fds) = match frame::recv(socket, &mut self.egress.buffer) {
+                Ok(Some((body, fds))) => match serde_json::from_slice(&body) {
+                    Ok(message) => (message, fds),
                     Err(_) => return self.egress.end(),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Ok(None) | Err(_) => return self.egress.end(),
             };
-            if self.sessions.contains_key(&refused.session) {
-                let refused = v1::NetworkRefused {
-                    session_id: refused.session,
-                    host: refused.host,
-                    port: refused.port.into(),
-                    reason: refused.reason,
-                    count: refused.count,
-                };
-                self.link.tell(to_link::Message::NetworkRefused(refused), Vec::new());
+            match message {
+                FromEgress::Refused(refused) => self.tell_refused(refused),
+                FromEgress::Pip { id, session, order } => self.pip_asked(id, session, &order, fds),
+                FromEgress::PipGone { id } => self.end_pip(id),
             }
+        }
+    }
+
+    fn tell_refused(&mut self, refused: Refused) {
+        if self.sessions.contains_key(&refused.session) {
+            let refused = v1::NetworkRefused {
+                session_id: refused.session,
+                host: refused.host,
+                port: refused.port.into(),
+                reason: refused.reason,
+                count: refused.count,
+            };
+            self.link.tell(to_link::Message::NetworkRefused(refused), Vec::new());
         }
     }
 
@@ -227,6 +235,7 @@ impl Host {
         let now = clock::mono_ms();
         self.egress.end();
         self.egress.child = None;
+        self.end_pips();
         // What it had not answered would wait for ever.
         for tree in self.trees.values_mut() {
             if let Some(Connects::Heard { listener, handed }) = &mut tree.connects {

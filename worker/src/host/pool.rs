@@ -9,7 +9,7 @@ use cooper_common::{
 
 use super::{
     Due, Host, Source,
-    python::LAYER_FILE,
+    python::{LAYER_FILE, PIP_FILE},
     session::Doing,
     zygote::{Forked, Heard, Tier, Zygote},
 };
@@ -237,5 +237,5 @@ impl Host {
 /// Whether nothing was installed in a venv.
 fn is_as_made(site: &Path) -> bool {
     let mut entries = std::fs::read_dir(site).into_iter().flatten().flatten();
-    entries.all(|entry| entry.file_name() == LAYER_FILE)
+    entries.all(|entry| [LAYER_FILE, PIP_FILE, "__pycache__"].iter().any(|name| entry.file_name() == *name))
 }

@@ -119,7 +119,7 @@ impl Host {
     fn is_step(&self, tree: &super::Tree) -> bool {
         match tree.owner {
             super::trees::Owner::Attempt(id) => self.attempts.get(&id).is_some_and(|a| a.kind == Kind::Step),
-            super::trees::Owner::Interpreter(_) => false,
+            super::trees::Owner::Interpreter(_) | super::trees::Owner::Pip(_) => false,
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Tree {
 pub enum Owner {
     Interpreter(u64),
     Attempt(u64),
+    /// An installer that a `pip` in the session waits for.
+    Pip(u64),
 }
 
 /// Descriptors of the processes of a branch, which the host may not have to wait for.
@@ -222,6 +224,7 @@ impl Host {
     fn main_exited(&mut self, id: u64, exit: Exit) {
         match self.trees.get(&id).map(|tree| tree.owner) {
             Some(Owner::Attempt(attempt)) => self.attempt_exited(attempt, id, exit),
+            Some(Owner::Pip(pip)) => self.pip_exited(pip, id, exit),
             Some(Owner::Interpreter(interpreter)) => self.interpreter_exited(interpreter, id, Ok(exit)),
             None => {}
         }
@@ -231,6 +234,7 @@ impl Host {
         let part = Part::ALL.get(usize::from(part)).copied().unwrap_or(Part::Program);
         match self.trees.get(&id).map(|tree| tree.owner) {
             Some(Owner::Attempt(attempt)) => self.attempt_not_started(attempt, errno, part),
+            Some(Owner::Pip(pip)) => self.pip_not_started(pip, errno, part),
             Some(Owner::Interpreter(interpreter)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 let error = std::io::Error::other(format!("{}: {error}", part.as_str()));

@@ -195,4 +195,109 @@ claims! {
         assert_eq!(worker.python(&session, "import staves; staves.VERSION").value(), "'2.0'");
         assert!(!workspace.join(".cooper-venv.part").exists(), "what was left is gone");
     }
+
+    fn pip_typed_in_a_session_installs_through_the_worker_under_the_same_rules() {
+        let wheels = Wheels::new(&[("staves", "1.0", "1"), ("staves", "2.0", "1"), ("hoops", "1.0", "1")]);
+        let mut worker = wheels.worker();
+        let session = worker.create_session(v1::Limits::default());
+        let sh = |worker: &mut Worker, line: &str| worker.shell(&session, &["sh", "-c", line], b"");
+        for line in [
+            "pip install staves==1.0",
+            "python -m pip install -q 'staves>=2'",
+            ".venv/bin/pip install --upgrade --no-cache-dir hoops",
+            "printf 'staves<2\n# cheaper\n' > wanted.txt; cd tmp 2>/dev/null; mkdir -p deep; cd deep; pip3 install -r ../wanted.txt",
+        ] {
+            let done = sh(&mut worker, line);
+            assert_eq!(done.outcome.exit_code, 0, "{line}: {}", said(&done));
+        }
+        let code = "import subprocess, sys\nprint(subprocess.run([sys.executable, '-m', 'pip', 'install', 'staves==2.0'], capture_output=True, text=True))\n\
+            import staves; staves.VERSION";
+        let done = worker.python(&session, code);
+        assert_eq!(done.value(), "'2.0'", "installed and imported by the same execution: {}", said(&done));
+        // The installer's words are where pip's would be.
+        let again = worker.python(&session, "import pip; pip.main(['install', 'staves==1.0'])");
+        assert!(said(&again).contains("staves") && said(&again).contains("restart required"), "{}", said(&again));
+
+        let looked = sh(&mut worker, "pip list; pip freeze; pip show staves; pip --version; pip list --format json");
+        for expected in ["hoops   1.0", "staves==1.0", "Name: staves\nVersion: 1.0", "+cooper", "{\"name\": \"hoops\""] {
+            assert!(looked.out().contains(expected), "{expected}: {}", said(&looked));
+        }
+        let before = venv(&worker, &session);
+        for (line, why) in [
+            ("pip install nothing-like-it", "nothing-like-it"),
+            ("pip install --target x staves", "--target is not supported in a session"),
+            ("pip download staves", "pip download is not supported in a session"),
+            ("pip install", "name at least one"),
+            ("pip uninstall -y staves rivets", "rivets is not installed"),
+            ("pip install -i http://elsewhere.test/simple staves", "network policy does not allow the package index elsewhere.test"),
+            ("pip install -i file:///etc staves", "is no index"),
+        ] {
+            let done = sh(&mut worker, line);
+            assert_ne!(done.outcome.exit_code, 0, "{line}");
+            assert!(said(&done).contains(why), "{line}: {}", said(&done));
+        }
+        assert!(before == venv(&worker, &session), "what was refused changed nothing");
+        let done = sh(&mut worker, "pip uninstall -y staves hoops && pip list && pip install -U pip");
+        assert!(done.outcome.exit_code == 0 && done.out().ends_with("stays as it is\n"), "{}", said(&done));
+        assert_eq!(listed(&mut worker, &session), []);
+    }
+
+    fn who_asks_the_installer_from_inside_gets_nothing_that_its_rules_do_not_give() {
+        let wheels = Wheels::new(&[("staves", "1.0", "1")]);
+        let mut worker = wheels.worker();
+        let (session, other) = (worker.create_session(v1::Limits::default()), worker.create_session(v1::Limits::default()));
+        let ask = "import json, socket\n\
+            def ask(body, length=None):\n    \
+                s = socket.create_connection(('127.0.0.1', 3128))\n    \
+                body = body if isinstance(body, bytes) else json.dumps(body).encode()\n    \
+                s.sendall(b'POST / HTTP/1.1\\r\\nHost: pip.cooper.internal\\r\\nContent-Length: %d\\r\\n\\r\\n' % (length or len(body)) + body)\n    \
+                return b''.join(iter(lambda: s.recv(4096), b'')).decode('latin1')\n";
+        worker.python(&session, ask);
+        let outside = worker.dir.join("sessions").join(&other);
+        for (order, why) in [
+            ("{'Install': {'packages': ['--index-url=http://x.test']}}".to_owned(), "options are refused"),
+            ("{'Install': {'packages': ['staves'], 'editable': ['--x']}}".to_owned(), "is no path"),
+            ("{'Install': {'packages': ['staves'], 'cwd': 7}}".to_owned(), "does not understand"),
+            ("{'Session': 'x'}".to_owned(), "does not understand"),
+            ("{'Uninstall': []}".to_owned(), "name 1 to"),
+            ("b'\\xff\\xfe'".to_owned(), "400"),
+            ("b'x', 1 << 40".to_owned(), "400"),
+            // Its own rights, in whatever directory it says it stands.
+            (format!("{{'Install': {{'packages': ['staves'], 'cwd': {:?}}}}}", outside.display().to_string()), "denied"),
+            (format!("{{'Install': {{'requirement_files': ['{}/workspace/x']}}}}", outside.display()), "x"),
+        ] {
+            let done = worker.python(&session, &format!("ask({order})"));
+            assert!(done.value().contains(why), "{order}: {} {}", done.value(), said(&done));
+            assert!(!done.value().contains("\"exit_code\":0"), "{order}: {}", done.value());
+        }
+        assert_eq!(listed(&mut worker, &session), []);
+        // Many at once: a few are served, the others are told so.
+        let code = "import threading\nheard = []\n\
+            threads = [threading.Thread(target=lambda: heard.append(ask({'Install': {'packages': ['staves']}}))) for _ in range(6)]\n\
+            [t.start() for t in threads]; [t.join() for t in threads]\n\
+            (sum('\"exit_code\":0' in h for h in heard) >= 1, all('\"exit_code\":0' in h or 'at work already' in h for h in heard))";
+        assert_eq!(worker.python(&session, code).value(), "(True, True)");
+        assert_eq!(listed(&mut worker, &other), []);
+    }
+
+    fn a_pip_that_is_interrupted_takes_its_installer_along() {
+        let wheels = Wheels::new(&[]);
+        let hang = "import os, time\ndef build_wheel(*a, **k):\n    open(os.path.expanduser('~/begun'), 'w').close()\n    time.sleep(600)\n\
+            prepare_metadata_for_build_wheel = build_wheel\n";
+        wheels.make(&["source", wheels.dir(), "slow", hang]);
+        let mut worker = wheels.worker();
+        let session = worker.create_session(v1::Limits::default());
+        let begun = worker.workspace(&session).join("begun");
+        let task = worker.start_shell(&session, &["pip", "install", "slow"], b"", 0);
+        eventually("it builds", || begun.exists().then_some(()));
+        worker.cancel(&task, 100);
+        let done = worker.link.wait(&task);
+        assert_eq!(done.state, TaskState::Cancelled);
+        let interpreter = worker.python(&session, "import os; os.getpid()").value();
+        eventually("nothing of it is left", || {
+            let left = in_workspace(&worker.dir, &session);
+            left.iter().all(|pid| pid.to_string() == interpreter).then_some(())
+        });
+        assert_eq!(listed(&mut worker, &session), []);
+    }
 }
