@@ -173,7 +173,7 @@ pub struct Doctor {
 
 #[derive(Debug, Subcommand)]
 pub enum Checkpoint {
-    /// Save a session: its files and packages, not its variables
+    /// Save a session: its files and packages, with --globals also its variables
     Create {
         /// Id or name
         session: String,
@@ -183,6 +183,9 @@ pub enum Checkpoint {
         /// How long to wait for executions that run, e.g. 30s [default: 1m]
         #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
         wait: Option<u64>,
+        /// Also the interpreter's variables, as far as they can be pickled; `show` lists what was left out
+        #[arg(long)]
+        globals: bool,
     },
     /// List checkpoints, newest first
     List {
@@ -250,6 +253,9 @@ pub enum Session {
         /// With --checkpoint: how long to wait for executions that run, e.g. 30s [default: 1m]
         #[arg(long, value_name = "DURATION", value_parser = units::duration_ms, requires = "checkpoint")]
         wait: Option<u64>,
+        /// With --checkpoint: also the interpreter's variables
+        #[arg(long, requires = "checkpoint")]
+        globals: bool,
     },
 }
 

@@ -249,6 +249,16 @@ pub mod checkpoint {
     pub const WAIT_MS_MAX: u64 = 3_600_000;
     /// One archive, as it travels and is stored.
     pub const ARCHIVE_BYTES_MAX: u64 = 18 << 30;
+    /// Variables that are saved with a session, as a pickle; those that do not fit are left out.
+    pub const GLOBALS_BYTES_MAX: u64 = 512 << 20;
+    /// Saving them ends after this; the checkpoint is made without them.
+    pub const GLOBALS_SAVE_MS: u64 = 20_000;
+    /// Loading them ends after this; the session begins without them, with another interpreter.
+    pub const GLOBALS_LOAD_MS: u64 = 20_000;
+    /// Variables that a checkpoint lists by name; the others are counted. The same of those that were left out.
+    pub const GLOBALS_NAMED_MAX: usize = 100;
+    /// Characters of a name or a reason that are kept.
+    pub const GLOBALS_TEXT_CHARS_MAX: usize = 200;
     /// Defaults of what a tenant may keep (`checkpoint_…`).
     pub const PER_TENANT_MAX: u64 = 100;
     pub const MIB_PER_TENANT_MAX: u64 = 20_480;

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use base64::Engine as _;
 use cooper_common::{
     error::{Code, Error, Result},
     ids::{CheckpointId, SessionId},
@@ -77,6 +78,9 @@ pub struct Manifest {
     #[serde(default)]
     pub skipped: Vec<String>,
     pub skipped_count: u64,
+    /// Variables: an encoded cooper.v1.GlobalsSummary in base64; empty = none were asked for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub globals: String,
     /// BLAKE3 of the session's spec, which is in the row.
     pub spec: String,
 }
@@ -88,6 +92,18 @@ struct Wanted<'a> {
     key: &'a str,
     /// 0 = as long as one that does not say.
     wait_ms: u64,
+    /// Also the interpreter's variables.
+    globals: bool,
+}
+
+/// A message as text of a row: what the core and the store need not read.
+pub fn opaque(message: &impl prost::Message) -> String {
+    base64::engine::general_purpose::STANDARD.encode(message.encode_to_vec())
+}
+
+pub fn read_opaque<T: prost::Message + Default>(text: &str) -> Option<T> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok().filter(|_| !text.is_empty())?;
+    T::decode(&*bytes).ok()
 }
 
 /// The row's body.
@@ -177,7 +193,13 @@ impl Checkpoints {
                 false => Err(check::other_request(key)),
             };
         }
-        let wanted = Wanted { purpose: Purpose::Keep, name: &request.name, key, wait_ms: request.wait_ms };
+        let wanted = Wanted {
+            purpose: Purpose::Keep,
+            name: &request.name,
+            key,
+            wait_ms: request.wait_ms,
+            globals: request.globals,
+        };
         self.save(caller, session, wanted).await
     }
 
@@ -199,7 +221,8 @@ impl Checkpoints {
             Some(Some(checkpoint)) => self.saved(session, checkpoint, request.wait_ms).await?,
             Some(None) => {
                 let name = &request.checkpoint_name;
-                let wanted = Wanted { purpose: Purpose::Destroy, name, key: "", wait_ms: request.wait_ms };
+                let v1::DestroySessionRequest { wait_ms, globals, .. } = *request;
+                let wanted = Wanted { purpose: Purpose::Destroy, name, key: "", wait_ms, globals };
                 self.save(caller, session, wanted).await?
             }
         };
@@ -209,7 +232,7 @@ impl Checkpoints {
     async fn save(&self, caller: &Caller, session: SessionId, wanted: Wanted<'_>) -> Result<Record> {
         self.cluster.space.admit()?;
         self.within_quota(&caller.tenant, 0).await?;
-        let Wanted { purpose, name, key, wait_ms } = wanted;
+        let Wanted { purpose, name, key, wait_ms, globals } = wanted;
         let checkpoint = CheckpointId::new();
         let patience = if wait_ms == 0 { limits::WAIT_MS } else { wait_ms };
         let begun = self.cluster.decide(|core, now| {
@@ -219,6 +242,7 @@ impl Checkpoints {
                 name: name.to_owned(),
                 key: key.to_owned(),
                 give_up_at_ms: now.wall_ms.saturating_add_unsigned(patience),
+                globals,
             };
             Ok(((), core.checkpoint(now, session, saving)?))
         });
@@ -242,7 +266,8 @@ impl Checkpoints {
                         .is_some_and(|it| it.body.saving.as_ref().is_some_and(|it| it.checkpoint == id))
                 });
                 if !goes_on {
-                    // Recorded between the two looks?
+                    // What was decided before is recorded behind this.
+                    self.cluster.recorded().await?;
                     if let Some(made) = store.get(Aggregate::Checkpoint, &id.to_string()).await? {
                         return Ok(made);
                     }

@@ -199,6 +199,17 @@ impl Cluster {
         Ok((value, answer))
     }
 
+    /// Until everything that was decided so far is recorded.
+    pub async fn recorded(&self) -> Result<()> {
+        let (recorded, answer) = oneshot::channel();
+        self.store.commit(Batch {
+            changes: Vec::new(),
+            durability: Durability::Relaxed,
+            done: Box::new(move |result| drop(recorded.send(result.map_err(Error::from)))),
+        });
+        durable(answer).await
+    }
+
     /// For inputs that cannot fail and that nobody waits for: messages of workers, the clock.
     pub fn tell(self: &Arc<Self>, f: impl FnOnce(&mut cluster::Cluster, Now) -> Out) {
         // Fails only when the store broke; everything is loaded anew then.

@@ -258,9 +258,10 @@ impl Fleet {
         worker: &WorkerId,
         session: String,
         last: bool,
+        globals: bool,
     ) -> Result<(v1::WorkspaceSummary, Reading)> {
         let (sender, body) = mpsc::channel(TRANSFER_PIECES_MAX);
-        let op = v1::call::Op::Pack(v1::PackSession { last });
+        let op = v1::call::Op::Pack(v1::PackSession { last, globals });
         let (id, answered) = self.start_call(worker, session, op, Some(Body::Out(sender)))?;
         match self.answer(id, answered, PACK_TIMEOUT).await? {
             Answer::Summary(summary) => Ok((summary, body)),

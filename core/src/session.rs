@@ -82,6 +82,9 @@ pub struct Saving {
     pub key: String,
     /// When executions still run then, there is none.
     pub give_up_at_ms: i64,
+    /// Also the interpreter's variables.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub globals: bool,
 }
 
 /// What the session's files are to be made from.
@@ -134,6 +137,9 @@ pub struct Body {
     pub saving: Option<Saving>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
+    /// What became of the variables that its checkpoint held: an encoded cooper.v1.GlobalsSummary in base64, opaque here.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub globals: String,
     /// What was saved of it when it was destroyed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<CheckpointId>,
@@ -264,6 +270,7 @@ impl Session {
                 worker_labels: create.worker_labels,
                 saving: None,
                 restore: create.restore.map(|(checkpoint, _)| Restore { checkpoint, moved: false }),
+                globals: String::new(),
                 last_checkpoint: None,
                 spare: create.spare,
             },

@@ -48,6 +48,7 @@ mod checkpoint;
 mod dir;
 pub mod doctor;
 mod files;
+mod globals;
 mod helper;
 mod home;
 pub mod install;
@@ -177,6 +178,8 @@ enum Due {
     KillRound(u64),
     /// An interpreter should have said hello.
     Hello(u64),
+    /// An interpreter should have saved or loaded variables, under this number.
+    Globals(u64, u64),
     StartLink,
     StartEgress,
     StartZygote(usize),
@@ -388,6 +391,7 @@ impl Host {
             Due::Grace(attempt) => self.kill(attempt),
             Due::KillRound(tree) => self.kill_round(tree),
             Due::Hello(interpreter) => self.on_late_hello(interpreter),
+            Due::Globals(interpreter, id) => self.on_late_globals(interpreter, id),
             Due::StartLink => self.start_link(),
             Due::StartEgress => self.start_egress(),
             Due::StartZygote(n) => self.start_zygote(n),

@@ -2,7 +2,7 @@
 
 use cooper_proto::v1::{
     Checkpoint, CreateCheckpointRequest, CreateSessionRequest, DeleteCheckpointRequest, GetCheckpointRequest,
-    ListCheckpointsRequest, Page, RestoreCheckpointRequest,
+    GlobalsSummary, ListCheckpointsRequest, Page, RestoreCheckpointRequest,
 };
 use serde_json::json;
 
@@ -20,12 +20,13 @@ const PAGE: u32 = 500;
 pub async fn run(context: &Context, args: args::Checkpoint) -> Result<u8> {
     let client = context.cluster()?.connect().await?;
     match args {
-        args::Checkpoint::Create { session, name, wait } => {
+        args::Checkpoint::Create { session, name, wait, globals } => {
             let request = CreateCheckpointRequest {
                 session_id: session,
                 name: name.unwrap_or_default(),
                 wait_ms: wait.unwrap_or(0),
                 idempotency_key: idempotency_key(),
+                globals,
             };
             let made = client.checkpoints().create_checkpoint(request).await?.into_inner();
             // The id alone, so that C=$(cooper checkpoint create SESSION) works.
@@ -98,6 +99,25 @@ async fn list(context: &Context, client: &Client, session_id: String) -> Result<
     }
 }
 
+/// How many, and what was left out and why.
+pub fn globals(globals: &GlobalsSummary) -> String {
+    if !globals.error.is_empty() {
+        return format!("none: {}", globals.error);
+    }
+    let listed = |names: Vec<String>, count: u64| {
+        let more = count.saturating_sub(names.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{}{more}", names.join(", "))
+    };
+    let mut text = format!("{}: {}", globals.count, listed(globals.names.clone(), globals.count));
+    if globals.dropped_count > 0 {
+        let dropped = globals.dropped.iter().map(|it| format!("{} ({})", it.name, it.reason)).collect();
+        let dropped = listed(dropped, globals.dropped_count);
+        text = format!("{text}; left out: {dropped}");
+    }
+    text
+}
+
 fn text(checkpoint: &Checkpoint) -> String {
     let summary = checkpoint.summary.clone().unwrap_or_default();
     let mut lines = vec![
@@ -118,6 +138,9 @@ fn text(checkpoint: &Checkpoint) -> String {
             format!("{} ({})", units::utc(checkpoint.created_at_ms), units::ago(checkpoint.created_at_ms)),
         ),
     ];
+    if let Some(saved) = &summary.globals {
+        lines.push(("variables", globals(saved)));
+    }
     if summary.skipped_count > 0 {
         lines.push(("left out", format!("{} ({})", summary.skipped_count, summary.skipped.join(", "))));
     }

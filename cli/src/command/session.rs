@@ -53,9 +53,10 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
             context.out.answer(|| json::session(&session), || text(&session))?;
             Ok(0)
         }
-        args::Session::Destroy { sessions, checkpoint, wait } => {
+        args::Session::Destroy { sessions, checkpoint, wait, globals } => {
             let request = DestroySessionRequest {
                 checkpoint_first: checkpoint,
+                globals,
                 wait_ms: wait.unwrap_or(0),
                 ..DestroySessionRequest::default()
             };
@@ -241,7 +242,15 @@ fn text(session: &Session) -> String {
         ("created", format!("{} ({})", units::utc(session.created_at_ms), units::ago(session.created_at_ms))),
     ];
     if session.interpreter_restarted {
-        lines.push(("note", "the interpreter was started anew; variables from before are gone".to_owned()));
+        let brought = session.globals.as_ref().is_some_and(|globals| globals.error.is_empty());
+        let note = match brought {
+            true => "the interpreter was started anew, with variables that were saved",
+            false => "the interpreter was started anew; variables from before are gone",
+        };
+        lines.push(("note", note.to_owned()));
+    }
+    if let Some(globals) = &session.globals {
+        lines.push(("variables", super::checkpoint::globals(globals)));
     }
     if session.expires_at_ms != 0 {
         lines.push(("expires", units::utc(session.expires_at_ms)));

@@ -64,7 +64,22 @@ pub fn session(session: &v1::Session) -> Value {
         "template": session.template,
         "spare": session.spare,
         "last_checkpoint_id": session.last_checkpoint_id,
+        "globals": session.globals.as_ref().map(globals),
         "error": error_or_null(&session.error),
+    })
+}
+
+/// Variables that were saved or restored.
+pub fn globals(globals: &v1::GlobalsSummary) -> Value {
+    let dropped: Vec<_> =
+        globals.dropped.iter().map(|it| json!({"name": it.name, "reason": it.reason})).collect();
+    json!({
+        "names": globals.names,
+        "count": globals.count,
+        "dropped": dropped,
+        "dropped_count": globals.dropped_count,
+        "bytes": globals.bytes,
+        "error": globals.error,
     })
 }
 
@@ -271,6 +286,7 @@ pub fn checkpoint(checkpoint: &v1::Checkpoint) -> Value {
         "content_bytes": summary.content_bytes,
         "skipped": summary.skipped,
         "skipped_count": summary.skipped_count,
+        "globals": summary.globals.as_ref().map(globals),
     })
 }
 

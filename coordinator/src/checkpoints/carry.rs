@@ -66,7 +66,12 @@ impl Checkpoints {
         let record = record.ok_or_else(|| Error::internal("a session that is saved has no row"))?;
         let last = saving.purpose != Purpose::Keep;
         let (summary, mut body) =
-            self.cluster.fleet.pack(&transfer.worker, session.to_string(), last).await?;
+            self.cluster.fleet.pack(&transfer.worker, session.to_string(), last, saving.globals).await?;
+        let of_before = || v1::GlobalsSummary {
+            error: "its worker is of a version that saves none".to_owned(),
+            ..v1::GlobalsSummary::default()
+        };
+        let globals = saving.globals.then(|| summary.globals.unwrap_or_else(of_before));
         let mut draft = self.blobs.draft_of(limits::ARCHIVE_BYTES_MAX)?;
         while let Some(piece) = body.recv().await {
             let piece = piece?;
@@ -99,6 +104,7 @@ impl Checkpoints {
             content_bytes: summary.content_bytes,
             skipped: summary.skipped,
             skipped_count: summary.skipped_count,
+            globals: globals.as_ref().map(super::opaque).unwrap_or_default(),
             spec: blake3::hash(&spec).to_hex().to_string(),
         };
         let signature = self.sign(&manifest)?;

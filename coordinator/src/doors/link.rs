@@ -540,7 +540,11 @@ fn session(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, update: v1::S
     let Ok(id) = update.session_id.parse() else { return };
     let fence = fence(update.fence);
     let update = match update.state.as_str() {
-        "ready" => Update::Ready { python_version: update.python_version, facilities: update.facilities },
+        "ready" => Update::Ready {
+            python_version: update.python_version,
+            facilities: update.facilities,
+            globals: update.globals.as_ref().map(crate::checkpoints::opaque).unwrap_or_default(),
+        },
         "failed" => {
             let error = update.error.unwrap_or_default();
             Update::Failed(Reason { code: error.code, message: error.message })

@@ -289,6 +289,7 @@ impl Cluster {
                     name: String::new(),
                     key: String::new(),
                     give_up_at_ms: i64::MAX,
+                    globals: true,
                 };
                 self.begin_saving(id, saving, out);
             }

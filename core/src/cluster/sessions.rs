@@ -19,7 +19,12 @@ use crate::{
 /// What a worker says about a session it was granted.
 #[derive(Debug, Clone)]
 pub enum Update {
-    Ready { python_version: String, facilities: Vec<String> },
+    Ready {
+        python_version: String,
+        facilities: Vec<String>,
+        /// See [`crate::session::Body::globals`].
+        globals: String,
+    },
     Failed(Reason),
     Destroyed,
 }
@@ -176,12 +181,13 @@ impl Cluster {
             return out;
         }
         let moved = match update {
-            Update::Ready { python_version, facilities } => {
+            Update::Ready { python_version, facilities, globals } => {
                 // A worker that attaches again says it of one that is being saved too: that goes on.
                 let moved = session.body.state == State::Initializing && session.to(State::Ready);
                 if moved {
                     session.body.python_version = python_version;
                     session.body.facilities = facilities;
+                    session.body.globals = globals;
                     session.body.tier = tier;
                     if session.body.restore.take().is_some_and(|restore| restore.moved) {
                         session.interpreter_restarted(true);

@@ -168,7 +168,8 @@ impl World {
         self.take(out);
         let body = &self.cluster.session(id).expect("made").body;
         let (worker, fence) = (body.worker.clone(), body.fence);
-        let ready = Update::Ready { python_version: String::new(), facilities: vec![] };
+        let ready =
+            Update::Ready { python_version: String::new(), facilities: vec![], globals: String::new() };
         let out = self.cluster.session_update(self.now, &worker, self.attaches[&worker], id, fence, ready);
         self.take(out);
         Ok((id, worker))
@@ -373,7 +374,7 @@ fn what_a_stopping_worker_did_not_take_goes_to_another_and_what_it_took_stays() 
         world.attaches["left"],
         session,
         fence,
-        Update::Ready { python_version: String::new(), facilities: vec![] },
+        Update::Ready { python_version: String::new(), facilities: vec![], globals: String::new() },
     );
     world.take(out);
     assert_eq!(world.held(behind).as_deref(), Some("left"));

@@ -110,6 +110,143 @@ fn a_session_is_saved_before_it_is_destroyed_and_stays_when_it_cannot_be() {
     fleet.stop();
 }
 
+/// Variables of every kind: shared, with code of their own, and such that cannot be saved.
+const VARIABLES: &str = "
+import collections, dataclasses, math, os, threading
+import math as m
+shared = [1, 2]
+inside = {'shared': shared}
+def factorial(n): return 1 if n < 2 else n * factorial(n - 1)
+def counter():
+    n = 0
+    def count():
+        nonlocal n
+        n += 1
+        return n
+    return count
+count = counter(); count()
+class Base:
+    def __init__(self, value): self.value = value
+    @property
+    def twice(self): return self.value * 2
+class Derived(Base):
+    def __init__(self, value): super().__init__(value + 1)
+derived = Derived(4)
+@dataclasses.dataclass
+class Point:
+    x: int
+    tags: list = dataclasses.field(default_factory=list)
+point = Point(1, shared)
+Pair = collections.namedtuple('Pair', 'a b')
+pair = Pair(1, 2)
+file = open('mine', 'w')
+lock = threading.Lock()
+class Refuses:
+    def __reduce__(self): raise ValueError('not me')
+refuses = Refuses()
+";
+
+const VARIABLES_SEEN: &str = "
+print(inside['shared'] is shared, point.tags is shared, factorial(5), count(), derived.twice, isinstance(derived, Base),
+      Point(2), dataclasses.replace(point, x=9).x, pair._replace(b=7), m.pi == math.pi,
+      [name for name in ('file', 'lock', 'refuses', 'Refuses') if name in globals()])
+";
+
+#[test]
+fn variables_that_can_be_saved_come_back_in_another_session_and_the_others_are_listed() {
+    let (mut fleet, [left, _]) = Fleet::of_two();
+    let cooper = fleet.cooper();
+    cooper.exec(&left, VARIABLES);
+    let saved = cooper.json(["checkpoint", "create", &left, "--globals"]);
+    let globals = &saved["globals"];
+    let dropped: Vec<&str> =
+        globals["dropped"].as_array().expect("a list").iter().map(|it| text(it, "name")).collect();
+    assert_eq!((dropped, text(globals, "error")), (vec!["file", "lock", "refuses"], ""), "{globals:#}");
+    assert!(text(&globals["dropped"][2], "reason").contains("not me"), "{globals:#}");
+    assert_eq!(cooper.exec(&left, "count(), file.closed"), "(2, False)", "its interpreter goes on as it was");
+    assert_eq!(cooper.exec(&left, "[n for n in os.listdir() if 'cooper' in n]"), "[]");
+
+    cooper.ok(["drain", "left", "--deadline", "0s", "--wait"]);
+    let new = cooper.json(["checkpoint", "restore", text(&saved, "checkpoint_id")]);
+    let id = text(&new, "session_id");
+    let seen = "True True 120 2 10 True Point(x=2, tags=[]) 9 Pair(a=1, b=7) True ['Refuses']";
+    assert_eq!(cooper.exec(id, VARIABLES_SEEN), seen);
+    assert_eq!((&new["globals"]["count"], text(&new["globals"], "error")), (&globals["count"], ""));
+    assert_eq!(cooper.exec(id, "[n for n in os.listdir() if 'cooper' in n]"), "[]");
+    // Source lines come along too.
+    let traceback = cooper.run(["exec", id, "-c", "factorial('x')"]);
+    assert!(traceback.err().contains("def factorial(n)"), "{traceback}");
+    // Without being asked for, none are saved.
+    let plain = cooper.json(["checkpoint", "create", id]);
+    assert!(plain["globals"].is_null(), "{plain:#}");
+    fleet.stop();
+}
+
+/// What unpickling does happens in the sandbox of the new session, which outlives it.
+#[test]
+fn a_hostile_pickle_costs_the_variables_and_nothing_else() {
+    let mut fleet = Fleet::new();
+    fleet.start_coordinator();
+    fleet.start_worker_in("left", &[("MAX_SESSIONS", "8")]);
+    fleet.await_registered(0);
+    let cooper = fleet.cooper();
+    let neighbour = cooper.session();
+    let secret = fleet.scratch.join("coordinator/admin.token");
+    let cases = [
+        ("dies", "(os._exit, (3,))".to_owned(), "ended while they were loaded"),
+        ("hangs", "(time.sleep, (1000,))".to_owned(), "ended while they were loaded"),
+        ("explodes", "(bytes, (1 << 40,))".to_owned(), "MemoryError"),
+        ("raises", "(exec, ('raise SystemExit(3)',))".to_owned(), "SystemExit"),
+        ("escapes", format!("(open, ({:?},))", secret.to_string_lossy()), "admin.token"),
+    ];
+    std::thread::scope(|scope| {
+        for (name, reduced, why) in &cases {
+            let cooper = &cooper;
+            scope.spawn(move || {
+                let session = cooper.session();
+                let code = format!(
+                    "import os, time\nopen('kept', 'w').write('yes')\nclass Hostile:\n    def __reduce__(self): return {reduced}\nit = Hostile(); fine = 1"
+                );
+                cooper.exec(&session, &code);
+                let destroy = ["session", "destroy", "--checkpoint", "--globals", &session];
+                let saved = cooper.json(destroy);
+                let new = cooper.json(["checkpoint", "restore", text(&saved, "last_checkpoint_id")]);
+                let id = text(&new, "session_id");
+                let globals = &new["globals"];
+                assert!(text(globals, "error").contains(why), "{name}: {globals:#}");
+                assert_eq!(text(&new, "state"), "ready", "{name}");
+                let look = "import os; print('fine' in globals(), open('kept').read(), [n for n in os.listdir() if 'cooper' in n])";
+                assert_eq!(cooper.exec(id, look), "False yes []", "{name}");
+                cooper.ok(["session", "destroy", id]);
+            });
+        }
+    });
+    assert_eq!(cooper.exec(&neighbour, "1 + 1"), "2");
+    fleet.stop();
+}
+
+#[test]
+fn a_variable_that_hangs_or_crashes_while_it_is_saved_is_left_out() {
+    let (mut fleet, [left, right]) = Fleet::of_two();
+    let cooper = fleet.cooper();
+    let hangs =
+        "import time\nclass Hangs:\n    def __reduce__(self): time.sleep(1000)\nit = Hangs(); fine = [1]";
+    cooper.exec(&left, hangs);
+    let saved = cooper.json(["checkpoint", "create", &left, "--globals"]);
+    assert_eq!(text(&saved["globals"]["dropped"][0], "name"), "it", "{saved:#}");
+    assert_eq!(cooper.exec(&left, "fine.append(2); fine"), "[1, 2]");
+    let crashes = "import os\nclass Crashes:\n    def __reduce__(self): os.kill(os.getpid(), 11)\nit = Crashes(); fine = [1]";
+    cooper.exec(&right, crashes);
+    let saved = cooper.json(["checkpoint", "create", &right, "--globals"]);
+    assert!(text(&saved["globals"], "error").contains("signal 11"), "{saved:#}");
+    assert_eq!(
+        cooper.exec(&right, "fine.append(2); fine"),
+        "[1, 2]",
+        "the fork crashed, not the interpreter"
+    );
+    fleet.stop();
+}
+
 #[test]
 fn a_drain_with_checkpoints_moves_sessions_and_what_waits_in_them() {
     let (mut fleet, [left, _]) = Fleet::of_two();

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Due, Host,
     archive::{self, Bounds, Summary},
+    globals,
     helper::{self, Task},
     install::stage,
     session::State,
@@ -51,11 +52,21 @@ pub struct Checkpoints {
     receiving: BTreeMap<u64, (String, OwnedFd)>,
     /// Files being written by calls, and whose they are.
     writes: BTreeMap<u64, String>,
+    /// Packs that wait for the session's variables.
+    saving: BTreeMap<u64, wire::OpenFile>,
 }
 
 impl Checkpoints {
     pub fn note_write(&mut self, call: &wire::OpenFile) {
         self.writes.insert(call.call_id, call.session_id.clone());
+    }
+
+    pub fn note_saving(&mut self, call: &wire::OpenFile) {
+        self.saving.insert(call.call_id, call.clone());
+    }
+
+    pub fn saved(&mut self, call_id: u64) -> Option<wire::OpenFile> {
+        self.saving.remove(&call_id)
     }
 }
 
@@ -67,6 +78,17 @@ pub struct Work {
     /// The process says here what came of it.
     report: OwnedFd,
     packs: bool,
+    /// What came of the variables, where they were asked for.
+    globals: Option<globals::Done>,
+}
+
+/// What a process is to do.
+struct Job<'a> {
+    session: &'a str,
+    call_id: u64,
+    packs: bool,
+    archive: OwnedFd,
+    globals: Option<globals::Done>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,18 +99,38 @@ enum Report {
 
 impl Host {
     pub(super) fn pack(&mut self, call: &wire::OpenFile) {
-        if let Err(error) = self.start_packing(call) {
+        let sealed = self.seal(call);
+        if let Err(error) = sealed {
+            return self.answer_pack(call.call_id, Err(error));
+        }
+        match call.globals.then(|| self.save_globals(call)) {
+            // It goes on when they are saved.
+            Some(Ok(())) => {}
+            Some(Err(none)) => self.pack_with(call, Some(none)),
+            None => self.pack_with(call, None),
+        }
+    }
+
+    pub(super) fn pack_with(&mut self, call: &wire::OpenFile, globals: Option<globals::Done>) {
+        if let Err(error) = self.start_packing(call, globals) {
             self.answer_pack(call.call_id, Err(error));
         }
     }
 
-    fn start_packing(&mut self, call: &wire::OpenFile) -> Result<()> {
+    fn seal(&mut self, call: &wire::OpenFile) -> Result<()> {
         let id = &call.session_id;
         let session = self.sessions.get_mut(id).ok_or_else(|| unknown_session(id))?;
         if session.state != State::Ready {
             return Err(Error::new(Code::SessionNotReady, format!("session {id} is not ready")));
         }
         session.sealed = call.last;
+        Ok(())
+    }
+
+    fn start_packing(&mut self, call: &wire::OpenFile, globals: Option<globals::Done>) -> Result<()> {
+        self.seal(call)?;
+        let id = &call.session_id;
+        let session = self.sessions.get(id).ok_or_else(|| unknown_session(id))?;
         if call.last && self.work.is_on(id) {
             // Sealed, so that there is an end to it; the coordinator asks again.
             return Err(Error::new(
@@ -104,8 +146,17 @@ impl Host {
         // Opened here: the way there is the worker's, and not for the session's uid.
         let root = open_workspace(&workspace)?;
         let keep = [out, keep, root.as_raw_fd()];
-        self.start_work(id, call.call_id, true, archive, &keep, uid, move || {
-            archive::pack(&root, BufWriter::with_capacity(BUFFER_BYTES, File::from(file)), BOUNDS, takes)
+        let with = globals.as_ref().is_some_and(globals::Done::is_there);
+        let work = Job { session: id, call_id: call.call_id, packs: true, archive, globals };
+        self.start_work(work, &keep, uid, move || {
+            let out = BufWriter::with_capacity(BUFFER_BYTES, File::from(file));
+            let takes = |path: &[u8], is_dir: bool| match path == globals::FILE.as_bytes() {
+                true => with && !is_dir,
+                false => takes(path, is_dir),
+            };
+            let packed = archive::pack(&root, out, BOUNDS, takes);
+            let _ = rustix::fs::unlinkat(&root, globals::FILE, rustix::fs::AtFlags::empty());
+            packed
         })
     }
 
@@ -151,7 +202,8 @@ impl Host {
         let mut file = File::from(archive.try_clone().map_err(internal)?);
         let root = open_workspace(&workspace)?;
         let keep = [archive.as_raw_fd(), file.as_raw_fd(), root.as_raw_fd()];
-        self.start_work(id, call_id, false, archive, &keep, uid, move || {
+        let work = Job { session: id, call_id, packs: false, archive, globals: None };
+        self.start_work(work, &keep, uid, move || {
             file.rewind().map_err(internal)?;
             let from = BufReader::with_capacity(BUFFER_BYTES, file);
             archive::unpack(&root, from, BOUNDS, is_script, &|_, content| moved(&venv, content))
@@ -167,13 +219,9 @@ impl Host {
         Ok(fd)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn start_work(
         &mut self,
-        session: &str,
-        call_id: u64,
-        packs: bool,
-        archive: OwnedFd,
+        job: Job<'_>,
         keep: &[i32],
         uid: Option<u32>,
         work: impl FnOnce() -> Result<Summary>,
@@ -182,7 +230,9 @@ impl Host {
             rustix::fs::memfd_create("cooper-report", MemfdFlags::CLOEXEC).map_err(|e| internal(e.into()))?;
         let told = File::from(report.try_clone().map_err(internal)?);
         let keep = [keep, &[told.as_raw_fd()]].concat();
-        let task = Task::Checkpoint(Work { call_id, session: session.to_owned(), archive, report, packs });
+        let Job { session, call_id, packs, archive, globals } = job;
+        let task =
+            Task::Checkpoint(Work { call_id, session: session.to_owned(), archive, report, packs, globals });
         let run = move || {
             // A panic must not unwind into the host's loop, of which this is a copy.
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -222,7 +272,8 @@ impl Host {
             tracing::warn!(session = work.session, packs = work.packs, %error, "checkpoint");
         }
         if work.packs {
-            return self.answer_pack(work.call_id, done.map(|summary| (summary, work.archive)));
+            let globals = work.globals.map(globals::Done::into_wire);
+            return self.answer_pack(work.call_id, done.map(|summary| (summary, work.archive, globals)));
         }
         let filled = done.and_then(|_| self.filled(&work.session));
         self.answer_unpack(work.call_id, filled.err().as_ref());
@@ -235,6 +286,8 @@ impl Host {
             return Err(Error::new(Code::SessionEnded, format!("session {id} has ended meanwhile")));
         }
         session.record.restoring = false;
+        let globals = session.home.workspace().join(globals::FILE);
+        session.record.globals = std::fs::symlink_metadata(globals).is_ok_and(|found| found.is_file());
         if let Err(error) = session.record.write(&session.home.dir) {
             session.record.restoring = true;
             return Err(internal(error));
@@ -243,11 +296,11 @@ impl Host {
         Ok(())
     }
 
-    fn answer_pack(&mut self, call_id: u64, packed: Result<(Summary, OwnedFd)>) {
+    fn answer_pack(&mut self, call_id: u64, packed: Result<(Summary, OwnedFd, Option<v1::GlobalsSummary>)>) {
         let mut answer = wire::FileOpened { call_id, ..wire::FileOpened::default() };
         let mut fds = Vec::new();
         match packed {
-            Ok((summary, archive)) => {
+            Ok((summary, archive, globals)) => {
                 answer.summary = Some(v1::WorkspaceSummary {
                     files: summary.files,
                     directories: summary.directories,
@@ -256,6 +309,7 @@ impl Host {
                     content_bytes: summary.content_bytes,
                     skipped: summary.skipped,
                     skipped_count: summary.skipped_count,
+                    globals,
                 });
                 fds.push(archive);
             }

@@ -141,6 +141,9 @@ pub struct Record {
     /// Its files are not unpacked yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub restoring: bool,
+    /// Variables came with its files and are not loaded yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub globals: bool,
 }
 
 /// What a grant says that a session reaches; nobody, when it cannot be read.
@@ -181,6 +184,7 @@ impl Record {
             uid: None,
             network,
             restoring: grant.restore,
+            globals: false,
         }
     }
 
@@ -189,7 +193,10 @@ impl Record {
         let fence = grant.fence.unwrap_or_default();
         match (fence.epoch, fence.attempt) >= (self.epoch, self.generation) {
             // Whose its files are, and whether they are there, no grant changes.
-            true => Self { uid: self.uid, restoring: self.restoring, ..Self::of(grant, worker_id) },
+            true => {
+                let Self { uid, restoring, globals, .. } = *self;
+                Self { uid, restoring, globals, ..Self::of(grant, worker_id) }
+            }
             false => self.clone(),
         }
     }

@@ -111,6 +111,8 @@ pub struct Answer {
     pub id: Option<u64>,
     /// A fresh execution runs in its fork; the interpreter is free.
     pub branched: Option<u64>,
+    /// What came of the host's own text (`globals.py`).
+    pub done: Option<super::globals::Done>,
     /// Names of modules that were imported since it was last said, without the standard library's.
     pub imported: Vec<String>,
     exit_code: i32,

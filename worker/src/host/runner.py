@@ -249,11 +249,22 @@ class Runner:
             if request is None:
                 return
             message, fds = request
-            if message.get("fresh"):
+            if "inside" in message:
+                self.control.send({"id": message["id"], "done": self.inside(message)})
+            elif message.get("fresh"):
                 self.branch(message, fds)
                 self.control.send({"branched": message["id"]})
             else:
                 self.control.send(self.execute(message, fds))
+
+    def inside(self, message):
+        """Runs a text of the host's, which an interpreter seldom needs (see `globals.py`)."""
+        try:
+            module = type(sys)("cooper_globals")
+            exec(compile(message["inside"], RUNNER, "exec"), module.__dict__)
+            return module.main(self, message, module)
+        except BaseException as error:
+            return {"error": "%s: %s" % (type(error).__name__, text(error, 200))}
 
     def branch(self, message, fds):
         """Runs a request in a fork. The process between belongs to nobody here: its parent ends at once."""

@@ -13,7 +13,7 @@ use cooper_proto::{host::to_link, v1};
 use rustix::process::{Resource, Signal};
 
 use super::{
-    Due, Host, Source,
+    Due, Host, Source, globals,
     home::{Home, Record},
     interpreter::{Answer, Running, Start},
     outcome::{self, Why},
@@ -48,6 +48,8 @@ pub struct Session {
     pub imported: BTreeSet<String>,
     /// Packed to go on elsewhere: nothing is written or started here any more.
     pub sealed: bool,
+    /// What became of the variables that came with its files.
+    pub globals: Option<v1::GlobalsSummary>,
     /// Process trees that are not gone yet.
     pub trees: BTreeSet<u64>,
     /// Its control group, where there are any.
@@ -82,12 +84,17 @@ pub enum Doing {
     Executing(u64),
     /// It forks for an attempt.
     Branching(u64),
+    /// Its variables are saved, for a call.
+    Saving(u64),
+    /// Variables are brought into it.
+    Loading,
 }
 
 impl Session {
     pub fn found(record: Record, home: Home) -> Self {
         let state = if record.restoring { State::Initializing } else { State::Ready };
-        Self { restarted: true, state, ..Self::new(record, home) }
+        let globals = record.globals.then(globals::lost);
+        Self { restarted: true, state, globals, ..Self::new(record, home) }
     }
 
     fn new(record: Record, home: Home) -> Self {
@@ -102,6 +109,7 @@ impl Session {
             installed: false,
             imported: BTreeSet::new(),
             sealed: false,
+            globals: None,
             trees: BTreeSet::new(),
             group: None,
             disk: super::watchdog::Disk::default(),
@@ -121,7 +129,12 @@ impl Session {
             fence: Some(self.record.fence()),
             state: state.to_owned(),
             interpreter_restarted: self.restarted,
+            globals: self.globals.clone(),
         })
+    }
+
+    pub fn interpreter(&self) -> Option<u64> {
+        self.interpreter
     }
 
     /// Whether it still wants the interpreter that a zygote was asked for.
@@ -481,6 +494,20 @@ impl Host {
         }
     }
 
+    pub(super) fn doing(&self, interpreter: u64) -> Option<Doing> {
+        self.interpreters.get(&interpreter).map(|interpreter| interpreter.state)
+    }
+
+    pub(super) fn set_doing(&mut self, interpreter: u64, doing: Doing) {
+        if let Some(interpreter) = self.interpreters.get_mut(&interpreter) {
+            interpreter.state = doing;
+        }
+    }
+
+    pub(super) fn control_of(&self, interpreter: u64) -> Option<&std::os::fd::OwnedFd> {
+        self.interpreters.get(&interpreter).map(|interpreter| &interpreter.control)
+    }
+
     pub(super) fn interpreter_of(&self, id: u64) -> Option<(u64, Option<i32>)> {
         let tree = self.interpreters.get(&id)?.tree;
         Some((tree, self.trees.get(&tree).and_then(|tree| tree.main)))
@@ -505,6 +532,17 @@ impl Host {
             }
             (Ok(answer), Doing::Branching(attempt)) if answer.branched == Some(attempt) => {
                 self.interpreter_free(id);
+            }
+            (Ok(Answer { id: Some(call), done: Some(done), .. }), Doing::Saving(saving))
+                if call == saving =>
+            {
+                self.globals_saved(call, done);
+                self.interpreter_free(id);
+            }
+            (Ok(Answer { id: Some(call), done: Some(done), .. }), Doing::Loading) if call == id => {
+                let session = interpreter.session.clone();
+                self.globals_loaded(&session, done);
+                self.interpreter_ready(id);
             }
             // It ended, or is not the runner any more. Only the interpreter itself is killed: what it started goes on.
             _ => {
@@ -534,9 +572,12 @@ impl Host {
     }
 
     fn interpreter_ready(&mut self, id: u64) {
-        let Some(interpreter) = self.interpreters.get_mut(&id) else { return };
-        interpreter.state = Doing::Idle;
+        let Some(interpreter) = self.interpreters.get(&id) else { return };
         let session_id = interpreter.session.clone();
+        if self.load_globals(id, &session_id) {
+            return self.set_doing(id, Doing::Loading);
+        }
+        self.set_doing(id, Doing::Idle);
         if let Some(session) = self.sessions.get_mut(&session_id)
             && session.state == State::Initializing
         {
@@ -562,6 +603,19 @@ impl Host {
             session.restarted = true;
         }
         match (interpreter.state, how) {
+            (Doing::Saving(call), _) => {
+                self.globals_saved(call, globals::Done::failed("its interpreter ended meanwhile"));
+            }
+            // Without them it begins again.
+            (Doing::Loading, how) => {
+                let why = how.map_or_else(|e| e.to_string(), |exit| format!("status {}", exit.code()));
+                let done =
+                    globals::Done::failed(format!("the interpreter ended while they were loaded: {why}"));
+                self.globals_loaded(&interpreter.session, done);
+                if self.sessions.get(&interpreter.session).is_some_and(|it| it.state == State::Initializing) {
+                    self.start_interpreter(&interpreter.session);
+                }
+            }
             (Doing::Starting, how) if interpreter.forked => {
                 tracing::warn!(session = %interpreter.session, ?how, "a forked interpreter ended before it was ready");
                 if let Some(session) = self.sessions.get_mut(&interpreter.session) {
@@ -608,6 +662,7 @@ impl Host {
             error: error.map(to_wire),
             python_version,
             facilities: self.confiner.facilities.names(),
+            globals: session.globals.clone(),
         }
     }
 }

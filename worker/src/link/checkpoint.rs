@@ -21,7 +21,13 @@ pub async fn pack(
     session_id: String,
     pack: v1::PackSession,
 ) -> Result<(), v1::Error> {
-    let open = OpenFile { session_id, mode: Mode::Pack.into(), last: pack.last, ..OpenFile::default() };
+    let open = OpenFile {
+        session_id,
+        mode: Mode::Pack.into(),
+        last: pack.last,
+        globals: pack.globals,
+        ..OpenFile::default()
+    };
     let OpenedFile { fd, summary, .. } = desk.open(open).await?;
     let archive = File::from(fd);
     let (archive, bytes) = blocking(move || {

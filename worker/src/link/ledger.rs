@@ -447,5 +447,6 @@ fn last_word(host: &HostHello, item: &v1::SessionItem) -> Option<v1::SessionUpda
         error,
         python_version: host.python_version.clone(),
         facilities: host.facilities.clone(),
+        globals: item.globals.clone(),
     })
 }

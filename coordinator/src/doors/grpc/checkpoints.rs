@@ -38,6 +38,7 @@ fn answer(record: &Record) -> Result<v1::Checkpoint, Status> {
             content_bytes: manifest.content_bytes,
             skipped: manifest.skipped,
             skipped_count: manifest.skipped_count,
+            globals: checkpoints::read_opaque(&manifest.globals),
         }),
     })
 }

@@ -533,7 +533,11 @@ impl World {
         let id = name(w);
         let out = match says {
             Says::Ready(session, fence) => {
-                let update = Update::Ready { python_version: String::new(), facilities: vec![] };
+                let update = Update::Ready {
+                    python_version: String::new(),
+                    facilities: vec![],
+                    globals: String::new(),
+                };
                 self.cluster.session_update(self.now, &id, attach, session, fence, update)
             }
             Says::Destroyed(session, fence) => {

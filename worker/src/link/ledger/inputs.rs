@@ -246,7 +246,7 @@ impl Ledger {
                     session_id: grant.session_id.clone(),
                     fence: grant.fence,
                     state: "initializing".to_owned(),
-                    interpreter_restarted: false,
+                    ..v1::SessionItem::default()
                 };
                 self.sessions.insert(grant.session_id.clone(), Session { item, update: None });
             }
