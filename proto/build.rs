@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cooper/v1/checkpoints.proto",
         "cooper/v1/templates.proto",
         "cooper/v1/tasks.proto",
+        "cooper/v1/executions.proto",
         "cooper/v1/runs.proto",
         "cooper/v1/admin.proto",
         "cooper/v1/link.proto",

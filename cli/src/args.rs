@@ -1,7 +1,10 @@
 //! The command line, as clap reads it. What each command does is in `command/`.
 
+mod execution;
 #[cfg(test)]
 mod tests;
+
+pub use execution::{Attach, DetachKeys, Streams};
 
 use std::path::PathBuf;
 
@@ -81,6 +84,8 @@ pub enum Command {
     /// Install, list and remove Python packages of a session
     #[command(subcommand)]
     Packages(Packages),
+    /// A shell, or Python, in a session on this terminal; or the terminal of an execution that runs
+    Attach(Attach),
     /// Read, write, list, search and change files of a session
     #[command(subcommand)]
     Files(Files),
@@ -241,6 +246,14 @@ pub enum Session {
     Show {
         /// Id or name
         session: String,
+    },
+    /// What has run in a session, in order of submission; also of one that was destroyed
+    History {
+        /// Id or name
+        session: String,
+        /// Write it as a Jupyter notebook instead, with what was printed and shown; - is standard output
+        #[arg(long, value_name = "FILE")]
+        ipynb: Option<PathBuf>,
     },
     /// Destroy sessions: end what runs, remove their files
     Destroy {
@@ -486,6 +499,11 @@ pub struct Exec {
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,
+    /// Working directory, relative to the workspace [default: where the code before went]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    #[command(flatten)]
+    pub streams: Streams,
     #[command(flatten)]
     pub schedule: Schedule,
     /// Extra environment; repeatable
@@ -506,6 +524,8 @@ pub struct Sh {
     /// Time limit, e.g. 30s, 5m [default: the session's]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub timeout: Option<u64>,
+    #[command(flatten)]
+    pub streams: Streams,
     #[command(flatten)]
     pub schedule: Schedule,
     /// Extra environment; repeatable
@@ -839,9 +859,42 @@ pub enum Tasks {
         /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
+        /// `next_cursor` of the page before (--json)
+        #[arg(long, default_value = "", hide_default_value = true)]
+        cursor: String,
     },
     /// Show one task
     Show { task: String },
+    /// What a task has printed so far, from an offset on; waits for nothing
+    Output {
+        task: String,
+        /// Standard error instead of standard output
+        #[arg(long)]
+        stderr: bool,
+        /// First byte wanted; with --json the answer says where to go on
+        #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
+        offset: u64,
+    },
+    /// Write to the standard input of an execution that was started with --interactive or --tty
+    Write {
+        task: String,
+        /// Text, and a line's end after it [default: standard input as it is, to its end]
+        text: Option<String>,
+        /// Nothing comes after it
+        #[arg(long)]
+        eof: bool,
+    },
+    /// Signal an execution that runs
+    Signal {
+        task: String,
+        #[arg(value_parser = ["INT", "TERM", "HUP", "USR1", "USR2", "KILL"], ignore_case = true)]
+        signal: String,
+    },
+    /// Kill executions with all that they started; stateful code takes the session's variables along
+    Kill {
+        #[arg(required = true)]
+        tasks: Vec<String>,
+    },
     /// Output of a task from its first byte, then its end; exits like exec
     Follow { task: String },
     /// End a task

@@ -1,6 +1,7 @@
 //! The user's commands: each asks the coordinator and shows the answer.
 
 mod admin;
+mod attach;
 mod checkpoint;
 mod config;
 mod doctor;
@@ -10,6 +11,9 @@ mod exec;
 mod files;
 mod follow;
 mod health;
+mod history;
+mod input;
+mod notebook;
 mod packages;
 mod repair;
 mod runs;
@@ -47,6 +51,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Exec(args) => exec::exec(context, args).await,
             Command::Sh(args) => exec::sh(context, args).await,
             Command::Packages(args) => packages::run(context, args).await,
+            Command::Attach(args) => attach::run(context, args).await,
             Command::Files(args) => files::run(context, args).await,
             Command::Repair(args) => repair::repair(context, args).await,
             Command::Approve(args) => repair::decide(context, args, true).await,

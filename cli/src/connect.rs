@@ -10,8 +10,9 @@ use cooper_common::{
     token::Secret,
 };
 use cooper_proto::v1::{
-    admin_client::AdminClient, checkpoints_client::CheckpointsClient, runs_client::RunsClient,
-    sessions_client::SessionsClient, tasks_client::TasksClient, templates_client::TemplatesClient,
+    admin_client::AdminClient, checkpoints_client::CheckpointsClient, executions_client::ExecutionsClient,
+    runs_client::RunsClient, sessions_client::SessionsClient, tasks_client::TasksClient,
+    templates_client::TemplatesClient,
 };
 use tonic::{
     Request, Status,
@@ -213,6 +214,9 @@ impl Client {
     }
     pub fn tasks(&self) -> TasksClient<Service> {
         TasksClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    pub fn executions(&self) -> ExecutionsClient<Service> {
+        ExecutionsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
     }
     pub fn runs(&self) -> RunsClient<Service> {
         RunsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)

@@ -9,6 +9,7 @@ mod flags;
 mod output;
 mod progress;
 mod role;
+mod terminal;
 mod units;
 mod up;
 

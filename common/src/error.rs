@@ -83,6 +83,11 @@ codes! {
     SessionIdle = "session_idle", Conflict, "create a new session; give it a longer --idle-timeout";
     QuotaExceeded = "quota_exceeded", Exhausted, "destroy sessions that are not needed, ask for less, or have the quota raised";
     NetworkUnavailable = "network_unavailable", Conflict, "use --network none, or a worker whose facilities (`cooper workers`) list network";
+    NotRunning = "not_running", Conflict, "see `cooper tasks show TASK`; what waits can be cancelled (`cooper tasks cancel TASK`)";
+    StdinNotOpen = "stdin_not_open", Conflict, "submit with `stdin_open` (`cooper exec --interactive`)";
+    StdinBusy = "stdin_busy", Exhausted, "wait for the answer to the write before";
+    NoTerminal = "no_terminal", Conflict, "submit with a terminal (`cooper exec --tty`)";
+    Killed = "killed", Conflict, "";
     SessionBusy = "session_busy", Exhausted, "wait for the session's executions, or use another session";
     NameTaken = "name_taken", Conflict, "choose another name or destroy the session that has it";
     IdempotencyConflict = "idempotency_conflict", Conflict, "use a fresh idempotency key for a different request";

@@ -169,6 +169,20 @@ pub mod exec {
     pub const RESULT_BYTES_MAX: usize = 1 << 20;
     pub const TRACEBACK_BYTES_MAX: usize = 64 << 10;
     pub const DISPLAYS_MAX: usize = 64;
+    /// One write to the standard input of an execution that runs; what the kernel does not take at once waits at the host.
+    pub const STDIN_WRITE_BYTES_MAX: usize = 64 << 10;
+    /// A write that the execution does not read is answered after this, with how much it took.
+    pub const STDIN_WAIT_MS: u64 = 10_000;
+    /// How long a call to an execution waits for its start.
+    pub const START_WAIT_MS: u64 = 30_000;
+    /// Signals that wait until the process they are for has started.
+    pub const SIGNALS_WAITING_MAX: usize = 16;
+    /// Columns and rows of a terminal.
+    pub const TERMINAL_SIZE_MAX: u32 = 4096;
+    /// One answer of ReadOutput, and the output of one stream in a history.
+    pub const OUTPUT_READ_BYTES_MAX: usize = 1 << 20;
+    /// Executions of a session that its history tells of.
+    pub const HISTORY_MAX: usize = 10_000;
     /// From SIGINT to SIGKILL.
     pub const INTERRUPT_GRACE_MS: u64 = 1_000;
     /// Tasks of one session that may wait or run; more are refused (`session_busy`).

@@ -153,6 +153,8 @@ pub fn spec(spec: &v1::TaskSpec) -> Result<()> {
         Kind::Python(python) => {
             size("code", python.code.len(), limits::CODE_BYTES_MAX)?;
             argv("args", &python.args)?;
+            size("stdin", python.stdin.len(), limits::STDIN_BYTES_MAX)?;
+            path(&spec.cwd, true)?;
             if cooper_proto::v1::ExecutionMode::try_from(python.mode).is_err() {
                 return Err(Error::invalid(format!("mode {} is not known", python.mode)));
             }
@@ -184,14 +186,40 @@ pub fn spec(spec: &v1::TaskSpec) -> Result<()> {
             return Err(Error::new(Code::Forbidden, "steps are made by runs only").with_hint("create a run"));
         }
     };
-    if !matches!(kind, Kind::Shell(_)) && !spec.cwd.is_empty() {
-        return Err(Error::invalid("cwd is for shell tasks"));
-    }
+    streams(spec, kind)?;
     match (needs_session, spec.session_id.is_empty()) {
         (true, true) => Err(Error::invalid("session_id is missing")),
         (false, false) => Err(Error::invalid("a noop task has no session")),
         _ => Ok(()),
     }
+}
+
+/// Where it runs, and what its standard input is.
+fn streams(spec: &v1::TaskSpec, kind: &v1::task_spec::Kind) -> Result<()> {
+    use v1::task_spec::Kind;
+    let (stdin, stateful) = match kind {
+        Kind::Shell(shell) => (&shell.stdin, false),
+        Kind::Python(python) => (&python.stdin, python.mode() != v1::ExecutionMode::Fresh),
+        _ if spec.cwd.is_empty() && !spec.stdin_open && spec.terminal.is_none() => return Ok(()),
+        _ => return Err(Error::invalid("cwd, stdin_open and terminal are for shell and python tasks")),
+    };
+    if !stdin.is_empty() && (spec.stdin_open || spec.terminal.is_some()) {
+        return Err(Error::invalid("stdin is given, and is to be open too")
+            .with_hint("leave stdin out and give it by WriteStdin"));
+    }
+    match &spec.terminal {
+        Some(_) if stateful => Err(Error::invalid("stateful code has no terminal")
+            .with_hint("run it as fresh (--fresh), or `cooper attach SESSION --python`")),
+        Some(size) => terminal(size),
+        None => Ok(()),
+    }
+}
+
+/// A terminal's size.
+pub fn terminal(size: &v1::Terminal) -> Result<()> {
+    let max = cooper_common::limits::exec::TERMINAL_SIZE_MAX.into();
+    at_most("terminal.columns", size.columns.into(), max)?;
+    at_most("terminal.rows", size.rows.into(), max)
 }
 
 fn argv(field: &str, args: &[String]) -> Result<()> {

@@ -219,7 +219,16 @@ impl Cluster {
     fn perform(&self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Send { worker, attach, message } => self.fleet.send_core(&worker, attach, message),
+                Effect::Send { worker, attach, message } => {
+                    let assigned = match &message {
+                        cluster::Message::Assign { task, .. } => Some(*task),
+                        _ => None,
+                    };
+                    self.fleet.send_core(&worker, attach, message);
+                    if let Some(task) = assigned {
+                        self.hub.task_assigned(task);
+                    }
+                }
                 Effect::TaskEnded(ended) => {
                     metrics::counter!("cooper_tasks_total", "state" => ended.body.state.as_str())
                         .increment(1);

@@ -51,8 +51,11 @@ fn parts(op: &mut Op) -> Result<(&mut String, Vec<(&str, bool)>)> {
         | Op::ReadArchive(_)
         | Op::WriteArchive(_)
         | Op::Pack(_)
-        | Op::Unpack(_) => {
-            return Err(Error::internal("a call with a body has a way of its own"));
+        | Op::Unpack(_)
+        | Op::WriteStdin(_)
+        | Op::Signal(_)
+        | Op::Resize(_) => {
+            return Err(Error::internal("a call with a body or to an execution has a way of its own"));
         }
     })
 }

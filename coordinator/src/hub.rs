@@ -22,6 +22,8 @@ pub struct Progress {
     pub output: u64,
     /// Set when the end is durable.
     pub ended: Option<Arc<Ended>>,
+    /// Grows when it was sent to its worker.
+    pub assigned: u64,
     /// Grows when another attempt follows; its output begins at 0.
     pub restarts: u64,
     pub attempts_used: u32,
@@ -98,6 +100,14 @@ impl Hub {
         let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = followed.get(&task) {
             sender.send_modify(|progress| progress.output += 1);
+        }
+    }
+
+    /// It was sent to its worker.
+    pub fn task_assigned(&self, task: TaskId) {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = followed.get(&task) {
+            sender.send_modify(|progress| progress.assigned += 1);
         }
     }
 

@@ -7,6 +7,7 @@ mod check;
 pub mod checkpoints;
 pub mod cluster;
 pub mod doors;
+pub mod executions;
 pub mod files;
 pub mod fleet;
 pub mod hub;

@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use cooper_common::{error::Result, limits, network::Policy};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
-    admin_server::AdminServer, checkpoints_server::CheckpointsServer, runs_server::RunsServer,
-    sessions_server::SessionsServer, tasks_server::TasksServer, templates_server::TemplatesServer,
-    worker_link_server::WorkerLinkServer,
+    admin_server::AdminServer, checkpoints_server::CheckpointsServer, executions_server::ExecutionsServer,
+    runs_server::RunsServer, sessions_server::SessionsServer, tasks_server::TasksServer,
+    templates_server::TemplatesServer, worker_link_server::WorkerLinkServer,
 };
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -166,6 +166,9 @@ async fn routes(
     let tasks = TasksServer::new(grpc::Tasks { cluster: cluster.clone(), bus: bus.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
+    let executions = ExecutionsServer::new(grpc::Executions { cluster: cluster.clone() })
+        .max_decoding_message_size(max)
+        .max_encoding_message_size(max);
     let runs_service = RunsServer::new(grpc::Runs { runs: runs.clone(), cluster: cluster.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
@@ -178,6 +181,7 @@ async fn routes(
     let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
     let templates = grpc::Templates { cluster: cluster.clone(), checkpoints: checkpoints.clone() };
     let templates = TemplatesServer::new(templates).max_decoding_message_size(max);
+    let routes = routes.add_service(executions);
     let routes = routes.add_service(saved).add_service(templates);
     let routes = routes.add_service(link).add_service(health_service);
     match doors::reflection() {

@@ -77,6 +77,7 @@ async fn prepare(
                 return Err(Error::new(Code::SessionEnded, format!("session {id} is {state}")));
             }
         };
+        crate::executions::supported(cluster, &body.worker, &spec)?;
         if timeout_ms == 0 {
             timeout_ms = body.exec_timeout_ms;
         }

@@ -18,6 +18,8 @@ use crate::{
 
 /// Capability of a worker that packs and unpacks sessions.
 pub const CHECKPOINT: &str = "checkpoint";
+/// The capability of workers that take calls to executions that run, and open standard input and terminals for them.
+pub const INTERACTIVE: &str = "interactive";
 
 /// Capability of a worker that knows all fields of an install, and uninstalls.
 pub const PACKAGES: &str = "packages";

@@ -131,10 +131,11 @@ impl Host {
                     self.attempts.remove(&key);
                 }
             }
-            // Files and stacks are not simulated, and this host speaks version 1.
+            // Files, calls to executions and stacks are not simulated, and this host speaks version 1.
             M::OpenFile(_)
             | M::CloseFile(_)
             | M::FileWork(_)
+            | M::ExecutionCall(_)
             | M::StackAdd(_)
             | M::Drained(_)
             | M::Reach(_) => {}

@@ -45,6 +45,11 @@ impl Cooper {
         self
     }
 
+    /// What commands find the cluster by.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.env.clone()
+    }
+
     pub fn dir(mut self, dir: &Path) -> Self {
         self.dir = Some(dir.to_owned());
         self

@@ -1,8 +1,8 @@
 //! The contract, spoken directly.
 
 use cooper_proto::v1::{
-    CreateSessionRequest, Error, Session, admin_client::AdminClient, runs_client::RunsClient,
-    sessions_client::SessionsClient, tasks_client::TasksClient,
+    CreateSessionRequest, Error, Session, admin_client::AdminClient, executions_client::ExecutionsClient,
+    runs_client::RunsClient, sessions_client::SessionsClient, tasks_client::TasksClient,
 };
 use tonic::{
     Request, Status,
@@ -46,6 +46,9 @@ impl Client {
     }
     pub fn tasks(&self) -> TasksClient<Service> {
         TasksClient::new(self.service.clone())
+    }
+    pub fn executions(&self) -> ExecutionsClient<Service> {
+        ExecutionsClient::new(self.service.clone())
     }
     pub fn runs(&self) -> RunsClient<Service> {
         RunsClient::new(self.service.clone())

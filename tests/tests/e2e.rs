@@ -13,6 +13,7 @@ mod e2e {
     mod files;
     mod fleet;
     mod idempotency;
+    mod interactive;
     mod json;
     mod network;
     mod policy;

@@ -65,12 +65,15 @@ mod python;
 mod reach;
 mod reaper;
 mod session;
+mod signal;
 mod spawn;
 mod spool;
 mod stacks;
 mod start;
+mod stdin;
 mod stop;
 mod sys;
+mod terminal;
 mod timers;
 mod tree;
 mod trees;
@@ -176,6 +179,8 @@ enum Due {
     Grace(u64),
     /// Look again what lives beneath a tree that is to die.
     KillRound(u64),
+    /// A write to standard input that waits is answered.
+    Stdin(u64),
     /// An interpreter should have said hello.
     Hello(u64),
     /// An interpreter should have saved or loaded variables, under this number.
@@ -207,6 +212,8 @@ enum Source {
     Branch(u64),
     Egress,
     Connects(u64),
+    /// Room for a write that waits.
+    Stdin(u64),
 }
 
 impl Source {
@@ -222,6 +229,7 @@ impl Source {
             Source::Branch(id) => (8, id),
             Source::Egress => (9, 0),
             Source::Connects(tree) => (10, tree),
+            Source::Stdin(id) => (11, id),
         };
         epoll::EventData::new_u64(id << 8 | kind)
     }
@@ -238,6 +246,7 @@ impl Source {
             8 => Source::Branch(id),
             9 => Source::Egress,
             10 => Source::Connects(id),
+            11 => Source::Stdin(id),
             _ => return None,
         })
     }
@@ -382,6 +391,7 @@ impl Host {
             Source::Leftover(id) => self.on_leftover(id),
             Source::Zygote(n) => self.on_zygote(n as usize),
             Source::Branch(attempt) => self.on_branch(attempt),
+            Source::Stdin(attempt) => self.on_stdin(attempt),
         }
     }
 
@@ -390,6 +400,7 @@ impl Host {
             Due::TimeOut(attempt) => self.on_time_out(attempt),
             Due::Grace(attempt) => self.kill(attempt),
             Due::KillRound(tree) => self.kill_round(tree),
+            Due::Stdin(attempt) => self.stop_waiting(attempt, None),
             Due::Hello(interpreter) => self.on_late_hello(interpreter),
             Due::Globals(interpreter, id) => self.on_late_globals(interpreter, id),
             Due::StartLink => self.start_link(),
@@ -449,6 +460,7 @@ impl Host {
             M::OpenFile(call) => self.open_file(&call),
             M::CloseFile(call) => self.close_file(&call),
             M::FileWork(work) => self.file_work(work),
+            M::ExecutionCall(call) => self.execution_call(call),
             M::StackAdd(add) => self.add_stack(&add),
             M::Drained(_) => self.on_drained(),
             M::Reach(reach) => self.on_reach(&reach),

@@ -11,9 +11,13 @@ use cooper_proto::v1::{
     ExecutionMode, PythonSpec, ShellSpec, Stream, Task, TaskSpec, TaskState, task_spec::Kind,
 };
 
-use super::follow::{Follow, Sink};
+use super::{
+    attach,
+    follow::{Follow, Sink},
+    input,
+};
 use crate::{
-    args::{Exec, Schedule, Sh},
+    args::{DetachKeys, Exec, Schedule, Sh, Streams},
     context::Context,
     failure::{EXIT_COOPER, Failure, Report, Result},
     output::{Output, json},
@@ -39,19 +43,31 @@ pub async fn exec(context: &Context, args: Exec) -> Result<u8> {
         }
         (None, None) => return Err(Failure::new(Code::InvalidArgument, "no code was given").exit(2)),
     };
+    if args.streams.interactive && args.file.as_deref() == Some(Path::new("-")) {
+        let what = "standard input cannot be both the code and what the code reads";
+        return Err(Failure::new(Code::InvalidArgument, what).exit(2));
+    }
     let mode = if args.fresh { ExecutionMode::Fresh } else { ExecutionMode::Unspecified };
     let spec = TaskSpec {
-        kind: Some(Kind::Python(PythonSpec { code, filename, args: args.args, mode: mode.into() })),
+        kind: Some(Kind::Python(PythonSpec {
+            code,
+            filename,
+            args: args.args,
+            mode: mode.into(),
+            ..PythonSpec::default()
+        })),
         session_id: args.session,
         env: args.env.into_iter().collect(),
+        cwd: args.cwd.unwrap_or_default(),
         timeout_ms: args.timeout.unwrap_or(0),
         ..TaskSpec::default()
     };
-    run(context, spec, &args.schedule, None).await
+    run(context, spec, args.streams, &args.schedule, None).await
 }
 
 pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
-    let stdin = match args.no_stdin || io::stdin().is_terminal() {
+    let streamed = args.streams.interactive || args.streams.tty;
+    let stdin = match args.no_stdin || streamed || args.streams.background || io::stdin().is_terminal() {
         true => Vec::new(),
         false => read_bytes("standard input", request::STDIN_BYTES_MAX, io::stdin().lock())?,
     };
@@ -64,16 +80,49 @@ pub async fn sh(context: &Context, args: Sh) -> Result<u8> {
         env: args.env.into_iter().collect(),
         cwd: args.cwd.unwrap_or_default(),
         timeout_ms: args.timeout.unwrap_or(0),
+        ..TaskSpec::default()
     };
-    run(context, spec, &args.schedule, advice).await
+    run(context, spec, args.streams, &args.schedule, advice).await
 }
 
 /// `advice` is the hint if the command cannot even be started.
-async fn run(context: &Context, spec: TaskSpec, schedule: &Schedule, advice: Option<String>) -> Result<u8> {
+async fn run(
+    context: &Context,
+    mut spec: TaskSpec,
+    streams: Streams,
+    schedule: &Schedule,
+    advice: Option<String>,
+) -> Result<u8> {
     let of_cooper = |failure: Failure| failure.exit(EXIT_COOPER);
     let cluster = context.cluster().map_err(of_cooper)?;
+    spec.stdin_open = streams.interactive && !streams.tty;
+    if streams.tty {
+        spec = attach::on_terminal(spec);
+    }
+    if streams.background {
+        let mut tasks = cluster.connect().await.map_err(of_cooper)?.tasks();
+        let submitted = tasks.submit_task(schedule.request(spec)).await;
+        let task = submitted.map_err(|status| of_cooper(status.into()))?.into_inner();
+        context.out.answer(|| json::task(&task), || task.id.clone())?;
+        return Ok(0);
+    }
     let follow = Follow::new_task(&cluster, spec, schedule).map_err(of_cooper)?;
-    follow_to_exit(context, follow, advice).await
+    if streams.tty {
+        return attach::follow(context, &cluster, follow, &DetachKeys::default(), true).await;
+    }
+    if !streams.interactive {
+        return follow_to_exit(context, follow, advice).await;
+    }
+    let passing = input::pass(&cluster, follow.task_id(), tokio::io::stdin(), None, true);
+    let following = follow_to_exit(context, follow, advice);
+    tokio::pin!(passing, following);
+    tokio::select! {
+        ended = &mut following => ended,
+        passed = &mut passing => {
+            passed.map_err(of_cooper)?;
+            following.await
+        }
+    }
 }
 
 /// Shows a task's output and end; the status it ends with.
@@ -116,7 +165,7 @@ pub fn exit_status(task: &Task) -> u8 {
 }
 
 /// What display() was given, value of the last expression, traceback, and what Cooper has to say about the end.
-fn show_end(out: &Output, task: &Task, through: &Through) -> Result<()> {
+pub fn show_end(out: &Output, task: &Task, through: &Through) -> Result<()> {
     let Some(outcome) = &task.outcome else { return Ok(()) };
     let values: Vec<&Vec<u8>> = outcome
         .displays
@@ -163,9 +212,22 @@ fn show_end(out: &Output, task: &Task, through: &Through) -> Result<()> {
 
 /// Straight to our own streams.
 #[derive(Default)]
-struct Through {
+pub struct Through {
     /// The last byte of standard output was not a line's end.
     open_line: bool,
+    stdout_bytes: u64,
+}
+
+impl Through {
+    /// After so many bytes of standard output.
+    pub fn from(stdout_bytes: u64) -> Self {
+        Self { stdout_bytes, ..Self::default() }
+    }
+
+    /// Standard output that has passed.
+    pub fn stdout_bytes(&self) -> u64 {
+        self.stdout_bytes
+    }
 }
 
 impl Sink for Through {
@@ -177,6 +239,7 @@ impl Sink for Through {
             return Ok(err.flush()?);
         }
         self.open_line = *last != b'\n';
+        self.stdout_bytes += data.len() as u64;
         let mut out = io::stdout().lock();
         out.write_all(data)?;
         Ok(out.flush()?)

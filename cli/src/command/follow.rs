@@ -10,7 +10,10 @@ use cooper_proto::v1::{
     CancelTaskRequest, ExecuteResponse, FollowRequest, Stream, SubmitTaskRequest, Task, TaskSpec,
     execute_response::Event,
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
 use tonic::Streaming;
 
 use crate::{
@@ -38,6 +41,10 @@ pub struct Follow<'a> {
     attempts_used: u32,
     interrupts: Interrupts,
     cancel_wanted: bool,
+    /// An interrupt leaves it running.
+    leaves: bool,
+    /// Told the task's id once it has one.
+    known: watch::Sender<String>,
 }
 
 /// Why following stopped before the task's end.
@@ -68,6 +75,7 @@ impl<'a> Follow<'a> {
 
     fn make(cluster: &'a Cluster, submit: Option<SubmitTaskRequest>, task_id: String) -> Result<Self> {
         let interrupts = Interrupts::new()?;
+        let known = watch::Sender::new(task_id.clone());
         Ok(Self {
             cluster,
             submit,
@@ -77,7 +85,25 @@ impl<'a> Follow<'a> {
             attempts_used: 0,
             interrupts,
             cancel_wanted: false,
+            leaves: false,
+            known,
         })
+    }
+
+    /// From this byte of standard output on; an interrupt leaves the task running.
+    pub fn leaving(mut self, stdout: u64) -> Self {
+        (self.stdout, self.leaves) = (stdout, true);
+        self
+    }
+
+    /// Standard output that was received, or is not wanted.
+    pub fn received(&self) -> u64 {
+        self.stdout
+    }
+
+    /// The task's id, once it has one.
+    pub fn task_id(&self) -> watch::Receiver<String> {
+        self.known.subscribe()
     }
 
     /// Follows to the end. The first interrupt cancels the task when it is ours (submitted here), the second leaves.
@@ -167,6 +193,7 @@ impl<'a> Follow<'a> {
                 Some(Event::Accepted(task)) => {
                     self.submit = None;
                     self.task_id = task.id;
+                    self.known.send_replace(self.task_id.clone());
                     if self.cancel_wanted {
                         self.cancel(client).await;
                     }
@@ -201,7 +228,7 @@ impl<'a> Follow<'a> {
 
     /// Counts an interrupt; the second one leaves.
     fn interrupted(&mut self) -> Result<()> {
-        if self.cancel_wanted {
+        if self.cancel_wanted || self.leaves {
             return Err(Failure::Exit(130));
         }
         self.cancel_wanted = true;

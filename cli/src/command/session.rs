@@ -62,6 +62,9 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
             };
             destroy(context, &client, sessions, request).await
         }
+        args::Session::History { session, ipynb } => {
+            super::history::run(context, &client, session, ipynb.as_deref()).await
+        }
     }
 }
 

@@ -150,6 +150,7 @@ fn outcome_fields(outcome: &v1::Outcome) -> Map<String, Value> {
         })),
         "usage": {
             "wall_ms": usage.wall_ms, "cpu_ms": usage.cpu_ms, "peak_memory_bytes": usage.peak_memory_bytes,
+            "disk_bytes": usage.disk_bytes,
         },
         "stdout_bytes": outcome.stdout_bytes,
         "stderr_bytes": outcome.stderr_bytes,

@@ -3,12 +3,13 @@
 mod admin;
 mod checkpoints;
 pub mod convert;
+mod executions;
 mod runs;
 mod sessions;
 mod tasks;
 mod templates;
 
 pub use self::{
-    admin::Admin, checkpoints::Checkpoints, runs::Runs, sessions::Sessions, tasks::Tasks,
-    templates::Templates,
+    admin::Admin, checkpoints::Checkpoints, executions::Executions, runs::Runs, sessions::Sessions,
+    tasks::Tasks, templates::Templates,
 };

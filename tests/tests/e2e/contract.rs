@@ -18,8 +18,14 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-const SERVICES: [&str; 5] =
-    ["cooper.v1.Admin", "cooper.v1.Runs", "cooper.v1.Sessions", "cooper.v1.Tasks", "cooper.v1.WorkerLink"];
+const SERVICES: [&str; 6] = [
+    "cooper.v1.Admin",
+    "cooper.v1.Executions",
+    "cooper.v1.Runs",
+    "cooper.v1.Sessions",
+    "cooper.v1.Tasks",
+    "cooper.v1.WorkerLink",
+];
 
 async fn reflect(channel: Channel, ask: MessageRequest) -> MessageResponse {
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };

@@ -1,6 +1,6 @@
 //! Attempts: one execution, install or step under one fence, from its start to the acknowledged result.
 
-use std::{fs::File, io, os::fd::OwnedFd};
+use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
 
 use cooper_common::{
     clock,
@@ -14,6 +14,7 @@ use cooper_proto::{
 };
 
 use prost::Message as _;
+use rustix::process::Signal;
 
 use crate::frame;
 
@@ -22,6 +23,8 @@ use super::{
     interpreter::Answer,
     outcome::{self, End, Kind, Why},
     spool::{self, Stream},
+    stdin::Stdin,
+    terminal,
     timers::Timer,
     tree,
     watchdog::Over,
@@ -52,8 +55,17 @@ pub struct Attempt {
     oom_kills: u64,
     /// Where the fork of a fresh execution answers.
     pub branch: Option<OwnedFd>,
+    /// Where Python code runs, if that was said.
+    pub cwd: Option<PathBuf>,
     /// A step's or an install's report is written here.
     pub report: Option<File>,
+    /// Where calls write its standard input, and the other end, until it starts. Of a terminal that is all of its streams.
+    pub stdin: Option<Stdin>,
+    pub stdin_read: Option<OwnedFd>,
+    /// The user's side of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Sent before its process was there.
+    pub signals: Vec<Signal>,
     /// The result is not wanted any more.
     forgotten: bool,
 }
@@ -77,6 +89,27 @@ impl Attempt {
     }
     pub fn has_ended(&self) -> bool {
         matches!(self.state, State::Ended(_))
+    }
+
+    /// Opens what its standard input is written to, or its terminal.
+    fn open_stdin(&mut self) -> io::Result<()> {
+        let Some(spec) = &mut self.spec else { return Ok(()) };
+        if let Some(size) = spec.terminal {
+            let (user, theirs) = terminal::open(size)?;
+            self.stdin = Some(Stdin::terminal(user.try_clone()?));
+            (self.stdin_read, self.terminal) = (Some(theirs), Some(user));
+            spec.env.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
+        } else if spec.stdin_open {
+            let (stdin, theirs) = Stdin::pipe()?;
+            (self.stdin, self.stdin_read) = (Some(stdin), Some(theirs));
+        }
+        Ok(())
+    }
+
+    /// The process group that its terminal would give a Ctrl-C to.
+    pub fn foreground(&self) -> Option<i32> {
+        let group = rustix::termios::tcgetpgrp(self.terminal.as_ref()?).ok()?;
+        Some(group.as_raw_nonzero().get())
     }
 
     /// Runs in a fork of its session's interpreter.
@@ -158,6 +191,11 @@ impl Host {
             oom_kills: 0,
             branch: None,
             report: None,
+            cwd: None,
+            stdin: None,
+            stdin_read: None,
+            terminal: None,
+            signals: Vec::new(),
             forgotten: false,
         };
         let id = self.new_id();
@@ -169,6 +207,10 @@ impl Host {
     }
 
     fn begin(&mut self, id: u64, kind: Kind) -> Result<(), Error> {
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            let unopened = |e: io::Error| Error::new(Code::SpawnFailed, format!("standard input: {e}"));
+            attempt.open_stdin().map_err(unopened)?;
+        }
         match kind {
             Kind::Noop => {
                 self.finish(id, (TaskState::Succeeded, v1::Outcome::default()));
@@ -187,6 +229,10 @@ impl Host {
                         Err(Error::new(Code::SessionBusy, what))
                     }
                     Kind::Python => {
+                        let cwd = self.execution_directory(id)?;
+                        self.attempts.entry(id).and_modify(|attempt| attempt.cwd = cwd);
+                        let session = self.sessions.get_mut(&session_id);
+                        let session = session.ok_or_else(|| super::unknown_session(&session_id))?;
                         session.queue.push_back(id);
                         self.advance(&session_id);
                         Ok(())
@@ -207,8 +253,14 @@ impl Host {
         attempt.oom_kills = oom_kills;
         let (task, epoch, number) = &attempt.key;
         let path = |end: &str| spool.join(format!("{task}-{epoch}-{number}.{end}"));
-        let (out, out_write) = Stream::new(path("out"), attempt.output_limit)?;
-        let (err, err_write) = Stream::new(path("err"), attempt.output_limit)?;
+        let limit = attempt.output_limit;
+        let ((out, out_write), (err, err_write)) = match (&attempt.terminal, &attempt.stdin_read) {
+            (Some(user), Some(theirs)) => (
+                (Stream::terminal(path("out"), limit, user.try_clone()?), theirs.try_clone()?),
+                (Stream::closed(path("err"), limit), theirs.try_clone()?),
+            ),
+            _ => (Stream::new(path("out"), limit)?, Stream::new(path("err"), limit)?),
+        };
         attempt.started_ms = clock::mono_ms();
         attempt.started_ticks = tree::now_ticks();
         attempt.timer = Some(self.timers.add(attempt.started_ms + attempt.timeout_ms, Due::TimeOut(id)));
@@ -252,7 +304,12 @@ impl Host {
             return;
         };
         let before = streams[stream].bytes;
-        streams[stream].pump(&self.null);
+        if streams[stream].pump(&self.null) == spool::Pipe::Closed
+            && let Some(terminal) = streams[stream].hang_up()
+        {
+            // Others hold it open: it would be an event for ever.
+            let _ = rustix::event::epoll::delete(&self.epoll, &terminal);
+        }
         if streams[stream].bytes > before {
             self.grown.insert(id);
         }
@@ -414,7 +471,10 @@ impl Host {
         if let Some(timer) = attempt.timer.take() {
             self.timers.cancel(timer);
         }
-        outcome.usage.get_or_insert_default().wall_ms = clock::mono_ms() - attempt.started_ms;
+        let session = attempt.session.as_ref().and_then(|session| self.sessions.get(session));
+        let usage = outcome.usage.get_or_insert_default();
+        usage.wall_ms = clock::mono_ms() - attempt.started_ms;
+        usage.disk_bytes = session.map_or(0, |session| session.disk.bytes());
         outcome.interpreter_restarted |= attempt.interpreter_restarted;
         let mut left = Vec::new();
         if let Some([out, err]) = &mut attempt.streams {
@@ -424,6 +484,7 @@ impl Host {
         }
         attempt.spec = None;
         attempt.branch = None;
+        attempt.terminal = None;
         attempt.state = State::Ended(wire::Ended {
             task_id: attempt.key.0.clone(),
             fence: Some(attempt.fence()),
@@ -436,6 +497,7 @@ impl Host {
             session.installed = true;
         }
         let (session, forgotten) = (attempt.session.clone(), attempt.forgotten);
+        self.end_stdin(id);
         for pipe in left {
             self.keep_leftover(pipe, session.clone());
         }

@@ -70,6 +70,7 @@ impl PlainChild {
             fds: vec![null()?, null()?, null()?, self.runner.try_clone()?, theirs],
             limits: start.limits,
             uid: None,
+            terminal: false,
             confinement: Some(start.confinement),
         })?;
         Ok(Running { reaper, control })
@@ -93,6 +94,14 @@ pub struct Request<'a> {
     /// In a fork, with two descriptors more.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fresh: bool,
+    /// Standard input is one descriptor more, the last.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
+    /// Its streams are a terminal. Fresh only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<&'a std::path::Path>,
 }
 
 impl Request<'_> {
@@ -163,6 +172,7 @@ impl Answer {
                 wall_ms: 0,
                 cpu_ms: self.cpu_ms,
                 peak_memory_bytes: self.peak_memory_bytes,
+                ..v1::Usage::default()
             }),
             ..v1::Outcome::default()
         }

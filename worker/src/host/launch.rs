@@ -29,6 +29,8 @@ pub struct Launch {
     pub limits: Vec<(Resource, u64)>,
     /// Runs as this uid; only when the host is root. A confinement has its own.
     pub uid: Option<u32>,
+    /// Descriptor 0 is a terminal, which becomes the child's own.
+    pub terminal: bool,
     /// Of a session's process.
     pub confinement: Option<Confinement>,
 }
@@ -65,6 +67,9 @@ impl Launch {
             Program::Open(fd) => Some(fd),
         };
         let program_fd = sys::place_descriptors(&self.fds, program).map_err(of(Part::Program))?;
+        if self.terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(of(Part::Program))?;
+        }
         if let Some(confinement) = &self.confinement {
             confinement.enter()?;
         }

@@ -78,6 +78,7 @@ impl Link {
             fds: vec![null()?, stderr()?, stderr()?, theirs, told],
             limits: Vec::new(),
             uid: rustix::process::geteuid().is_root().then_some(config.link_uid),
+            terminal: false,
             confinement: None,
         };
         let me = rustix::process::getpid();

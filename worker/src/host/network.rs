@@ -167,6 +167,7 @@ impl Host {
             fds: vec![null()?, stderr()?, stderr()?, theirs, told],
             limits: Vec::new(),
             uid: rustix::process::geteuid().is_root().then_some(self.config.egress_uid),
+            terminal: false,
             confinement: None,
         };
         let me = rustix::process::getpid();

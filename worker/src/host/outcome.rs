@@ -18,6 +18,8 @@ pub enum Why {
     SessionEnded,
     /// No coordinator was reached for so long that it may have been started elsewhere.
     Unreached,
+    /// A user sent it SIGKILL.
+    Killed,
     /// Its session used too much.
     Over(Over),
 }
@@ -105,7 +107,11 @@ pub fn never_started(why: Why) -> End {
 fn of_exit(exit: Exit) -> v1::Outcome {
     v1::Outcome {
         exit_code: exit.code(),
-        usage: Some(v1::Usage { wall_ms: 0, cpu_ms: exit.cpu_ms, peak_memory_bytes: exit.peak_memory_bytes }),
+        usage: Some(v1::Usage {
+            cpu_ms: exit.cpu_ms,
+            peak_memory_bytes: exit.peak_memory_bytes,
+            ..v1::Usage::default()
+        }),
         ..v1::Outcome::default()
     }
 }
@@ -123,6 +129,9 @@ fn ended(mut outcome: v1::Outcome, well: bool, why: Option<Why>, timeout_ms: u64
             (TaskState::Failed, Some(over.error()))
         }
         Some(Why::Cancelled) => (TaskState::Cancelled, Some(Error::new(Code::Cancelled, "it was cancelled"))),
+        Some(Why::Killed) => {
+            (TaskState::Failed, Some(Error::new(Code::Killed, "it was killed by a signal of a user")))
+        }
         Some(Why::Unreached) => (
             TaskState::Lost,
             Some(Error::new(Code::WorkerLost, "its worker was cut off for too long and ended it")),

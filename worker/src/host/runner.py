@@ -5,6 +5,9 @@ a flag byte, then JSON, or with flag 1 JSON in a sealed memfd). Each request bri
 output and error while it runs; afterwards they are /dev/null again, so that what a leftover child writes stays with the
 execution that started it.
 
+With "stdin" the last descriptor is standard input while it runs; without it there is none. With "terminal" (fresh only) all
+three are a terminal, which becomes that of the fork.
+
 A fresh execution brings two descriptors more, a control socket and a report socket of its own. It runs in a fork, two
 processes away: between them is one that adopts what the fork leaves behind, and reports as `reaper.rs` does. The
 interpreter says {"branched": id} and is free.
@@ -39,6 +42,7 @@ TABLE_ROWS_MAX = 1000
 IMPORTED_MAX = 1024
 SEALS = 1 | 2 | 4 | 8  # seal, shrink, grow, write
 ADD_SEALS = 1033
+TIOCSCTTY = 0x540E
 
 RICH = (
     ("text/html", "_repr_html_"),
@@ -231,6 +235,7 @@ class Runner:
         self.flush_c = _c_flush()
         self.loop = None
         self.out = self.err = None
+        self.before_stdin = self.before_cwd = None
         self.modules = set(sys.modules)
 
     def run_session(self, imported=()):
@@ -283,7 +288,7 @@ class Runner:
         finally:
             os._exit(0)
 
-    def watch_branch(self, message, out, err, control, reports):
+    def watch_branch(self, message, out, err, control, reports, *stdin):
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         os.setsid()
         self.control.close()
@@ -299,10 +304,12 @@ class Runner:
                 self.control = Control(control)
                 self.pid, self.loop = os.getpid(), None
                 _signal.signal(_signal.SIGINT, self.interrupt)
-                self.control.send(self.execute(message, [out, err]))
+                if message.get("terminal"):
+                    fcntl.ioctl(stdin[0], TIOCSCTTY, 0)
+                self.control.send(self.execute(message, [out, err, *stdin]))
             finally:
                 os._exit(0)
-        for fd in (out, err, control):
+        for fd in (out, err, control, *stdin):
             os.close(fd)
         report(reports, ADOPTS, os.getpid())
         report(reports, STARTED, child)
@@ -395,8 +402,12 @@ class Runner:
     def begin(self, message, fds):
         os.dup2(fds[0], 1)
         os.dup2(fds[1], 2)
-        os.close(fds[0])
-        os.close(fds[1])
+        if len(fds) > 2:
+            os.dup2(fds[2], 0)
+            self.before_stdin = sys.stdin, sys.__stdin__
+            sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+        for fd in fds:
+            os.close(fd)
         # Whatever the code before put in their place is over.
         self.out = sys.stdout = sys.__stdout__ = _writer(self.out, 1, "surrogateescape")
         self.err = sys.stderr = sys.__stderr__ = _writer(self.err, 2, "backslashreplace")
@@ -419,6 +430,13 @@ class Runner:
             except BaseException:
                 pass
         self.flush_c()
+        if self.before_stdin is not None:
+            (sys.stdin, sys.__stdin__), self.before_stdin = self.before_stdin, None
+            os.dup2(self.null, 0)
+        if self.before_cwd is not None:
+            os.fchdir(self.before_cwd)
+            os.close(self.before_cwd)
+            self.before_cwd = None
         os.dup2(self.null, 1)
         os.dup2(self.null, 2)
         for name, value in environment.items():
@@ -428,6 +446,10 @@ class Runner:
                 os.environ[name] = value
 
     def run(self, message):
+        cwd = message.get("cwd")
+        if cwd is not None:
+            self.before_cwd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.chdir(cwd)
         source = message["code"]
         name = message.get("filename") or "<cell %d>" % self.cells
         one_line = "\n" not in source

@@ -55,6 +55,11 @@ impl Host {
         let Some(task_spec::Kind::Python(python)) = &spec.kind else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
+        let stdin = match attempt.stdin_read.take() {
+            Some(opened) => Some(opened),
+            None if python.stdin.is_empty() => None,
+            None => Some(memfd("cooper-stdin", &python.stdin)?),
+        };
         let env: BTreeMap<&str, &str> = spec.env.iter().map(|(name, value)| (&**name, &**value)).collect();
         let request = interpreter::Request {
             id,
@@ -64,9 +69,24 @@ impl Host {
             env: &env,
             installed,
             fresh,
+            stdin: stdin.is_some(),
+            terminal: spec.terminal.is_some(),
+            cwd: attempt.cwd.as_deref(),
         };
-        let fds: Vec<&OwnedFd> = [&out, &err].into_iter().chain(branch.iter().flatten()).collect();
+        let fds: Vec<&OwnedFd> =
+            [&out, &err].into_iter().chain(branch.iter().flatten()).chain(&stdin).collect();
         request.send(control, &fds)
+    }
+
+    /// Where Python code is to run, unless where the code before went.
+    pub(super) fn execution_directory(&self, id: u64) -> Result<Option<PathBuf>> {
+        let Some(attempt) = self.attempts.get(&id) else { return Ok(None) };
+        let cwd = attempt.spec.as_ref().map_or("", |spec| &spec.cwd);
+        let session = attempt.session.as_ref().and_then(|session| self.sessions.get(session));
+        match session.filter(|_| !cwd.is_empty()) {
+            Some(session) => files::directory(&session.home.workspace(), cwd).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Where the fork of an execution will speak: its control socket and its subreaper's reports, their ends.
@@ -102,11 +122,13 @@ impl Host {
             self.finish(id, outcome::not_executed(argv0, libc::ENOENT, Part::Program));
             return Ok(());
         };
-        let stdin = if shell.stdin.is_empty() {
-            null()
-        } else {
+        let opened =
+            self.attempts.get_mut(&id).and_then(|attempt| attempt.stdin_read.as_ref()?.try_clone().ok());
+        let stdin = match opened {
+            Some(opened) => Ok(opened),
+            None if shell.stdin.is_empty() => null(),
             // Not sealed: some programs insist on a descriptor they may write to.
-            memfd("cooper-stdin", &shell.stdin)
+            None => memfd("cooper-stdin", &shell.stdin),
         };
         let launch = Launch {
             program: Program::Path(program),
@@ -116,6 +138,7 @@ impl Host {
             fds: vec![stdin.map_err(unspawned)?],
             limits: session.limits(),
             uid: None,
+            terminal: spec.terminal.is_some(),
             confinement: Some(session.confinement(&self.confiner).map_err(unspawned)?),
         };
         self.start_tree(id, Some(session_id), launch).map_err(unspawned)
@@ -182,6 +205,7 @@ impl Host {
             fds: fds.collect(),
             limits: session.limits(),
             uid: None,
+            terminal: false,
             // Its own, which it takes on when it knows what to run. The control group holds from the start.
             confinement: Some(membership),
         })
@@ -225,6 +249,7 @@ impl Host {
             fds: vec![null().map_err(unspawned)?, input, report],
             limits: Vec::new(),
             uid: None,
+            terminal: false,
             confinement: None,
         };
         self.start_tree(id, None, launch).map_err(unspawned)
@@ -234,6 +259,9 @@ impl Host {
     fn start_tree(&mut self, id: u64, session: Option<&str>, mut launch: Launch) -> io::Result<()> {
         let (out, err) = self.open_streams(id)?;
         launch.fds.splice(1..1, [out, err]);
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.stdin_read = None;
+        }
         let reaper = reaper::start(launch)?;
         let tree = self.plant(reaper, session.map(str::to_owned), Owner::Attempt(id))?;
         if let Some(attempt) = self.attempts.get_mut(&id) {

@@ -19,6 +19,8 @@ use rustix::{
 const ROUND_BYTES: u64 = 1 << 20;
 
 pub struct Stream {
+    /// It is the user's side of a terminal, which is read rather than spliced, and shared with its standard input.
+    terminal: bool,
     /// Read end; None once nobody can write any more, or nobody wants to read.
     pipe: Option<OwnedFd>,
     path: PathBuf,
@@ -47,8 +49,23 @@ impl Stream {
     pub fn new(path: PathBuf, limit: u64) -> io::Result<(Self, OwnedFd)> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&read, true)?;
-        let stream = Self {
-            pipe: Some(read),
+        Ok((Self::of(Some(read), false, path, limit), write))
+    }
+
+    /// What is written to a terminal, whose user's side is `user`.
+    pub fn terminal(path: PathBuf, limit: u64, user: OwnedFd) -> Self {
+        Self::of(Some(user), true, path, limit)
+    }
+
+    /// One that nobody writes to.
+    pub fn closed(path: PathBuf, limit: u64) -> Self {
+        Self::of(None, false, path, limit)
+    }
+
+    fn of(pipe: Option<OwnedFd>, terminal: bool, path: PathBuf, limit: u64) -> Self {
+        Self {
+            pipe,
+            terminal,
             path,
             file: None,
             bytes: 0,
@@ -56,17 +73,22 @@ impl Stream {
             truncated: false,
             announced: 0,
             named: false,
-        };
-        Ok((stream, write))
+        }
     }
 
     pub fn pipe(&self) -> Option<&OwnedFd> {
         self.pipe.as_ref()
     }
 
-    /// Gives the pipe away: what comes from now on does not belong to the stream any more.
+    /// Gives the pipe away: what comes from now on does not belong to the stream any more. A terminal is hung up instead.
     pub fn take_pipe(&mut self) -> Option<OwnedFd> {
-        self.pipe.take()
+        let pipe = self.pipe.take();
+        pipe.filter(|_| !self.terminal)
+    }
+
+    /// Gives a terminal away that nobody writes to any more.
+    pub fn hang_up(&mut self) -> Option<OwnedFd> {
+        self.pipe.take_if(|_| self.terminal)
     }
 
     /// Moves what waits in the pipe, at most a round's worth, to the spool.
@@ -76,6 +98,10 @@ impl Stream {
 
     /// Moves exactly what is in the pipe now: everything its execution wrote, nothing a leftover child writes after.
     pub fn drain(&mut self, null: &File) -> Pipe {
+        if self.terminal {
+            // How much is on its way through the kernel is not said; reading waits for it, and its buffer is smaller.
+            return self.pump_up_to(ROUND_BYTES, null);
+        }
         let waiting = self.pipe.as_ref().and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok()).unwrap_or(0);
         if waiting == 0 {
             return match &self.pipe {
@@ -93,7 +119,8 @@ impl Stream {
         while budget > 0 {
             match self.move_some(budget, null) {
                 Ok(0) => {
-                    self.pipe = None;
+                    // A terminal has to be taken out of the event loop first.
+                    self.pipe.take_if(|_| !self.terminal);
                     return Pipe::Closed;
                 }
                 Ok(moved) => budget = budget.saturating_sub(moved),
@@ -116,6 +143,9 @@ impl Stream {
 
     fn move_some(&mut self, budget: u64, null: &File) -> Result<u64, Errno> {
         let Some(pipe) = &self.pipe else { return Ok(0) };
+        if self.terminal {
+            return self.read_some();
+        }
         let room = self.limit - self.bytes;
         if room == 0 || self.truncated {
             let dropped = splice(pipe, null, None, budget)?;
@@ -133,6 +163,32 @@ impl Stream {
         let moved = splice(pipe, file, Some(self.bytes), budget.min(room))?;
         self.bytes += moved;
         Ok(moved)
+    }
+
+    fn read_some(&mut self) -> Result<u64, Errno> {
+        let Some(terminal) = &self.pipe else { return Ok(0) };
+        let mut piece = [0; 16 << 10];
+        let read = match rustix::io::read(terminal, &mut piece) {
+            // Nobody has the other side open any more.
+            Err(Errno::IO) => return Ok(0),
+            read => read?,
+        };
+        let room = if self.truncated { 0 } else { self.limit - self.bytes };
+        let kept = read.min(usize::try_from(room).unwrap_or(usize::MAX));
+        if kept > 0 {
+            let file = match &self.file {
+                Some(file) => file,
+                None => self.file.insert(create(&self.path)?),
+            };
+            let mut written = 0;
+            while written < kept {
+                let at = self.bytes + written as u64;
+                written += rustix::io::pwrite(file, &piece[written..kept], at)?;
+            }
+            self.bytes += kept as u64;
+        }
+        self.truncated |= kept < read;
+        Ok(read as u64)
     }
 
     /// The spool file for reading, as a descriptor of its own.

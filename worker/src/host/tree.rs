@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fs};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// More than this many processes may be more by the time they are killed.
 const MANY: usize = 8;
@@ -98,6 +98,20 @@ pub fn signal(pid: i32, signal: Signal) {
     }
 }
 
+/// Signals what is beneath `root` and in a process group; nothing else that has or gets those numbers.
+pub fn signal_group(root: i32, group: i32, signal: Signal) {
+    let members = descendants(root).into_iter().map(|process| process.pid);
+    for pid in members.filter(|pid| stat(*pid).is_some_and(|stat| stat.group == group)) {
+        let Some(fd) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+            continue;
+        };
+        // Looked at again once it is held: its number may have become another's.
+        if ancestors(pid).any(|ancestor| ancestor == root) {
+            let _ = pidfd_send_signal(fd, signal);
+        }
+    }
+}
+
 /// The kernel's clock for process start times, in its ticks.
 pub fn now_ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -134,6 +148,7 @@ fn children_by_scan(parent: i32) -> Vec<i32> {
 struct Stat {
     state: char,
     parent: i32,
+    group: i32,
     started: u64,
 }
 
@@ -153,7 +168,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
-        started: fields.nth(17)?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
+        started: fields.nth(16)?.parse().ok()?,
     })
 }
 
@@ -165,7 +181,7 @@ mod tests {
     fn a_hostile_command_name_does_not_shift_the_fields() {
         let stat =
             parse_stat("7 (a) Z 1 (b) S 42 7 7 0 -1 4194304 1 0 0 0 1 2 0 0 20 0 1 0 98765 1 2").unwrap();
-        assert_eq!((stat.state, stat.parent, stat.started), ('S', 42, 98765));
+        assert_eq!((stat.state, stat.parent, stat.group, stat.started), ('S', 42, 7, 98765));
     }
 
     #[test]

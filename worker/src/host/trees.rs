@@ -49,6 +49,7 @@ pub enum Owner {
 struct Branch {
     root: Option<OwnedFd>,
     main: Option<OwnedFd>,
+    main_pid: Option<i32>,
 }
 
 /// What of a tree has to die, until it is dead.
@@ -92,6 +93,12 @@ impl Tree {
             }
             (None, None) => false,
         }
+    }
+
+    /// The subreaper, and the child beneath it.
+    pub fn root_and_main(&self) -> Option<(i32, i32)> {
+        let main = self.branch.as_ref().map_or(self.main, |branch| branch.main_pid);
+        Some((self.root?, main?))
     }
 
     /// The subreaper, unless it is a process of the session's.
@@ -195,10 +202,15 @@ impl Host {
                 Ok(Some(Report::Started { pid })) if tree.branch.is_some() => {
                     let fd = self.verified(id, pid);
                     if let Some((_, branch)) = self.trees.get_mut(&id).and_then(branch_of) {
+                        branch.main_pid = fd.as_ref().map(|_| pid);
                         branch.main = fd;
                     }
+                    self.main_started(id);
                 }
-                Ok(Some(Report::Started { pid })) => tree.main = Some(pid),
+                Ok(Some(Report::Started { pid })) => {
+                    tree.main = Some(pid);
+                    self.main_started(id);
+                }
                 Ok(Some(Report::NotStarted { errno, part })) => {
                     tree.exited = true;
                     self.main_not_started(id, errno, part);
@@ -218,6 +230,12 @@ impl Host {
                     return;
                 }
             }
+        }
+    }
+
+    fn main_started(&mut self, id: u64) {
+        if let Some(Owner::Attempt(attempt)) = self.trees.get(&id).map(|tree| tree.owner) {
+            self.signal_started(attempt);
         }
     }
 

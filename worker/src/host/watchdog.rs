@@ -93,6 +93,11 @@ pub struct Counted {
 }
 
 impl Disk {
+    /// As last counted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes a count in; Some = it is too much.
     fn judge(&mut self, counted: Counted, bytes_max: u64, inodes_max: u64) -> Option<Over> {
         self.bytes = counted.bytes;

@@ -301,6 +301,7 @@ impl Zygote {
             fds: vec![null()?, null()?, null()?, told, theirs],
             limits: vec![(Resource::Core, 0)],
             uid: None,
+            terminal: false,
             confinement: None,
         };
         let me = rustix::process::getpid();

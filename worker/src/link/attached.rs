@@ -147,6 +147,7 @@ impl<H: Host> Link<H> {
             Order::Call(call) => at.calls.begin(call, &mut self.ledger),
             Order::Opened(opened, fds) => at.calls.opened(opened, fds),
             Order::Closed(closed) => at.calls.closed(closed),
+            Order::Answered(answer) => at.calls.answered(answer, &mut self.ledger),
             Order::Drain(drain) => self.stop(drain),
             // Decided where it is met.
             Order::Reattach(_) => {}

@@ -40,6 +40,11 @@ const LIST_BYTES_MAX: usize = MESSAGE_BYTES_MAX - CHUNK_BYTES_MAX;
 /// Calls that wait for their turn; more are refused (`overloaded`).
 const CALLS_WAITING_MAX: usize = 1024;
 
+/// Calls to executions that wait for the host; more are refused (`overloaded`).
+const EXECUTING_MAX: usize = 1024;
+/// The capability of a host that takes calls to executions.
+const INTERACTIVE: &str = "interactive";
+
 /// Since this version of the host protocol the host serves calls by processes.
 const FILE_WORK_VERSION: u32 = 3;
 
@@ -53,6 +58,8 @@ pub struct Calls {
     requests: mpsc::Receiver<Request>,
     opening: HashMap<u64, oneshot::Sender<Opened>>,
     closing: HashMap<u64, oneshot::Sender<FileClosed>>,
+    /// Calls to executions that the host has yet to answer: its id, and the coordinator's.
+    executing: HashMap<u64, u64>,
     /// Files open for writing at the host.
     writing: HashSet<u64>,
     tasks: JoinSet<()>,
@@ -78,12 +85,16 @@ impl Calls {
             requests,
             opening: HashMap::new(),
             closing: HashMap::new(),
+            executing: HashMap::new(),
             writing: HashSet::new(),
             tasks: JoinSet::new(),
         }
     }
 
     pub fn begin(&mut self, call: v1::Call, ledger: &mut Ledger) {
+        if let Some(call::Op::WriteStdin(_) | call::Op::Signal(_) | call::Op::Resize(_)) = call.op {
+            return self.pass_on(call, ledger);
+        }
         while self.tasks.try_join_next().is_some() {}
         if self.tasks.len() >= CALLS_MAX + CALLS_WAITING_MAX {
             let error =
@@ -92,6 +103,31 @@ impl Calls {
             return;
         }
         self.tasks.spawn(serve(self.desk.clone(), call));
+    }
+
+    /// To an execution: at once and in order, as there is nothing to do here.
+    fn pass_on(&mut self, mut call: v1::Call, ledger: &mut Ledger) {
+        let refused = if !ledger.host().capabilities.iter().any(|name| name == INTERACTIVE) {
+            Some(Error::new(Code::NotSupported, "the worker's host is of an older version"))
+        } else if self.executing.len() >= EXECUTING_MAX {
+            Some(Error::new(Code::Overloaded, format!("{EXECUTING_MAX} calls to executions wait already")))
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            return ledger.tell(up::Message::CallResult(refusal(call.call_id, error.into_wire())));
+        }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        self.executing.insert(id, std::mem::replace(&mut call.call_id, id));
+        ledger.tell_host(to_host::Message::ExecutionCall(call));
+    }
+
+    /// The host answers a call to an execution.
+    pub fn answered(&mut self, mut answer: v1::CallResult, ledger: &mut Ledger) {
+        if let Some(call_id) = self.executing.remove(&answer.call_id) {
+            answer.call_id = call_id;
+            ledger.tell(up::Message::CallResult(answer));
+        }
     }
 
     pub async fn request(&mut self) -> Request {

@@ -66,6 +66,7 @@ pub enum Order {
     Reattach(&'static str),
     Opened(cooper_proto::host::FileOpened, Vec<std::os::fd::OwnedFd>),
     Closed(cooper_proto::host::FileClosed),
+    Answered(v1::CallResult),
     Drain(cooper_proto::host::Drain),
 }
 

@@ -9,6 +9,7 @@
 mod claims;
 mod files;
 mod hostile;
+mod interactive;
 mod limits;
 mod measure;
 mod network;
@@ -59,6 +60,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .chain(hostile)
         .chain(limits::ALL)
         .chain(files::ALL)
+        .chain(interactive::ALL)
         .chain(network::ALL)
         .chain(packages::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))

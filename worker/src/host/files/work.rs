@@ -301,6 +301,7 @@ fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str) -> Result<call_resu
         Some(
             Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::Pack(_) | Op::Unpack(_) | Op::Packages(_),
         )
+        | Some(Op::WriteStdin(_) | Op::Signal(_) | Op::Resize(_))
         | None => Err(Error::new(Code::NotSupported, "this worker does not know that call")),
     }
 }

@@ -302,6 +302,7 @@ impl Ledger {
             }
             to_link::Message::FileOpened(opened) => return Some(Order::Opened(opened, fds)),
             to_link::Message::FileClosed(closed) => return Some(Order::Closed(closed)),
+            to_link::Message::ExecutionAnswer(answer) => return Some(Order::Answered(answer)),
             to_link::Message::Drain(drain) => return Some(Order::Drain(drain)),
             // One more than a heartbeat holds is a flood: the session's count of the next one is what remains of it.
             to_link::Message::NetworkRefused(refused) if self.refused.len() < REFUSALS_TOLD_MAX => {
