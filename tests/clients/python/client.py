@@ -29,7 +29,7 @@ def generate(protos):
 generate(sys.argv[1])
 
 from cooper.v1 import checkpoints_pb2, checkpoints_pb2_grpc, common_pb2, sessions_pb2, sessions_pb2_grpc  # noqa: E402
-from cooper.v1 import tasks_pb2, tasks_pb2_grpc, templates_pb2, templates_pb2_grpc  # noqa: E402
+from cooper.v1 import executions_pb2, executions_pb2_grpc, tasks_pb2, tasks_pb2_grpc, templates_pb2, templates_pb2_grpc  # noqa: E402
 
 TOKEN = [("authorization", f"Bearer {os.environ['COOPER_TOKEN']}")]
 channel = grpc.insecure_channel(urlsplit(os.environ["COOPER_URL"]).netloc)
@@ -48,6 +48,7 @@ class Service:
 
 sessions = Service(sessions_pb2_grpc.SessionsStub)
 tasks = Service(tasks_pb2_grpc.TasksStub)
+executions = Service(executions_pb2_grpc.ExecutionsStub)
 checkpoints = Service(checkpoints_pb2_grpc.CheckpointsStub)
 templates = Service(templates_pb2_grpc.TemplatesStub)
 
@@ -147,6 +148,50 @@ def background_execution_polled_at_an_offset(session):
     for event in tasks.Follow(tasks_pb2.FollowRequest(task_id=task.id, stdout_offset=len(first.data))):
         rest += event.output.data if event.HasField("output") else b""
     assert first.data + rest == b"0\n1\n2\n"
+
+
+@feature
+def input_and_signals_of_a_running_execution(session):
+    code = "import time\nname = input()\nprint('hello', name, flush=True)\ntime.sleep(60)"
+    spec = tasks_pb2.TaskSpec(session_id=session, python=tasks_pb2.PythonSpec(code=code), stdin_open=True)
+    task = tasks.SubmitTask(tasks_pb2.SubmitTaskRequest(spec=spec)).id
+    write = executions_pb2.WriteStdinRequest(task_id=task, offset_bytes=0, data=b"Ada\n")
+    # Repeated, as after a cut: given once.
+    assert [executions.WriteStdin(write).offset_bytes for _ in range(2)] == [4, 4]
+    output = b""
+    while output != b"hello Ada\n":
+        output = executions.ReadOutput(executions_pb2.ReadOutputRequest(task_id=task)).data
+    signal = executions_pb2.SignalExecutionRequest(task_id=task, signal=executions_pb2.SIGNAL_INT)
+    executions.SignalExecution(signal)
+    events = tasks.Follow(tasks_pb2.FollowRequest(task_id=task))
+    ended = next(event.ended for event in events if event.HasField("ended"))
+    assert ended.outcome.exception.name == "KeyboardInterrupt"
+    assert execute(session, "name")[0].outcome.result.data["text/plain"] == b"'Ada'"
+    assert refused(lambda: executions.SignalExecution(signal)) == "not_running"
+
+
+@feature
+def a_terminal_of_another_size(session):
+    command = tasks_pb2.ShellSpec(argv=["sh", "-c", "stty size; read line; stty size"])
+    spec = tasks_pb2.TaskSpec(session_id=session, shell=command, terminal=tasks_pb2.Terminal(columns=90, rows=20))
+    task = tasks.SubmitTask(tasks_pb2.SubmitTaskRequest(spec=spec)).id
+    size = tasks_pb2.Terminal(columns=70, rows=10)
+    read = executions_pb2.ReadOutputRequest(task_id=task)
+    while executions.ReadOutput(read).data != b"20 90\r\n":
+        pass
+    executions.ResizeTerminal(executions_pb2.ResizeTerminalRequest(task_id=task, size=size))
+    executions.WriteStdin(executions_pb2.WriteStdinRequest(task_id=task, data=b"\n"))
+    list(tasks.Follow(tasks_pb2.FollowRequest(task_id=task)))
+    assert executions.ReadOutput(read).data == b"20 90\r\n\r\n10 70\r\n"
+
+
+@feature
+def history(session):
+    entries = executions.SessionHistory(executions_pb2.SessionHistoryRequest(session_id=session, output_bytes=100))
+    entries = list(entries)
+    assert len(entries) > 3 and entries[-1].stdout == b"20 90\r\n\r\n10 70\r\n"
+    made = [entry.task.created_at_ms for entry in entries]
+    assert made == sorted(made)
 
 
 @feature

@@ -26,6 +26,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("fresh_code_has_a_terminal_and_its_ctrl_c", fresh_code_has_a_terminal_and_its_ctrl_c),
     ("a_terminal_hangs_up_when_its_command_ends", a_terminal_hangs_up_when_its_command_ends),
     ("code_runs_where_it_was_told_and_goes_back", code_runs_where_it_was_told_and_goes_back),
+    ("what_a_session_takes_of_the_disk_is_in_the_usage", what_a_session_takes_of_the_disk_is_in_the_usage),
 ];
 
 fn spec(session: &str, kind: Kind) -> v1::TaskSpec {
@@ -327,4 +328,11 @@ fn code_runs_where_it_was_told_and_goes_back() {
     let task = worker.assign(v1::TaskSpec { cwd: "../..".to_owned(), ..spec }, 0, 0);
     let done = worker.link.wait(&task);
     assert_eq!((done.state, done.outcome.exit_code), (TaskState::Failed, 125), "{:?}", done.outcome);
+}
+
+fn what_a_session_takes_of_the_disk_is_in_the_usage() {
+    let (mut worker, session) = Worker::with_session();
+    let code = "open('much', 'wb').write(bytes(20 << 20)); import time; time.sleep(2.5)";
+    let usage = worker.python(&session, code).outcome.usage.unwrap();
+    assert!((20 << 20..40 << 20).contains(&usage.disk_bytes), "{usage:?}");
 }
