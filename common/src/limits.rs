@@ -392,6 +392,8 @@ pub mod network {
     pub const HEAD_MS_MAX: u64 = 10_000;
     /// Until a name is resolved and its host answers.
     pub const CONNECT_MS_MAX: u64 = 15_000;
+    /// A page of a package index that takes a password.
+    pub const INDEX_PAGE_BYTES_MAX: u64 = 64 << 20;
     /// A connection on which nothing moves for this long is closed.
     pub const IDLE_MS_MAX: u64 = 600_000;
     /// Different refusals remembered until the next heartbeat tells of them; more are only counted as one.

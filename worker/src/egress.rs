@@ -24,6 +24,7 @@ use cooper_common::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, net::UnixDatagram, sync::watch};
+use tokio_rustls::TlsConnector;
 
 use crate::{confine::notify, frame};
 use dial::{Place, Rules};
@@ -33,6 +34,7 @@ pub mod address;
 mod connection;
 pub mod dial;
 pub mod head;
+pub mod index;
 pub mod pip;
 mod refusals;
 
@@ -48,6 +50,10 @@ pub struct Config {
     pub rules: Rules,
     /// Reached by every session: where packages come from.
     pub index: Vec<Place>,
+    /// Those of them that take a password.
+    pub passwords: Vec<index::Index>,
+    /// Certificates that are trusted besides the public ones, as PEM.
+    pub authorities: String,
 }
 
 /// host -> egress, JSON in the framing of `frame`.
@@ -193,6 +199,9 @@ struct Proxy {
     /// Connections of all sessions.
     open: Cell<usize>,
     pips: RefCell<pip::Waiting>,
+    passwords: Vec<index::Index>,
+    /// Where an index wants it.
+    tls: Option<TlsConnector>,
 }
 
 /// A process tree whose connects are answered.
@@ -213,7 +222,11 @@ struct Session {
 impl Proxy {
     fn new(socket: OwnedFd, config: Config) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
+        let tls = config.passwords.iter().any(|index| index.tls);
+        let tls = tls.then(|| index::connector(&config.authorities)).transpose()?;
         Ok(Self {
+            tls,
+            passwords: config.passwords,
             host: UnixDatagram::from_std(socket.into())?,
             rules: config.rules,
             index: config.index,

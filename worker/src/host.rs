@@ -127,7 +127,7 @@ struct Host {
     link: Link,
     egress: network::Egress,
     /// Where packages come from.
-    package_hosts: Vec<crate::egress::dial::Place>,
+    index: install::Reached,
     /// How programs of sessions find the proxy and the package index.
     reach_env: Vec<(String, String)>,
     /// The event loop waits for room in the link's socket.
@@ -274,7 +274,7 @@ impl Host {
             compose: Compose::Unknown,
             link: Link::default(),
             egress: network::Egress::default(),
-            package_hosts: Vec::new(),
+            index: install::Reached::default(),
             reach_env: Vec::new(),
             link_watched_for_room: false,
             python: None,

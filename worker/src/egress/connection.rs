@@ -22,7 +22,7 @@ use super::{
     Proxy, Reason, Session,
     dial::Reached,
     head::{self, Head, Kind, Parsed},
-    pip,
+    index, pip,
 };
 
 const COPY_BYTES: usize = 16 << 10;
@@ -46,6 +46,9 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Session, stream: StdStream
     };
     if head.host == pip::HOST {
         return pip::serve(&proxy, session, client, begun).await;
+    }
+    if let Some(number) = index::number(&head.host) {
+        return index::serve(&proxy, session, client, &begun, number).await;
     }
     let now = policy.borrow_and_update().clone();
     let reached = match proxy.judge(&now, &head.host, head.port) {

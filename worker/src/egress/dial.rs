@@ -181,7 +181,7 @@ fn proxy_of(url: &str) -> Option<(Place, String)> {
 }
 
 /// Without the escapes of a URL.
-fn unescaped(text: &str) -> Vec<u8> {
+pub fn unescaped(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {

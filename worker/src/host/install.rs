@@ -30,12 +30,13 @@ use serde::{Deserialize, Serialize};
 use super::sys;
 use crate::{
     confine::{self, Plan},
-    egress::dial::Place,
+    egress::{dial::Place, index::Index},
 };
 use pip_settings::Settings;
 use stage::Stage;
 
 pub mod listing;
+mod passwords;
 mod pip_settings;
 pub mod stage;
 
@@ -193,6 +194,8 @@ fn requirements_of_text(text: &str) -> Result<()> {
 
 /// Entry of the process `worker-install`.
 pub fn main() -> ExitCode {
+    // It has the worker's environment: no other process of the same uid may look.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     match read_job().and_then(|job| perform(&job)) {
         Ok(code) => code,
         Err(error) => {
@@ -216,6 +219,12 @@ fn perform(job: &Job) -> io::Result<ExitCode> {
     if job.confinement.is_intercepted() {
         settings.leave_the_way_to_the_session();
     }
+    if !settings.hide_passwords().is_empty() && !job.confinement.is_intercepted() {
+        return Err(io::Error::other(
+            "the worker's package index takes a password, which what is installed could read here: connects of sessions \
+             are not answered by the worker (facility `network`)",
+        ));
+    }
     if job.order.index().is_ok_and(|index| index.is_some()) {
         settings.leave_the_index();
     }
@@ -224,7 +233,7 @@ fn perform(job: &Job) -> io::Result<ExitCode> {
     readable.extend(uv.clone());
     confine(job, &readable)
         .map_err(|(part, error)| io::Error::other(format!("{}: {error}", part.as_str())))?;
-    // This process has the worker's environment; what it starts is the session's.
+    // Again: a change of uid decides about it anew.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let stage = Stage::make(&job.workspace, &job.venv, &job.cache)?;
     match change(job, &settings, uv.as_deref(), &stage) {
@@ -375,9 +384,24 @@ fn pip_command(job: &Job, settings: &Settings, stage: &Stage, what: &str) -> Com
 }
 
 /// Where packages come from, and what programs of a session are told of that: nothing secret.
-pub fn index(base_python: &Path) -> (Vec<Place>, Vec<(String, String)>) {
-    let settings = Settings::of_worker(base_python);
-    (settings.hosts(base_python), settings.for_sessions())
+pub fn index(base_python: &Path) -> Reached {
+    let mut settings = Settings::of_worker(base_python);
+    let (hosts, told) = (settings.hosts(base_python), settings.for_sessions());
+    let passwords = settings.hide_passwords();
+    let authorities = if passwords.is_empty() { String::new() } else { settings.authorities() };
+    Reached { hosts, told, passwords, authorities }
+}
+
+/// The worker's package indexes.
+#[derive(Default)]
+pub struct Reached {
+    pub hosts: Vec<Place>,
+    /// Variables for sessions, without anything secret.
+    pub told: Vec<(String, String)>,
+    /// Those that take a password.
+    pub passwords: Vec<Index>,
+    /// Certificates that are trusted, as PEM; where there are passwords.
+    pub authorities: String,
 }
 
 /// What installers use of the machine's files, besides the system's own.

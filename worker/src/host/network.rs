@@ -100,10 +100,11 @@ impl Host {
     /// Where packages come from, what programs of sessions are told of the way out, and the proxy itself.
     pub(super) fn prepare_network(&mut self) {
         let Some(python) = self.python.as_ref().filter(|_| self.confiner.facilities.network) else { return };
-        let (hosts, told) = super::install::index(&python.executable);
+        let mut index = super::install::index(&python.executable);
         if let Some(more) = &self.config.egress_index {
-            self.package_hosts = hosts.into_iter().chain(more.iter().cloned()).collect();
-            self.reach_env = told;
+            index.hosts.extend(more.iter().cloned());
+            self.reach_env = index.told.clone();
+            self.index = index;
         }
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
             for name in [name.to_owned(), name.to_ascii_lowercase()] {
@@ -190,12 +191,14 @@ impl Host {
             log_level: config.log_level.clone(),
             rules: dial::Rules {
                 // An index of one's own is seldom on a public address.
-                allowed: config.egress_allow.iter().chain(&self.package_hosts).cloned().collect(),
+                allowed: config.egress_allow.iter().chain(&self.index.hosts).cloned().collect(),
                 forbidden: dial::Place::parse(coordinator).into_iter().collect(),
                 hosts: config.egress_hosts.clone(),
                 upstream: dial::Upstream::of_environment(),
             },
-            index: self.package_hosts.clone(),
+            index: self.index.hosts.clone(),
+            passwords: self.index.passwords.clone(),
+            authorities: self.index.authorities.clone(),
         }
     }
 

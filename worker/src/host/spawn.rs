@@ -215,7 +215,7 @@ impl Host {
     fn may_reach_index(&self, session: &Session, index: &Place) -> Result<()> {
         let (host, port) = (index.host.as_str(), index.port.unwrap_or(443));
         let policy = &session.record.network;
-        let own = self.package_hosts.iter().any(|place| place.is(host, port));
+        let own = self.index.hosts.iter().any(|place| place.is(host, port));
         if own || (policy.reach != Reach::None && policy.has_host(host) && policy.has_port(port)) {
             return Ok(());
         }

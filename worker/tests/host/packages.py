@@ -36,5 +36,53 @@ def source(where, name, backend):
             archive.addfile(entry, io.BytesIO(text.encode()))
 
 
+def serve(where, user, certificate=""):
+    """An index that takes a password, and something beside it that the password is good for too. Says its port."""
+    import http.server
+    import ssl
+
+    wanted = "Basic " + base64.b64encode(user.encode()).decode()
+
+    class Index(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.headers["Authorization"] != wanted:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", "Basic")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            parts = self.path.strip("/").split("/")
+            if parts[:2] == ["team", "simple"]:
+                files = sorted(name for name in os.listdir(where) if name.startswith(parts[2] + "-"))
+                base = "%s://%s" % ("https" if certificate else "http", self.headers["Host"])
+                links = "".join('<a href="%s/team/files/%s">%s</a>' % (base, name, name) for name in files)
+                self.answer(("<!DOCTYPE html><html><body>%s</body></html>" % links).encode(), "text/html")
+            elif parts[:2] == ["team", "files"]:
+                with open(os.path.join(where, parts[2]), "rb") as file:
+                    self.answer(file.read(), "application/octet-stream")
+            else:
+                self.answer(b"what the password is also good for", "text/plain")
+
+        do_HEAD = do_POST = do_GET
+
+        def answer(self, body, kind):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
 if __name__ == "__main__":
-    {"wheel": wheel, "source": source}[sys.argv[1]](*sys.argv[2:])
+    {"wheel": wheel, "source": source, "serve": serve}[sys.argv[1]](*sys.argv[2:])

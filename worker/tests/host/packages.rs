@@ -300,4 +300,106 @@ claims! {
         });
         assert_eq!(listed(&mut worker, &session), []);
     }
+
+    fn the_password_of_an_index_is_nowhere_that_the_code_of_packages_can_look() {
+        password_is_kept(false, &[]);
+    }
+
+    fn the_password_of_an_index_over_tls_is_kept_too() {
+        password_is_kept(true, &[]);
+    }
+}
+
+/// An index that takes a password, until it is dropped.
+struct Index {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl Index {
+    fn start(wheels: &Wheels, user: &str, certificate: &str) -> Self {
+        use std::io::BufRead as _;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/packages.py");
+        let mut command = Command::new("python3");
+        command
+            .arg(script)
+            .args(["serve", wheels.dir(), user])
+            .args((!certificate.is_empty()).then_some(certificate));
+        let mut process = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { process, port: line.trim().parse().unwrap() }
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn password_is_kept(tls: bool, more: &[(&str, &str)]) {
+    const CANARY: &str = "canary-of-an-index";
+    let wheels = Wheels::new(&[("staves", "1.0", "1")]);
+    wheels.make(&["source", wheels.dir(), "greedy", include_str!("greedy.py")]);
+    let own = tempfile::tempdir().unwrap();
+    let certificate = own.path().join("certificate.pem").display().to_string();
+    if tls {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=index.test"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-addext", "subjectAltName=DNS:index.test", "-keyout", &certificate, "-out"])
+            .arg(format!("{certificate}.only"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let both =
+            [&certificate, &format!("{certificate}.only")].map(|file| std::fs::read(file).unwrap()).concat();
+        std::fs::write(&certificate, both).unwrap();
+    }
+    let index = Index::start(&wheels, &format!("us@er:{CANARY}"), if tls { &certificate } else { "" });
+    let scheme = if tls { "https" } else { "http" };
+    let url = format!("{scheme}://us%40er:{CANARY}@index.test:{}/team/simple", index.port);
+    let authority = format!("{certificate}.only");
+    let mut settings = vec![
+        ("PIP_INDEX_URL", url.as_str()),
+        ("PIP_CONFIG_FILE", "/dev/null"),
+        ("PIP_FIND_LINKS", ""),
+        ("TEST_EGRESS_HOSTS", "index.test=127.0.0.1"),
+    ];
+    settings.extend(tls.then_some(("PIP_CERT", authority.as_str())));
+    settings.extend(more);
+    let mut worker = Worker::start_in(&settings);
+    let session = worker.create_session(v1::Limits::default());
+    // A program that every installer runs: the venv's Python itself.
+    let code = "import glob, os\nsite = glob.glob('.venv/lib/*/site-packages')[0]\n\
+        spy = \"import os; open(os.environ['HOME'] + '/spied', 'a').write(repr(dict(os.environ)))\"\n\
+        open(site + '/spy.pth', 'w').write(spy + chr(10))";
+    assert_eq!(worker.python(&session, code).state, TaskState::Succeeded);
+
+    let first = well(&mut worker, &session, install(&["staves"]));
+    let built = worker.shell(&session, &["pip", "install", "--no-cache-dir", "greedy"], b"");
+    assert_eq!(built.outcome.exit_code, 0, "{}", said(&built));
+    let missing = ran(&mut worker, &session, install(&["no-such-thing"]));
+    let read = |name: &str| {
+        String::from_utf8_lossy(&std::fs::read(worker.workspace(&session).join(name)).unwrap()).into_owned()
+    };
+    let (seen, spied) = (read("seen"), read("spied"));
+    for beyond in ["/api/v4/user", "/team/%2e%2e/api", "/team/simple/greedy/"] {
+        assert!(
+            seen.contains(&format!("refused {beyond}")),
+            "{beyond}: {}",
+            &seen[seen.len().saturating_sub(600)..]
+        );
+    }
+    for text in [&seen, &spied, &said(&first), &said(&built), &said(&missing)] {
+        assert!(text.len() > 20, "it looked");
+        assert!(!text.contains(CANARY) && !text.contains("dXNAZXI6"), "the password was seen");
+    }
+    let kept = Command::new("grep")
+        .args(["-rlaE", "canary-of-an-index|dXNAZXI6"])
+        .arg(worker.dir.join("sessions"))
+        .output();
+    assert_eq!(String::from_utf8_lossy(&kept.unwrap().stdout), "", "in a cache");
 }

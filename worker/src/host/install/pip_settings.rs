@@ -34,15 +34,15 @@ const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Settings {
-    index_url: Option<String>,
-    extra_index_urls: Vec<String>,
-    find_links: Vec<String>,
-    trusted_hosts: Vec<String>,
-    cert: Option<String>,
-    proxy: Option<String>,
+    pub(super) index_url: Option<String>,
+    pub(super) extra_index_urls: Vec<String>,
+    pub(super) find_links: Vec<String>,
+    pub(super) trusted_hosts: Vec<String>,
+    pub(super) cert: Option<String>,
+    pub(super) proxy: Option<String>,
     pub no_index: bool,
     /// `UV_*`, proxies and certificates of the worker's environment, and files its HOME holds.
-    environment: Variables,
+    pub(super) environment: Variables,
 }
 
 impl Settings {
@@ -82,6 +82,15 @@ impl Settings {
             no_index: one("no-index").is_some_and(|value| matches!(&*value, "1" | "true" | "yes" | "on")),
             environment: Variables::new(),
         }
+    }
+
+    /// Certificates that it trusts, as PEM.
+    pub fn authorities(&self) -> String {
+        let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+        let of_environment = named.iter().filter_map(|name| self.environment.get(*name)).map(PathBuf::from);
+        let files = of_environment.chain(self.cert.as_ref().map(PathBuf::from));
+        let files: std::collections::BTreeSet<PathBuf> = files.collect();
+        files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect()
     }
 
     /// What of the machine's files an installer reads by these settings.
