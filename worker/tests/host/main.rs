@@ -14,6 +14,7 @@ mod limits;
 mod measure;
 mod network;
 mod packages;
+mod science;
 mod worker;
 
 use std::{
@@ -63,6 +64,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .chain(interactive::ALL)
         .chain(network::ALL)
         .chain(packages::ALL)
+        .chain(science::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .collect();
     println!("\nrunning {} tests", tests.len());
