@@ -354,6 +354,9 @@ pub struct SessionCreate {
     /// Destroy it when nothing happened in it for this long [default: never]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub idle_timeout: Option<u64>,
+    /// When nothing happened in it for this long, save it and free its place; the next use brings it back [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    pub hibernate_after: Option<u64>,
     /// Package to install before it is ready, e.g. "requests>=2"; repeatable
     #[arg(long, value_name = "REQUIREMENT")]
     pub package: Vec<String>,
@@ -434,6 +437,9 @@ pub struct SessionUpdate {
     /// Destroy it when nothing happened in it for this long, or never
     #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
     pub idle_timeout: Option<u64>,
+    /// Save it and free its place when nothing happened in it for this long, or never
+    #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
+    pub hibernate_after: Option<u64>,
     #[command(flatten)]
     pub network: Network,
 }

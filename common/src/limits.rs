@@ -263,6 +263,8 @@ pub mod checkpoint {
     pub const WAIT_MS_MAX: u64 = 3_600_000;
     /// One archive, as it travels and is stored.
     pub const ARCHIVE_BYTES_MAX: u64 = 18 << 30;
+    /// A session that could not hibernate is looked at again after this.
+    pub const HIBERNATE_AGAIN_MS: u64 = 30_000;
     /// Variables that are saved with a session, as a pickle; those that do not fit are left out.
     pub const GLOBALS_BYTES_MAX: u64 = 512 << 20;
     /// Saving them ends after this; the checkpoint is made without them.

@@ -232,6 +232,7 @@ impl Checkpoints {
     async fn save(&self, caller: &Caller, session: SessionId, wanted: Wanted<'_>) -> Result<Record> {
         self.cluster.space.admit()?;
         self.within_quota(&caller.tenant, 0).await?;
+        sessions::awake(&self.cluster, session).await?;
         let Wanted { purpose, name, key, wait_ms, globals } = wanted;
         let checkpoint = CheckpointId::new();
         let patience = if wait_ms == 0 { limits::WAIT_MS } else { wait_ms };
@@ -429,6 +430,7 @@ impl Checkpoints {
             worker_labels,
             ttl_ms: or(asked.ttl_ms, saved.ttl_ms),
             idle_timeout_ms: or(asked.idle_timeout_ms, saved.idle_timeout_ms),
+            hibernate_after_ms: or(asked.hibernate_after_ms, saved.hibernate_after_ms),
             network: asked.network.or(saved.network),
             checkpoint_id: record.id,
             // They are in it.
@@ -454,10 +456,10 @@ impl Checkpoints {
         let of_templates = templates::checkpoints(&self.cluster).await?;
         for record in self.cluster.store.live(Aggregate::Checkpoint).await? {
             let Ok(manifest) = manifest(&record) else { continue };
-            let over = manifest.purpose == Purpose::Move || record.row.created_ms < oldest;
+            let over = manifest.purpose != Purpose::Keep || record.row.created_ms < oldest;
             if over && !self.is_needed(&manifest) && !of_templates.contains(&manifest.id) {
                 let event =
-                    if manifest.purpose == Purpose::Move { "checkpoint.used" } else { "checkpoint.expired" };
+                    if manifest.purpose == Purpose::Keep { "checkpoint.expired" } else { "checkpoint.used" };
                 self.end(record, event).await?;
             }
         }

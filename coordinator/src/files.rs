@@ -1,6 +1,8 @@
 //! Calls into the files of sessions: checked, sent to the worker that holds the session, audited. What a path leads to
 //! is for the worker's host to say.
 
+use std::sync::Arc;
+
 use cooper_common::{
     error::{Code, Error, Result},
     limits::{files, request::PATH_BYTES_MAX},
@@ -16,7 +18,7 @@ use crate::{
 };
 
 /// A call that one message answers.
-pub async fn call(cluster: &Cluster, caller: &Caller, mut op: Op) -> Result<Reply> {
+pub async fn call(cluster: &Arc<Cluster>, caller: &Caller, mut op: Op) -> Result<Reply> {
     let (session, paths) = parts(&mut op)?;
     for (path, may_be_empty) in paths {
         check::path(path, may_be_empty)?;
@@ -102,7 +104,7 @@ fn audit(caller: &Caller, session: &str, verb: &str, path: &str, error: Option<&
 }
 
 /// What comes piece by piece: a file, or a directory as an archive.
-pub async fn read(cluster: &Cluster, caller: &Caller, mut op: Op) -> Result<(v1::FileStat, Reading)> {
+pub async fn read(cluster: &Arc<Cluster>, caller: &Caller, mut op: Op) -> Result<(v1::FileStat, Reading)> {
     let session = match &mut op {
         Op::Read(it) => {
             check::path(&it.path, false)?;
@@ -121,7 +123,7 @@ pub async fn read(cluster: &Cluster, caller: &Caller, mut op: Op) -> Result<(v1:
 
 /// What goes piece by piece: a file, or an archive to unpack.
 pub async fn write(
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     caller: &Caller,
     mut op: Op,
 ) -> Result<(Writing, impl Future<Output = Result<Reply>> + Send + use<>)> {

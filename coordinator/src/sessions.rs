@@ -100,7 +100,7 @@ fn checked(request: &v1::CreateSessionRequest) -> Result<()> {
     check::labels(&request.labels)?;
     check::labels(&request.worker_labels)?;
     check::metadata(&request.metadata)?;
-    update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms))?;
+    update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms), Some(request.hibernate_after_ms))?;
     first::check_packages(&request.packages)?;
     if !request.template.is_empty() && !request.checkpoint_id.is_empty() {
         return Err(Error::invalid("a session begins with a template or with a checkpoint, not with both"));
@@ -138,6 +138,7 @@ fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) ->
         worker_labels: request.worker_labels.clone().into_iter().collect(),
         ttl_ms: request.ttl_ms,
         idle_timeout_ms: request.idle_timeout_ms,
+        hibernate_after_ms: request.hibernate_after_ms,
         share: share(&limits),
         restore: None,
         spare: None,
@@ -390,8 +391,34 @@ pub async fn destroyed(cluster: &Arc<Cluster>, id: SessionId) -> Result<Record> 
     settled(cluster, id, DESTROY_TIMEOUT, session::State::ended).await
 }
 
+/// Wakes a session that hibernates or is about to, and waits until it is there; others are as they are.
+pub async fn awake(cluster: &Arc<Cluster>, id: SessionId) -> Result<()> {
+    let sleeps = |core: &cooper_core::cluster::Cluster| {
+        core.session(id).is_some_and(|it| {
+            let saving = it.body.saving.as_ref();
+            it.body.hibernated || saving.is_some_and(|it| it.purpose == session::Purpose::Hibernate)
+        })
+    };
+    let wakes = |core: &cooper_core::cluster::Cluster| {
+        core.session(id).is_some_and(|it| it.body.worker.is_empty() || it.body.restore.is_some())
+    };
+    if cluster.look(sleeps) {
+        let ((), recorded) = cluster.decide(|core, now| core.wake(now, id).map(|out| ((), out)))?;
+        durable(recorded).await?;
+    } else if !cluster.look(wakes) {
+        return Ok(());
+    }
+    let there = |state| !matches!(state, session::State::Initializing | session::State::Checkpointing);
+    settled(cluster, id, READY_TIMEOUT, there).await.map(drop)
+}
+
 /// The worker that holds a ready session of the tenant.
-pub async fn holder(cluster: &Cluster, caller: &Caller, id_or_name: &str) -> Result<(SessionId, WorkerId)> {
+pub async fn holder(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    id_or_name: &str,
+) -> Result<(SessionId, WorkerId)> {
+    awake(cluster, parse(&get(cluster, caller, id_or_name).await?.id)?).await?;
     let record = get(cluster, caller, id_or_name).await?;
     let body = body(&record)?;
     match body.state {

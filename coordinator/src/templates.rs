@@ -180,6 +180,7 @@ pub fn fits_spare(template: &Template, asked: &v1::CreateSessionRequest) -> bool
         metadata: asked.metadata.clone(),
         ttl_ms: asked.ttl_ms,
         idle_timeout_ms: asked.idle_timeout_ms,
+        hibernate_after_ms: asked.hibernate_after_ms,
         wait_ms: asked.wait_ms,
         template: asked.template.clone(),
         limits: asked.limits,

@@ -2,7 +2,7 @@
 //! is made here, synchronously; the coordinator records what comes out and only then lets it take effect (I2).
 //!
 //! `sessions` creates and ends sessions, `tasks` moves tasks, `attach` reconciles a worker's inventory with ours,
-//! `silence` judges workers that say nothing, `drain` empties workers, `moves` saves and moves sessions, `timers` does what
+//! `silence` judges workers that say nothing, `drain` empties workers, `moves` saves and moves sessions, `hibernate` saves those that idle, `timers` does what
 //! is due (deadlines, retries),
 //! `lifetime` changes and ends sessions whose time is over, `quota` bounds tenants, `spares` keeps
 //! sessions in stock, `explain` says what a task waits for.
@@ -10,6 +10,7 @@
 mod attach;
 mod drain;
 mod explain;
+mod hibernate;
 mod lifetime;
 mod moves;
 mod pools;
@@ -471,6 +472,13 @@ impl Cluster {
                 && session.body.saving.is_some() == session.body.restore.is_some()
             {
                 return Some(format!("{}: it is neither being saved nor saved, or both", session.id));
+            }
+            let nowhere = session.body.worker.is_empty();
+            if (nowhere && !session.is_saved()) || (session.body.hibernated && !nowhere) {
+                return Some(format!("I1: {} hibernates with a worker, or is nowhere", session.id));
+            }
+            if session.body.hibernated && session.active() > 0 {
+                return Some(format!("{}: tasks wait in it and it hibernates", session.id));
             }
             if session.queue.iter().any(|(_, id)| self.tasks.get(&id).is_none_or(|task| task.held())) {
                 return Some(format!("{}: a queued task is held or gone", session.id));

@@ -63,6 +63,8 @@ pub enum Purpose {
     Move,
     /// Somebody wants to have it, and the session destroyed then.
     Destroy,
+    /// The session is idle, and no worker needs to hold it.
+    Hibernate,
 }
 
 impl Purpose {
@@ -137,6 +139,9 @@ pub struct Body {
     pub saving: Option<Saving>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
+    /// Saved, and no worker is to have it until something is wanted of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hibernated: bool,
     /// What became of the variables that its checkpoint held: an encoded cooper.v1.GlobalsSummary in base64, opaque here.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub globals: String,
@@ -165,6 +170,9 @@ pub struct Lifetime {
     /// Without an execution or a call for this long.
     #[serde(skip_serializing_if = "is_zero")]
     pub idle_timeout_ms: u64,
+    /// Without an execution or a call for this long it is saved, and no worker holds it until the next one. 0 = never.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub hibernate_after_ms: u64,
 }
 
 /// What a session may use; 0 = without limit.
@@ -195,6 +203,7 @@ pub struct Create {
     /// From its creation; 0 = for ever.
     pub ttl_ms: u64,
     pub idle_timeout_ms: u64,
+    pub hibernate_after_ms: u64,
     pub share: Share,
     /// Begins from this checkpoint, on a worker with this Python.
     pub restore: Option<(CheckpointId, String)>,
@@ -235,6 +244,8 @@ pub struct Session {
     pub(crate) homeless: bool,
     /// Why it cannot be moved.
     pub(crate) stays: Option<Reason>,
+    /// It is not to hibernate before this.
+    pub(crate) awake_until_mono_ms: u64,
     events: Vec<&'static str>,
     /// Events that say more than that something happened.
     told: Vec<NewEvent>,
@@ -263,13 +274,18 @@ impl Session {
                 tier: String::new(),
                 interpreter_restarted: false,
                 reason: None,
-                lifetime: Lifetime { idle_timeout_ms: create.idle_timeout_ms, ..Lifetime::default() },
+                lifetime: Lifetime {
+                    idle_timeout_ms: create.idle_timeout_ms,
+                    hibernate_after_ms: create.hibernate_after_ms,
+                    ..Lifetime::default()
+                },
                 share: create.share,
                 updated: false,
                 network_refused: 0,
                 worker_labels: create.worker_labels,
                 saving: None,
                 restore: create.restore.map(|(checkpoint, _)| Restore { checkpoint, moved: false }),
+                hibernated: false,
                 globals: String::new(),
                 last_checkpoint: None,
                 spare: create.spare,
@@ -287,6 +303,7 @@ impl Session {
             transfer_after_mono_ms: 0,
             homeless: false,
             stays: None,
+            awake_until_mono_ms: 0,
             events: vec!["session.initializing"],
             told: Vec::new(),
         };
@@ -319,6 +336,7 @@ impl Session {
             transfer_after_mono_ms: 0,
             homeless: false,
             stays: None,
+            awake_until_mono_ms: 0,
             events: Vec::new(),
             told: Vec::new(),
         })
@@ -339,7 +357,24 @@ impl Session {
         }
         let idle = Some(self.body.lifetime.idle_timeout_ms).filter(|ms| *ms != 0);
         let idle = idle.map(|ms| self.active_mono_ms.saturating_add(ms));
-        self.expires_mono_ms.into_iter().chain(idle).min()
+        self.expires_mono_ms.into_iter().chain(idle).chain(self.sleep_due()).min()
+    }
+
+    /// When it hibernates, if nothing happens in it.
+    fn sleep_due(&self) -> Option<u64> {
+        let after_ms = self.body.lifetime.hibernate_after_ms;
+        (self.body.state == State::Ready && after_ms != 0 && self.body.spare.is_none())
+            .then(|| self.active_mono_ms.saturating_add(after_ms).max(self.awake_until_mono_ms))
+    }
+
+    pub(crate) fn is_sleepy(&self, now: Now) -> bool {
+        self.active() == 0 && self.sleep_due().is_some_and(|due| due <= now.mono_ms)
+    }
+
+    /// Whether nothing happened for as long as it is to be awake without.
+    pub(crate) fn slept_through(&self, now: Now) -> bool {
+        let after_ms = self.body.lifetime.hibernate_after_ms;
+        after_ms != 0 && self.active() == 0 && now.mono_ms.saturating_sub(self.active_mono_ms) >= after_ms
     }
 
     /// Why it is to end now, if it is.
@@ -364,6 +399,7 @@ impl Session {
         self.body.share = create.share;
         self.body.spare = None;
         self.body.lifetime.idle_timeout_ms = create.idle_timeout_ms;
+        self.body.lifetime.hibernate_after_ms = create.hibernate_after_ms;
         self.live_for(now, create.ttl_ms);
         self.active_mono_ms = now.mono_ms;
         self.spec = create.spec;

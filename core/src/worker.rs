@@ -21,6 +21,9 @@ pub const CHECKPOINT: &str = "checkpoint";
 /// The capability of workers that take calls to executions that run, and open standard input and terminals for them.
 pub const INTERACTIVE: &str = "interactive";
 
+/// Capability of a worker that can be granted a session again while it still removes it.
+pub const HIBERNATE: &str = "hibernate";
+
 /// Capability of a worker that knows all fields of an install, and uninstalls.
 pub const PACKAGES: &str = "packages";
 

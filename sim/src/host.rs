@@ -177,6 +177,7 @@ impl Host {
             state: if session.ready_at.is_some() { "initializing" } else { "ready" }.to_owned(),
             interpreter_restarted: session.restarted,
             globals: None,
+            sealed: false,
         });
         let attempts = self.attempts.values().map(|attempt| v1::AttemptItem {
             task_id: attempt.assign.task_id.clone(),

@@ -12,6 +12,7 @@ mod e2e {
     mod executions;
     mod files;
     mod fleet;
+    mod hibernate;
     mod idempotency;
     mod interactive;
     mod json;

@@ -34,6 +34,7 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
                 limits: Some(limits),
                 ttl_ms: args.ttl,
                 idle_timeout_ms: args.idle_timeout,
+                hibernate_after_ms: args.hibernate_after,
                 network: args.network.request(),
             };
             update(context, &client, request).await
@@ -94,6 +95,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         checkpoint_id: String::new(),
         ttl_ms: args.ttl.unwrap_or(0),
         idle_timeout_ms: args.idle_timeout.unwrap_or(0),
+        hibernate_after_ms: args.hibernate_after.unwrap_or(0),
         metadata: args.metadata.into_iter().collect(),
         packages: args.package,
         network: args.network.request(),
@@ -177,11 +179,15 @@ async fn destroy(
     failure.map_or(Ok(0), |status| Err(status.into()))
 }
 
+fn state(session: &Session) -> String {
+    if session.hibernated { "hibernated".to_owned() } else { json::session_state(session.state()) }
+}
+
 fn row(session: &Session) -> Vec<String> {
     vec![
         session.id.clone(),
         session.name.clone(),
-        json::session_state(session.state()),
+        state(session),
         session.active_executions.to_string(),
         session.python_version.clone(),
         session.worker_id.clone(),
@@ -225,7 +231,7 @@ fn text(session: &Session) -> String {
     let mut lines = vec![
         ("session", session.id.clone()),
         ("name", session.name.clone()),
-        ("state", json::session_state(session.state())),
+        ("state", state(session)),
         ("worker", session.worker_id.clone()),
         ("python", session.python_version.clone()),
         ("active", format!("{} executions", session.active_executions)),
@@ -257,6 +263,10 @@ fn text(session: &Session) -> String {
     }
     if session.expires_at_ms != 0 {
         lines.push(("expires", units::utc(session.expires_at_ms)));
+    }
+    if session.hibernate_after_ms != 0 {
+        let after = units::human_ms(session.hibernate_after_ms);
+        lines.push(("hibernates", format!("after {after} without work")));
     }
     if session.idle_timeout_ms != 0 {
         lines.push(("idle", format!("ends after {} without work", units::human_ms(session.idle_timeout_ms))));

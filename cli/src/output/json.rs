@@ -64,6 +64,8 @@ pub fn session(session: &v1::Session) -> Value {
         "template": session.template,
         "spare": session.spare,
         "last_checkpoint_id": session.last_checkpoint_id,
+        "hibernate_after_ms": session.hibernate_after_ms,
+        "hibernated": session.hibernated,
         "globals": session.globals.as_ref().map(globals),
         "error": error_or_null(&session.error),
     })

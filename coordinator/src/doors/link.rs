@@ -256,6 +256,7 @@ fn understood(worker: WorkerId, caller: &Caller, protocol: u32, hello: v1::Hello
             session,
             fence: fence(item.fence),
             interpreter_restarted: item.interpreter_restarted,
+            sealed: item.sealed,
         });
     }
     let mut attempts = Vec::new();

@@ -15,7 +15,12 @@ use crate::{
     store::Record,
 };
 
-pub fn times(ttl_ms: Option<u64>, idle_timeout_ms: Option<u64>) -> Result<()> {
+pub fn times(
+    ttl_ms: Option<u64>,
+    idle_timeout_ms: Option<u64>,
+    hibernate_after_ms: Option<u64>,
+) -> Result<()> {
+    check::at_most("hibernate_after_ms", hibernate_after_ms.unwrap_or(0), request::SESSION_TTL_MS_MAX)?;
     check::at_most("ttl_ms", ttl_ms.unwrap_or(0), request::SESSION_TTL_MS_MAX)?;
     check::at_most("idle_timeout_ms", idle_timeout_ms.unwrap_or(0), request::SESSION_TTL_MS_MAX)
 }
@@ -26,7 +31,7 @@ pub async fn update(
     request: v1::UpdateSessionRequest,
 ) -> Result<Record> {
     check::idempotency_key(&request.idempotency_key)?;
-    times(request.ttl_ms, request.idle_timeout_ms)?;
+    times(request.ttl_ms, request.idle_timeout_ms, request.hibernate_after_ms)?;
     let id = parse(&get(cluster, caller, &request.session_id).await?.id)?;
     // One update of a session after the other: each begins with what the one before left.
     let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &id.to_string()).await;
@@ -50,6 +55,7 @@ pub async fn update(
     let changed = Changed {
         ttl_ms: request.ttl_ms,
         idle_timeout_ms: request.idle_timeout_ms,
+        hibernate_after_ms: request.hibernate_after_ms,
         exec_timeout_ms: limits.exec_timeout_ms,
         output_limit_bytes: limits.output_bytes,
         share: share(&limits),

@@ -152,7 +152,12 @@ fn passed_on<'a>(say: &'a mut (dyn FnMut(Progress) + Send)) -> impl FnMut(Seen) 
     }
 }
 
-async fn write(cluster: &Cluster, caller: &Caller, session: SessionId, file: &v1::RecipeFile) -> Result<()> {
+async fn write(
+    cluster: &Arc<Cluster>,
+    caller: &Caller,
+    session: SessionId,
+    file: &v1::RecipeFile,
+) -> Result<()> {
     let header = v1::WriteFileHeader {
         session_id: session.to_string(),
         path: file.path.clone(),

@@ -37,6 +37,8 @@ pub struct SessionItem {
     pub session: SessionId,
     pub fence: Fence,
     pub interpreter_restarted: bool,
+    /// It takes nothing until it is granted again.
+    pub sealed: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -218,11 +220,14 @@ impl Cluster {
                     out.sessions.insert(id);
                 }
                 // A worker that was away during an update.
-                (session::State::Ready, Some(_)) if session.body.updated => {
+                (session::State::Ready, Some(item)) if session.body.updated || item.sealed => {
                     let (fence, spec) = (session.body.fence, session.spec.clone());
                     self.send(worker, Message::SessionGrant { session: id, fence, spec, restore }, out);
                 }
-                (session::State::Initializing, None) => {
+                // What is there under an older fence is being removed (FORGET, above).
+                (session::State::Initializing, there)
+                    if there.is_none_or(|item| item.fence != session.body.fence) =>
+                {
                     let (fence, spec) = (session.body.fence, session.spec.clone());
                     self.send(worker, Message::SessionGrant { session: id, fence, spec, restore }, out);
                 }

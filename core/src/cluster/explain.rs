@@ -154,6 +154,14 @@ impl Cluster {
         let Some(session) = self.sessions.get(&id) else {
             return Why::new(Cause::WorkerAway, format!("session {id} is gone"));
         };
+        if session.is_saved() {
+            return Why::new(
+                Cause::SessionCheckpointing,
+                format!(
+                    "session {id} is saved and waits for another worker with room, its labels and its Python"
+                ),
+            );
+        }
         let Some(worker) = self.workers.get(session.body.worker.as_str()) else {
             let worker = &session.body.worker;
             return Why::new(
@@ -162,12 +170,6 @@ impl Cluster {
             );
         };
         let why = match session.body.state {
-            session::State::Checkpointing if session.is_saved() => {
-                let text = format!(
-                    "session {id} is saved and waits for another worker with room, its labels and its Python"
-                );
-                Why::new(Cause::SessionCheckpointing, text)
-            }
             session::State::Checkpointing if worker.attached.is_some() => {
                 Why::new(Cause::SessionCheckpointing, format!("session {id} is being saved"))
             }

@@ -19,6 +19,7 @@ use crate::{
 pub struct Changed {
     pub ttl_ms: Option<u64>,
     pub idle_timeout_ms: Option<u64>,
+    pub hibernate_after_ms: Option<u64>,
     pub exec_timeout_ms: u64,
     pub output_limit_bytes: u64,
     pub share: Share,
@@ -44,6 +45,9 @@ impl Cluster {
         }
         if let Some(idle_timeout_ms) = changed.idle_timeout_ms {
             session.body.lifetime.idle_timeout_ms = idle_timeout_ms;
+        }
+        if let Some(hibernate_after_ms) = changed.hibernate_after_ms {
+            session.body.lifetime.hibernate_after_ms = hibernate_after_ms;
         }
         session.active_mono_ms = now.mono_ms;
         session.body.exec_timeout_ms = changed.exec_timeout_ms;
@@ -102,6 +106,7 @@ impl Cluster {
                     self.end_session(now, id, code, &message, out);
                 }
                 // It works: its idle time begins when that is over.
+                None if session.is_sleepy(now) => self.hibernate(now, id, out),
                 None => {
                     if session.active() > 0 {
                         session.active_mono_ms = now.mono_ms;

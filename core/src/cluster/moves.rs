@@ -49,6 +49,11 @@ impl Worker {
         self.body.drain.as_ref().is_some_and(|drain| drain.checkpoint) || (self.stopping && self.saves)
     }
 
+    /// Whether it may be granted what it had, though it may still be removing that.
+    fn takes_back(&self) -> bool {
+        self.body.capabilities.contains(crate::worker::HIBERNATE)
+    }
+
     fn can_checkpoint(&self) -> bool {
         self.attached.is_some() && self.body.capabilities.contains(crate::worker::CHECKPOINT)
     }
@@ -98,7 +103,7 @@ impl Cluster {
         Ok(out)
     }
 
-    fn begin_saving(&mut self, id: SessionId, saving: Saving, out: &mut Out) {
+    pub(super) fn begin_saving(&mut self, id: SessionId, saving: Saving, out: &mut Out) {
         if let Some(session) = self.sessions.get_mut(&id)
             && session.to(State::Checkpointing)
         {
@@ -168,6 +173,7 @@ impl Cluster {
         out.sessions.insert(id);
         match saving.purpose {
             Purpose::Keep => self.end_saving(now, id, &mut out),
+            Purpose::Hibernate => self.fall_asleep(now, id, saving.checkpoint, &mut out),
             Purpose::Destroy => {
                 session.body.last_checkpoint = Some(saving.checkpoint);
                 self.end_session(now, id, Code::Cancelled, "the session was saved and destroyed", &mut out);
@@ -191,8 +197,10 @@ impl Cluster {
         let Some(session) = self.sessions.get_mut(&id) else { return out };
         session.transfer = None;
         session.transfer_after_mono_ms = now.mono_ms + limits::RETRY_MS;
-        if let Some(reason) = lasting {
-            session.stays = Some(reason);
+        let hibernates = session.body.saving.as_ref().is_some_and(|it| it.purpose == Purpose::Hibernate);
+        if hibernates || lasting.is_some() {
+            session.stays = lasting;
+            session.awake_until_mono_ms = now.mono_ms.saturating_add(limits::HIBERNATE_AGAIN_MS);
             self.end_saving(now, id, &mut out);
         }
         self.finish(now, &mut out);
@@ -200,7 +208,7 @@ impl Cluster {
     }
 
     /// The session goes on where it is, as if nothing had been wanted of it.
-    fn end_saving(&mut self, now: Now, id: SessionId, out: &mut Out) {
+    pub(super) fn end_saving(&mut self, now: Now, id: SessionId, out: &mut Out) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.body.saving = None;
         session.body.restore = None;
@@ -343,7 +351,7 @@ impl Cluster {
                 };
                 let moved = session.body.restore.as_ref().is_some_and(|restore| restore.moved);
                 let waits = session.homeless && now.mono_ms < session.transfer_after_mono_ms;
-                (session.is_saved() && !waits)
+                (session.is_saved() && !waits && !session.body.hibernated)
                     || (moved && session.body.state == State::Initializing && gone())
             })
             .map(|session| session.id)
@@ -362,9 +370,13 @@ impl Cluster {
         self.workers
             .values()
             .filter(|worker| worker.free_sessions() > 0 && worker.has(labels))
-            .filter(|worker| *worker.id != *session.body.worker && !self.is_anothers(worker, &session.tenant))
+            .filter(|worker| *worker.id != *session.body.worker || (session.homeless && worker.takes_back()))
+            .filter(|worker| !self.is_anothers(worker, &session.tenant))
             .filter(|worker| worker.can_checkpoint() && minor(&worker.body.python_version) == python)
-            .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
+            .max_by_key(|worker| {
+                let other = *worker.id != *session.body.worker;
+                (other, worker.free_sessions(), std::cmp::Reverse(worker.id.clone()))
+            })
             .map(|worker| worker.id.clone())
     }
 

@@ -36,8 +36,11 @@ impl Cluster {
         }
         let (mut sessions, mut memory_bytes, mut disk_bytes) = (1, share.memory_bytes, share.disk_bytes);
         for session in self.sessions.values().filter(|s| *s.tenant == *tenant && Some(s.id) != but) {
-            sessions += 1;
-            memory_bytes = memory_bytes.saturating_add(session.body.share.memory_bytes);
+            // One that hibernates takes disk and nothing else.
+            if !session.body.hibernated {
+                sessions += 1;
+                memory_bytes = memory_bytes.saturating_add(session.body.share.memory_bytes);
+            }
             disk_bytes = disk_bytes.saturating_add(session.body.share.disk_bytes);
         }
         within("sessions", sessions, quota.sessions)?;

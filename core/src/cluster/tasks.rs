@@ -82,6 +82,7 @@ impl Cluster {
         }
         if let Some(id) = submit.session {
             self.check_session(id)?;
+            self.wake_into(now, id, out)?;
         } else if let Some(id) = &submit.worker {
             self.check_worker(id)?;
         } else if let Some(scheduling) = &submit.scheduling
@@ -433,6 +434,7 @@ impl Cluster {
         self.check_room()?;
         if let Some(session) = task.body.session {
             self.check_session(session)?;
+            self.wake_into(now, session, &mut out)?;
         } else if task.body.kind == Kind::Step {
             // Its run went on without it.
             return Err(Error::new(Code::NotDeadLetter, format!("task {id} is a step of a run that ended"))

@@ -54,6 +54,7 @@ prop_state_machine! {
 
     /// I1, I3, I13: whatever is cut, delayed, stalled or killed, every task ends exactly once, within its attempts and
     /// deadlines, in the order that was asked for, where it may; and no worker with room is idle while somebody waits.
+    /// Sessions that are saved, moved or hibernate have one owner, and what was executed in them is where they wake.
     #[test]
     fn every_task_ends_exactly_once_whatever_happens(sequential 1..400 => Machine);
 }

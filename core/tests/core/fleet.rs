@@ -111,6 +111,7 @@ impl World {
                 session: *session,
                 fence: *fence,
                 interpreter_restarted: false,
+                sealed: false,
             })
             .collect();
         let (worker, tenant) = (id.into(), "t".into());
@@ -156,6 +157,7 @@ impl World {
             worker_labels: BTreeMap::new(),
             ttl_ms: 0,
             idle_timeout_ms: 0,
+            hibernate_after_ms: 0,
             restore: None,
             spare: None,
             share: session::Share::default(),

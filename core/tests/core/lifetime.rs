@@ -22,6 +22,7 @@ fn changed() -> Changed {
     Changed {
         ttl_ms: None,
         idle_timeout_ms: None,
+        hibernate_after_ms: None,
         exec_timeout_ms: 7,
         output_limit_bytes: 8,
         share: Share::default(),

@@ -123,7 +123,10 @@ impl Host {
         if session.state != State::Ready {
             return Err(Error::new(Code::SessionNotReady, format!("session {id} is not ready")));
         }
-        session.sealed = call.last;
+        // On disk before anything is packed: what a host of later would take here is not in the archive.
+        if std::mem::replace(&mut session.record.sealed, call.last) != call.last {
+            session.record.write(&session.home.dir).map_err(internal)?;
+        }
         Ok(())
     }
 

@@ -141,6 +141,9 @@ pub struct Record {
     /// Its files are not unpacked yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub restoring: bool,
+    /// Packed to go on elsewhere: until it is granted again nothing is written or started here, whoever is its host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sealed: bool,
     /// Variables came with its files and are not loaded yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub globals: bool,
@@ -184,6 +187,7 @@ impl Record {
             uid: None,
             network,
             restoring: grant.restore,
+            sealed: false,
             globals: false,
         }
     }

@@ -46,8 +46,8 @@ pub struct Session {
     pub installed: bool,
     /// Modules that its interpreter has imported, without the standard library's.
     pub imported: BTreeSet<String>,
-    /// Packed to go on elsewhere: nothing is written or started here any more.
-    pub sealed: bool,
+    /// It was granted again while it is being removed.
+    next: Option<v1::SessionGrant>,
     /// What became of the variables that came with its files.
     pub globals: Option<v1::GlobalsSummary>,
     /// Process trees that are not gone yet.
@@ -108,7 +108,7 @@ impl Session {
             restarted: false,
             installed: false,
             imported: BTreeSet::new(),
-            sealed: false,
+            next: None,
             globals: None,
             trees: BTreeSet::new(),
             group: None,
@@ -130,6 +130,7 @@ impl Session {
             state: state.to_owned(),
             interpreter_restarted: self.restarted,
             globals: self.globals.clone(),
+            sealed: self.record.sealed,
         })
     }
 
@@ -146,7 +147,7 @@ impl Session {
     pub fn accepts(&self) -> Result<(), Error> {
         let id = &self.record.session_id;
         match &self.state {
-            State::Initializing | State::Ready if self.sealed => {
+            State::Initializing | State::Ready if self.record.sealed => {
                 Err(Error::new(Code::SessionNotReady, format!("session {id} is being moved")))
             }
             State::Initializing | State::Ready => Ok(()),
@@ -222,7 +223,14 @@ impl Host {
     pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
         let id = grant.session_id.clone();
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.sealed = false;
+            if matches!(session.state, State::Destroying | State::Removing) {
+                // The end of what is here was meant for an older grant. It begins when that is gone.
+                let (fence, held) = (grant.fence.unwrap_or_default(), session.record.fence());
+                if (fence.epoch, fence.attempt) > (held.epoch, held.attempt) {
+                    session.next = Some(grant);
+                }
+                return;
+            }
             // Granted again: under the newest grant, with its limits; and it is said again how it stands.
             let renewed = session.record.renewed(grant, &self.dir.worker_id);
             if renewed != session.record {
@@ -319,6 +327,7 @@ impl Host {
             (session.record.epoch, session.record.generation) = (fence.epoch, fence.attempt);
         }
         if matches!(session.state, State::Destroying | State::Removing) {
+            session.next = None;
             return;
         }
         session.state = State::Destroying;
@@ -386,6 +395,9 @@ impl Host {
             self.forget_policy(id);
             let update = self.update(&session, "destroyed", None, String::new());
             self.link.tell(to_link::Message::Session(update), Vec::new());
+            if let Some(grant) = session.next {
+                self.create_session(grant);
+            }
         }
     }
 

@@ -63,6 +63,8 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         network_refused: body.network_refused,
         template: spec.template,
         spare: body.spare.is_some(),
+        hibernate_after_ms: body.lifetime.hibernate_after_ms,
+        hibernated: body.hibernated,
         globals: crate::checkpoints::read_opaque(&body.globals),
         last_checkpoint_id: body.last_checkpoint.map(|id| id.to_string()).unwrap_or_default(),
     })

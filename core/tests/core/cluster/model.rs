@@ -47,8 +47,16 @@ pub enum Action {
     Mute(usize),
     Attach(usize),
     HostDies(usize),
-    /// An operator wants it empty, within this time.
+    /// An operator wants it empty, within this time; an odd one: its sessions are to go on elsewhere.
     Drain(usize, u64),
+    /// Somebody wants a checkpoint of a session; or it saved and destroyed.
+    Save(usize, bool),
+    /// A file call: nothing is recorded of it, but it wakes.
+    Touch(usize),
+    /// What is to be carried sets out.
+    Carry,
+    /// One of what is under way arrives, or is cut.
+    Carried(usize, bool),
     Undrain(usize),
     CoordinatorDies,
     Pass(u64),
@@ -171,6 +179,10 @@ impl ReferenceStateMachine for Model {
             1 => worker().prop_map(Action::HostDies),
             1 => (worker(), 0u64..60_000).prop_map(|(w, ms)| Action::Drain(w, ms)),
             2 => worker().prop_map(Action::Undrain),
+            1 => (0usize..8, any::<bool>()).prop_map(|(n, destroy)| Action::Save(n, destroy)),
+            1 => (0usize..8).prop_map(Action::Touch),
+            4 => Just(Action::Carry),
+            4 => (0usize..4, prop::bool::weighted(0.8)).prop_map(|(n, well)| Action::Carried(n, well)),
             1 => Just(Action::CoordinatorDies),
             3 => (0u64..40_000).prop_map(Action::Pass),
             1 => (0u64..90_000).prop_map(Action::Stall),

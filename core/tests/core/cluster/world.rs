@@ -6,11 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use cooper_common::ids::{SessionId, TaskId};
+use cooper_common::ids::{CheckpointId, SessionId, TaskId};
 use cooper_core::{
     Now,
     change::{Aggregate, Change},
-    cluster::{AttemptItem, Cluster, Effect, Hello, Message, Out, Said, SessionItem, Update, Verdict},
+    cluster::{
+        AttemptItem, Cluster, Effect, Hello, Message, Out, Said, SessionItem, Transfer, Update, Verdict, What,
+    },
     lease::{Fence, Timing},
     session::{self, Session},
     task::{self, Body, End, Kind, State, Submit, Task},
@@ -31,6 +33,10 @@ pub struct Host {
     seen: u64,
     pub inbox: VecDeque<Message>,
     sessions: BTreeMap<SessionId, Fence>,
+    /// How much was executed in each, which is what its files hold.
+    files: BTreeMap<SessionId, u64>,
+    /// Those that wait for their files.
+    restoring: BTreeSet<SessionId>,
     running: BTreeMap<TaskId, Fence>,
     /// Results that were not acked.
     results: BTreeMap<TaskId, (Fence, End)>,
@@ -45,6 +51,12 @@ enum Says {
 }
 
 impl Host {
+    fn forget(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.files.remove(&session);
+        self.restoring.remove(&session);
+    }
+
     /// What it says of an attempt; nothing where the result was acked meanwhile.
     fn said(&self, says: Says) -> Option<Said> {
         match says {
@@ -81,6 +93,11 @@ pub struct World {
     /// When a tick, or a start, last did what was due.
     ticked_ms: i64,
     creating: BTreeMap<SessionId, usize>,
+    carrying: Vec<Transfer>,
+    /// Durable, and what is in them.
+    checkpoints: BTreeMap<CheckpointId, u64>,
+    /// What the files of each session hold, wherever they are.
+    written: BTreeMap<SessionId, u64>,
 }
 
 fn name(worker: usize) -> Arc<str> {
@@ -106,6 +123,9 @@ impl World {
             ended: BTreeMap::new(),
             ticked_ms: now.wall_ms,
             creating: BTreeMap::new(),
+            carrying: Vec::new(),
+            checkpoints: BTreeMap::new(),
+            written: BTreeMap::new(),
         }
     }
 
@@ -326,13 +346,31 @@ impl World {
                 }
             }
             Action::Drain(w, ms) => {
-                if let Ok(out) = self.cluster.drain(self.now, &name(*w), *ms, false, "an operator") {
+                if let Ok(out) = self.cluster.drain(self.now, &name(*w), *ms, ms % 2 == 1, "an operator") {
                     self.take(model, out);
                 }
             }
             Action::Undrain(w) => {
                 if let Ok(out) = self.cluster.undrain(self.now, &name(*w)) {
                     self.take(model, out);
+                }
+            }
+            Action::Save(n, destroy) => self.save(model, *n, *destroy),
+            Action::Touch(n) => {
+                if let Some(id) = self.live_session(*n)
+                    && let Ok(out) = self.cluster.wake(self.now, id)
+                {
+                    self.take(model, out);
+                }
+            }
+            Action::Carry => {
+                let due = self.cluster.due_transfers(self.now);
+                self.carrying.extend(due);
+            }
+            Action::Carried(n, well) => {
+                if *n < self.carrying.len() {
+                    let transfer = self.carrying.remove(*n);
+                    self.carried(model, transfer, *well);
                 }
             }
             Action::Requeue(n) => self.requeue(model, Model::id(*n)),
@@ -417,7 +455,8 @@ impl World {
     fn create_session(&mut self, model: &Model, wanted: usize) {
         self.next_session += 1;
         let id = SessionId::from_u128(self.next_session);
-        let create = session::Create { worker_labels: labels(wanted), ..create(id) };
+        let hibernate_after_ms = if wanted.is_multiple_of(2) { 5_000 } else { 0 };
+        let create = session::Create { worker_labels: labels(wanted), hibernate_after_ms, ..create(id) };
         self.creating.insert(id, wanted);
         match self.cluster.create_session(self.now, create) {
             Ok(out) => {
@@ -433,6 +472,52 @@ impl World {
                 assert_eq!(room.count(), 0, "{refused}, and there was room");
             }
         }
+    }
+
+    fn save(&mut self, model: &Model, n: usize, destroy: bool) {
+        let Some(id) = self.live_session(n) else { return };
+        self.next_session += 1;
+        let saving = session::Saving {
+            checkpoint: CheckpointId::from_u128(self.next_session),
+            purpose: if destroy { session::Purpose::Destroy } else { session::Purpose::Keep },
+            name: String::new(),
+            key: String::new(),
+            give_up_at_ms: self.now.wall_ms + 30_000,
+            globals: false,
+        };
+        if let Ok(out) = self.cluster.checkpoint(self.now, id, saving) {
+            self.take(model, out);
+        }
+    }
+
+    /// The end of a transfer, as who carries says it.
+    fn carried(&mut self, model: &Model, transfer: Transfer, well: bool) {
+        let Transfer { job, session: id, worker, what } = transfer;
+        let Some(w) = (0..WORKERS).find(|w| name(*w) == worker) else { return };
+        let host = &mut self.hosts[w];
+        let reached = well && host.attach.is_some() && !host.muted;
+        let wanted = self.cluster.wants_transfer(id, job);
+        let out = match what {
+            What::Pack { saving, .. } => match host.files.get(&id).copied().filter(|_| reached) {
+                Some(content) if wanted => {
+                    self.checkpoints.insert(saving.checkpoint, content);
+                    self.cluster.packed(self.now, id, job)
+                }
+                _ => self.cluster.pack_failed(self.now, id, job, None),
+            },
+            What::Restore { checkpoint } => {
+                let content = self.checkpoints[&checkpoint];
+                if reached && wanted && host.restoring.remove(&id) {
+                    assert_eq!(content, self.written[&id], "{id}: what was executed in it is lost");
+                    host.files.insert(id, content);
+                    host.says.push_back(Says::Ready(id, host.sessions[&id]));
+                    self.cluster.restored(id, job);
+                    return;
+                }
+                self.cluster.restore_failed(self.now, id, job, None)
+            }
+        };
+        self.take(model, out);
     }
 
     fn live_session(&self, n: usize) -> Option<SessionId> {
@@ -488,6 +573,12 @@ impl World {
             Message::Assign { task, fence, .. } => {
                 host.seen += 1;
                 host.running.insert(task, fence);
+                if let Some(session) = self.bodies[&task].session
+                    && let Some(files) = host.files.get_mut(&session)
+                {
+                    *files += 1;
+                    self.written.insert(session, *files);
+                }
                 assert!(host.running.len() as u32 <= PLACES, "w{w} is overfilled");
                 let starts = self.starts.entry(task).or_default();
                 assert!(
@@ -514,13 +605,22 @@ impl World {
                     host.results.remove(&task);
                 }
             }
-            Message::SessionGrant { session, fence, .. } => {
-                host.sessions.insert(session, fence);
-                host.says.push_back(Says::Ready(session, fence));
+            Message::SessionGrant { session, fence, restore, .. } => {
+                let new = host.sessions.insert(session, fence).is_none();
+                if restore && new {
+                    host.restoring.insert(session);
+                }
+                if !host.restoring.contains(&session) {
+                    host.files.entry(session).or_insert(0);
+                    self.written.entry(session).or_insert(0);
+                    host.says.push_back(Says::Ready(session, fence));
+                }
             }
             Message::SessionEnd { session, fence } => {
-                host.sessions.remove(&session);
-                host.says.push_back(Says::Destroyed(session, fence));
+                if host.sessions.get(&session).is_none_or(|held| *held <= fence) {
+                    host.forget(session);
+                    host.says.push_back(Says::Destroyed(session, fence));
+                }
             }
             Message::Drain { .. } => {}
         }
@@ -597,6 +697,7 @@ impl World {
                     session: *session,
                     fence: *fence,
                     interpreter_restarted: false,
+                    sealed: false,
                 })
                 .collect(),
             attempts: host.running.iter().map(item(false)).chain(results.iter().map(item(true))).collect(),
@@ -619,14 +720,13 @@ impl World {
         }
         for verdict in welcome.sessions {
             match verdict.verdict {
+                Verdict::Keep if host.restoring.contains(&verdict.session) => {}
                 Verdict::Keep => {
                     // The link says again what may have been lost with the cut.
                     let fence = host.sessions[&verdict.session];
                     host.says.push_back(Says::Ready(verdict.session, fence));
                 }
-                _ => {
-                    host.sessions.remove(&verdict.session);
-                }
+                _ => host.forget(verdict.session),
             }
         }
         self.take(model, out);
@@ -640,6 +740,7 @@ impl World {
             host.inbox.clear();
             host.says.clear();
         }
+        self.carrying.clear();
         self.epoch += 1;
         self.now.mono_ms = 77;
         self.ticked_ms = self.now.wall_ms;
@@ -677,6 +778,10 @@ impl World {
                 while !self.hosts[w].inbox.is_empty() {
                     self.step(model, &Action::Deliver(w));
                 }
+                self.step(model, &Action::Carry);
+                while !self.carrying.is_empty() {
+                    self.step(model, &Action::Carried(0, true));
+                }
                 while !self.hosts[w].running.is_empty() {
                     self.step(model, &Action::Finish(w, 0, End::Failed));
                 }
@@ -698,7 +803,12 @@ impl World {
         let somewhere = |id: &TaskId| {
             (0..WORKERS).any(|w| self.has(&name(w), &model.terms(*id).scheduling.worker_labels))
         };
-        let live = self.tasks.iter().filter(|(id, change)| !change.row.ended && somewhere(id));
+        // One that is saved may wait for room for ever: all of it can be taken by sessions that stay.
+        let saved = |id: &TaskId| {
+            let session = self.body(*id).session.and_then(|session| self.cluster.session(session));
+            session.is_some_and(Session::is_saved)
+        };
+        let live = self.tasks.iter().filter(|(id, change)| !change.row.ended && somewhere(id) && !saved(id));
         live.map(|(id, _)| (*id, self.body(*id))).collect()
     }
 
@@ -706,6 +816,17 @@ impl World {
     pub fn check(&self, model: &Model) {
         if let Some(broken) = self.cluster.violation() {
             panic!("{broken}");
+        }
+        // I1: of a session there is one owner, and between two of them its checkpoint is there.
+        for session in self.cluster.sessions() {
+            let (id, fence) = (session.id, session.body.fence);
+            let owners = self.hosts.iter().filter(|host| host.sessions.get(&id) == Some(&fence)).count();
+            assert!(owners <= 1, "I1: {id} has {owners} owners");
+            let checkpoint = session.body.restore.as_ref().map(|restore| restore.checkpoint);
+            assert!(
+                checkpoint.is_none_or(|checkpoint| self.checkpoints.contains_key(&checkpoint)),
+                "I2: {id} is to be restored from what is not durable"
+            );
         }
         for (id, change) in &self.tasks {
             let why = self.cluster.explain(self.now, *id);
@@ -751,6 +872,7 @@ pub fn create(id: SessionId) -> session::Create {
         worker_labels: BTreeMap::new(),
         ttl_ms: 0,
         idle_timeout_ms: 0,
+        hibernate_after_ms: 0,
         restore: None,
         spare: None,
         share: session::Share::default(),
@@ -763,7 +885,7 @@ fn worker_body() -> worker::Body {
         state: worker::State::Ready,
         incarnation: 1,
         version: String::new(),
-        capabilities: ["python".to_owned()].into(),
+        capabilities: ["python", "checkpoint", "hibernate"].map(str::to_owned).into(),
         labels: BTreeMap::new(),
         sessions_max: 2,
         tasks_max: PLACES,

@@ -357,7 +357,12 @@ impl Ledger {
 
     fn session_changed(&mut self, update: v1::SessionUpdate) {
         if update.state == "destroyed" {
-            self.sessions.remove(&update.session_id);
+            // Not what it was granted anew meanwhile.
+            let told = Fence::from(update.fence);
+            let known = self.sessions.get(&update.session_id).map(|it| Fence::from(it.item.fence));
+            if known.is_some_and(|known| known <= told) {
+                self.sessions.remove(&update.session_id);
+            }
         } else if let Some(session) = self.sessions.get_mut(&update.session_id) {
             session.item.state.clone_from(&update.state);
             session.update = Some(update.clone());

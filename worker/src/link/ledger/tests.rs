@@ -417,6 +417,7 @@ fn a_new_link_takes_over_what_the_host_has() {
         state: state.into(),
         interpreter_restarted: false,
         globals: None,
+        sealed: false,
     };
     let sessions = vec![session("s", "ready"), session("t", "initializing")];
     let mut ledger = Ledger::new(HostHello { attempts: items.clone(), sessions, ..host_hello() });
