@@ -44,6 +44,7 @@ use trees::Tree;
 mod archive;
 mod attempt;
 mod beneath;
+mod berth;
 mod checkpoint;
 mod dir;
 pub mod doctor;

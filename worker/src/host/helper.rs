@@ -74,12 +74,16 @@ impl Host {
         Ok(())
     }
 
-    /// Goes on with removals that a dead host did not finish.
+    /// Goes on with removals that a dead host did not finish, and removes the places it made in advance.
     pub(super) fn remove_what_was_destroyed(&mut self) {
         let Ok(entries) = fs::read_dir(&self.dir.base) else { return };
         let gone: Vec<PathBuf> = entries
             .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(".gone-"))
+            .filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with(".gone-") || super::berth::is_name(&name, &self.dir.worker_id)
+            })
             .map(|entry| entry.path())
             .collect();
         if !gone.is_empty() {

@@ -13,7 +13,7 @@ use cooper_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use super::python::{self, Python};
-use crate::confine::uids;
+use crate::confine::{cgroup, uids};
 
 /// Places of one session.
 #[derive(Debug, Clone)]
@@ -45,6 +45,12 @@ impl Home {
 
     /// Makes the directories, the venv and the record. What a half-made attempt left is removed first.
     pub fn create(&self, record: &Record, python: &Python, layer: Option<&Path>) -> io::Result<()> {
+        self.furnish(record.uid, python, layer)?;
+        record.write(&self.dir).inspect_err(|_| self.clear())
+    }
+
+    /// Makes the directories and the venv.
+    pub fn furnish(&self, uid: Option<u32>, python: &Python, layer: Option<&Path>) -> io::Result<()> {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)?;
         }
@@ -56,12 +62,21 @@ impl Home {
             .chain(&own)
             .try_for_each(|dir| private.create(dir))
             .and_then(|()| python::make_venv(python, &self.venv(), layer))
-            .and_then(|()| record.uid.map_or(Ok(()), |uid| self.give_to(uid)))
-            .and_then(|()| record.write(&self.dir));
-        if made.is_err() {
-            let _ = fs::remove_dir_all(&self.dir);
+            .and_then(|()| uid.map_or(Ok(()), |uid| self.give_to(uid)));
+        made.inspect_err(|_| self.clear())
+    }
+
+    fn clear(&self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    /// Makes what was furnished before it was anybody's the home of a session.
+    pub fn move_in(&self, furnished: &Self, record: &Record) -> io::Result<()> {
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)?;
         }
-        made
+        fs::rename(&furnished.dir, &self.dir)?;
+        record.write(&self.dir).inspect_err(|_| self.clear())
     }
 
     /// Makes what the session works in its own. The directory around it stays the worker's: its group may pass through it
@@ -217,6 +232,14 @@ impl Record {
     }
     pub fn inodes_limit(&self) -> u64 {
         or(self.inodes_max, exec::INODES)
+    }
+
+    pub fn group_limits(&self) -> cgroup::Limits {
+        cgroup::Limits {
+            memory_bytes: self.memory_limit(),
+            processes: self.processes_limit(),
+            cpu_millis: self.cpu_millis.into(),
+        }
     }
 
     pub fn fence(&self) -> v1::Fence {

@@ -30,12 +30,17 @@ pub struct Start {
     /// The session venv's python.
     pub python: PathBuf,
     pub workspace: PathBuf,
+    pub seat: Seat,
+    pub confinement: Confinement,
+}
+
+/// What makes an interpreter that of one session.
+pub struct Seat {
     pub venv: PathBuf,
     /// Where the venv has its packages.
     pub site: PathBuf,
     pub env: Vec<(String, String)>,
     pub limits: Vec<(Resource, u64)>,
-    pub confinement: Confinement,
 }
 
 pub struct Running {
@@ -65,10 +70,10 @@ impl PlainChild {
         let reaper = reaper::start(Launch {
             argv: vec![start.python.to_string_lossy().into_owned(), "-c".to_owned(), BOOTSTRAP.to_owned()],
             program: Program::Path(start.python),
-            env: start.env,
+            env: start.seat.env,
             cwd: start.workspace,
             fds: vec![null()?, null()?, null()?, self.runner.try_clone()?, theirs],
-            limits: start.limits,
+            limits: start.seat.limits,
             uid: None,
             terminal: false,
             confinement: Some(start.confinement),

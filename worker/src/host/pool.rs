@@ -1,4 +1,4 @@
-//! When zygotes fork: the pool of interpreters that are there before they are wanted, and what happens when it is empty.
+//! When zygotes fork: the pool of berths that are there before they are wanted, and what happens when it is empty.
 
 use std::path::Path;
 
@@ -9,6 +9,8 @@ use cooper_common::{
 
 use super::{
     Due, Host, Source,
+    berth::Berth,
+    home::Record,
     python::{LAYER_FILE, PIP_FILE},
     session::Doing,
     zygote::{Forked, Heard, Tier, Zygote},
@@ -18,7 +20,10 @@ use super::{
 const READ_AT_START: &[&str] =
     &["PYTHON", "LD_", "LC_", "GLIBC_", "MALLOC_", "OPENBLAS_", "OMP_", "MKL_", "NUMEXPR_"];
 
-/// How many forked interpreters wait for sessions.
+/// After a berth could not be made.
+const REST_MS: u64 = 5_000;
+
+/// How many berths wait for sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct Water {
     /// Below it the pool is filled at once, above it only while no session is being made.
@@ -32,6 +37,8 @@ pub struct Pool {
     refill_due: bool,
     /// When a session last asked for an interpreter.
     asked_ms: u64,
+    /// A berth could not be made: until then none is tried.
+    resting_until_ms: u64,
 }
 
 impl Pool {
@@ -42,14 +49,19 @@ impl Pool {
             water: Water { low: (config.pool_low as usize).min(high), high },
             refill_due: false,
             asked_ms: 0,
+            resting_until_ms: 0,
         }
     }
 
     /// Its processes, without those that serve a session.
     pub fn pids(&self) -> impl Iterator<Item = rustix::process::Pid> {
-        let waiting =
-            self.zygotes.iter().flat_map(|zygote| zygote.pool.iter().map(|forked| forked.reaper.pid));
+        let waiting = self.zygotes.iter().flat_map(|zygote| zygote.pool.iter().map(Berth::pid));
         self.zygotes.iter().filter_map(Zygote::pid).chain(waiting)
+    }
+
+    /// Whether a berth has this uid.
+    pub fn has_uid(&self, uid: u32) -> bool {
+        self.zygotes.iter().any(|zygote| zygote.pool.iter().any(|berth| berth.uid() == Some(uid)))
     }
 
     /// A zygote was asked for children that the host does not know yet.
@@ -92,17 +104,27 @@ impl Host {
         }
     }
 
-    /// An interpreter for a session out of a zygote, now or soon. False: it has to be started.
-    pub(super) fn take_from_zygote(&mut self, id: &str) -> bool {
-        let Some(n) = self.zygote_for(id) else { return false };
+    /// A place for a new session that waits for it with all it needs.
+    pub(super) fn take_berth(&mut self, record: &Record) -> Option<Berth> {
+        // Files that are still to come may be packages that its interpreter finds when it starts.
+        let n = (!record.restoring).then(|| self.zygote_for(record)).flatten()?;
         self.pool.asked_ms = clock::mono_ms();
-        while let Some(forked) = self.pool.zygotes[n].pool.pop_front() {
-            self.refill_soon();
-            if self.claim(id, forked) {
-                return true;
-            }
+        self.refill_soon();
+        self.pool.zygotes[n].pool.pop_front()
+    }
+
+    /// Has an interpreter forked for a session that has a home. False: it has to be started.
+    pub(super) fn take_from_zygote(&mut self, id: &str) -> bool {
+        let Some(session) = self.sessions.get(id) else { return false };
+        let Some(n) = self.zygote_for(&session.record) else { return false };
+        let zygote = &self.pool.zygotes[n];
+        // Packages of the session's own may be others than those imported already.
+        let site = zygote.python.site_packages(&session.home.venv());
+        if zygote.tier == Tier::Science && !is_as_made(&site) {
+            return false;
         }
         let now = clock::mono_ms();
+        self.pool.asked_ms = now;
         let zygote = &mut self.pool.zygotes[n];
         if zygote.can_fork() && zygote.ask(now).is_ok() {
             zygote.waiting.push_back(id.to_owned());
@@ -112,16 +134,12 @@ impl Host {
         false
     }
 
-    fn zygote_for(&self, id: &str) -> Option<usize> {
-        let session = self.sessions.get(id)?;
+    fn zygote_for(&self, record: &Record) -> Option<usize> {
         let own = |name: &String| {
             name != "PYTHONUNBUFFERED" && READ_AT_START.iter().any(|prefix| name.starts_with(prefix))
         };
-        let zygote = self.pool.zygotes.first().filter(|_| !session.record.env.keys().any(own))?;
-        // Packages of the session's own may be others than those imported already.
-        let site = zygote.python.site_packages(&session.home.venv());
-        let bare = zygote.tier != Tier::Science || is_as_made(&site);
-        bare.then_some(0)
+        let fits = !self.pool.zygotes.is_empty() && !record.env.keys().any(own);
+        fits.then_some(0)
     }
 
     pub(super) fn on_zygote(&mut self, n: usize) {
@@ -156,8 +174,15 @@ impl Host {
         let mut forked = Some(forked);
         while let Some(zygote) = self.pool.zygotes.get_mut(n) {
             let Some(session) = zygote.waiting.pop_front() else {
-                zygote.pool.extend(forked);
-                return;
+                let python = zygote.python.clone();
+                return match forked.take().map(|forked| self.berth(&python, forked)) {
+                    Some(Ok(berth)) => self.pool.zygotes[n].pool.push_back(berth),
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "no place for a session could be made in advance");
+                        self.pool.resting_until_ms = clock::mono_ms() + REST_MS;
+                    }
+                    None => {}
+                };
             };
             let wants = self.sessions.get(&session).is_some_and(|session| session.waits_for_fork());
             if let Some(interpreter) = forked.take_if(|_| wants) {
@@ -170,9 +195,13 @@ impl Host {
     }
 
     pub(super) fn on_zygote_death(&mut self, pid: rustix::process::Pid) -> bool {
-        for zygote in &mut self.pool.zygotes {
-            // One that waited in the pool has died.
-            zygote.pool.retain(|forked| forked.reaper.pid != pid);
+        let pools = self.pool.zygotes.iter_mut().map(|zygote| &mut zygote.pool);
+        let dead: Vec<Berth> = pools
+            .filter_map(|pool| pool.iter().position(|berth| berth.pid() == pid).and_then(|n| pool.remove(n)))
+            .collect();
+        if !dead.is_empty() {
+            self.give_up(dead);
+            self.refill_soon();
         }
         let Some(n) = self.pool.zygotes.iter().position(|zygote| zygote.pid() == Some(pid)) else {
             return false;
@@ -202,6 +231,11 @@ impl Host {
             return;
         }
         let now = clock::mono_ms();
+        if now < self.pool.resting_until_ms {
+            self.pool.refill_due = true;
+            self.timers.add(self.pool.resting_until_ms, Due::Refill);
+            return;
+        }
         let making = now - self.pool.asked_ms < QUIET_MS
             || self.interpreters.values().any(|interpreter| interpreter.state == Doing::Starting);
         let mut again = false;
@@ -225,12 +259,12 @@ impl Host {
     }
 
     pub(super) fn end_zygotes(&mut self) {
+        let mut berths = Vec::new();
         for zygote in &mut self.pool.zygotes {
             zygote.end();
-            for forked in zygote.pool.drain(..) {
-                self.ending.insert(forked.reaper.pid);
-            }
+            berths.extend(zygote.pool.drain(..));
         }
+        self.give_up(berths);
     }
 }
 

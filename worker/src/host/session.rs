@@ -15,13 +15,13 @@ use rustix::process::{Resource, Signal};
 use super::{
     Due, Host, Source, globals,
     home::{Home, Record},
-    interpreter::{Answer, Running, Start},
+    interpreter::{Answer, Running, Seat, Start},
     outcome::{self, Why},
     reaper::Exit,
     to_wire,
     tree::{self, Which},
     trees::Owner,
-    zygote::Forked,
+    zygote::{Forked, Settled},
 };
 use crate::{
     confine::{Confinement, Confiner, cgroup},
@@ -165,20 +165,9 @@ impl Session {
         self.record.uid
     }
 
-    pub fn group_limits(&self) -> cgroup::Limits {
-        cgroup::Limits {
-            memory_bytes: self.record.memory_limit(),
-            processes: self.record.processes_limit(),
-            cpu_millis: self.record.cpu_millis.into(),
-        }
-    }
-
     /// Makes its control group, with its limits.
     pub fn join_group(&mut self, confiner: &Confiner) -> Result<(), Error> {
-        let group = confiner.group(&self.record.session_id, self.group_limits()).map_err(|error| {
-            Error::new(Code::SpawnFailed, format!("the session's control group: {error}"))
-        })?;
-        self.group = group;
+        self.group = new_group(confiner, &self.record)?;
         Ok(())
     }
 
@@ -219,6 +208,12 @@ impl Session {
     }
 }
 
+fn new_group(confiner: &Confiner, record: &Record) -> Result<Option<cgroup::Group>, Error> {
+    confiner
+        .group(&record.session_id, record.group_limits())
+        .map_err(|error| Error::new(Code::SpawnFailed, format!("the session's control group: {error}")))
+}
+
 impl Host {
     pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
         let id = grant.session_id.clone();
@@ -239,7 +234,7 @@ impl Host {
                     tracing::warn!(session = %id, %error, "the session's record could not be renewed");
                 }
                 if let Some(group) = &session.group
-                    && let Err(error) = group.limit(session.group_limits())
+                    && let Err(error) = group.limit(session.record.group_limits())
                 {
                     tracing::warn!(session = %id, %error, "a limit of the session could not be changed");
                 }
@@ -249,26 +244,18 @@ impl Host {
         }
         let mut record = Record::of(grant, &self.dir.worker_id);
         let home = Home::new(&self.dir.base, &id);
-        let made = self.room_for_session(&id).and_then(|python| {
-            if record.network != Policy::default() && !self.confiner.facilities.network {
-                return Err(Error::new(
-                    Code::NetworkUnavailable,
-                    "this worker cannot give a session a network",
-                ));
-            }
-            record.uid = self.next_uid()?;
-            home.create(&record, &python, self.config.layer.as_deref())
-                .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))
-        });
+        let made = self.make_place(&home, &mut record);
         let mut session = Session::new(record, home);
-        let made = made.and_then(|()| session.join_group(&self.confiner));
         match made {
-            Ok(()) => {
+            Ok((group, interpreter)) => {
+                session.group = group;
                 let restoring = session.record.restoring;
                 self.sessions.insert(id.clone(), session);
                 self.tell_policy(&id);
-                if !restoring {
-                    self.start_interpreter(&id);
+                match interpreter {
+                    Some(interpreter) => self.seat(&id, interpreter),
+                    None if restoring => {}
+                    None => self.start_interpreter(&id),
                 }
             }
             Err(error) => {
@@ -277,6 +264,29 @@ impl Host {
                 self.link.tell(to_link::Message::Session(update), Vec::new());
             }
         }
+    }
+
+    /// What a new session has on this machine, and an interpreter if one waits there already.
+    fn make_place(
+        &mut self,
+        home: &Home,
+        record: &mut Record,
+    ) -> Result<(Option<cgroup::Group>, Option<Settled>), Error> {
+        let id = record.session_id.clone();
+        let python = self.room_for_session(&id)?;
+        if record.network != Policy::default() && !self.confiner.facilities.network {
+            return Err(Error::new(Code::NetworkUnavailable, "this worker cannot give a session a network"));
+        }
+        if let Some(berth) = self.take_berth(record) {
+            match berth.take(home, record) {
+                Ok((group, interpreter)) => return Ok((group, Some(interpreter))),
+                Err(error) => tracing::warn!(session = %id, %error, "a berth could not be taken"),
+            }
+        }
+        record.uid = self.next_uid()?;
+        home.create(record, &python, self.config.layer.as_deref())
+            .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))?;
+        Ok((new_group(&self.confiner, record)?, None))
     }
 
     fn room_for_session(&self, id: &str) -> Result<super::Python, Error> {
@@ -295,7 +305,8 @@ impl Host {
     /// A uid that no session has or had until lately; None where the host gives none.
     pub(super) fn next_uid(&mut self) -> Result<Option<u32>, Error> {
         let Some(uids) = &mut self.uids else { return Ok(None) };
-        let used = |uid| self.sessions.values().any(|session| session.uid() == Some(uid));
+        let used =
+            |uid| self.sessions.values().any(|session| session.uid() == Some(uid)) || self.pool.has_uid(uid);
         let none = || Error::new(Code::NoCapacity, "every uid of this worker is a session's");
         uids.take(used).map(Some).ok_or_else(none)
     }
@@ -410,6 +421,27 @@ impl Host {
         }
     }
 
+    /// Makes the interpreter that waited in a session's place the session's.
+    fn seat(&mut self, id: &str, interpreter: Settled) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.forking = true;
+        let seat = self.sessions.get(id).and_then(|session| self.seat_of(session));
+        match seat.map(|seat| interpreter.claim(&seat)) {
+            Some(Ok(running)) => self.adopt_interpreter(id, Ok(running), true),
+            Some(Err(_)) | None => self.start_plain(id),
+        }
+    }
+
+    fn seat_of(&self, session: &Session) -> Option<Seat> {
+        let venv = session.home.venv();
+        Some(Seat {
+            site: self.python.as_ref()?.site_packages(&venv),
+            env: session.home.environment(&session.record, [], &self.dir.path, &self.reach_env),
+            limits: session.limits(),
+            venv,
+        })
+    }
+
     /// Makes a forked interpreter that of a session. False: it is not there any more.
     pub(super) fn claim(&mut self, id: &str, forked: Forked) -> bool {
         let mut start = match self.start_of(id) {
@@ -438,14 +470,11 @@ impl Host {
 
     fn start_of(&self, id: &str) -> Option<std::io::Result<Start>> {
         let session = self.sessions.get(id).filter(|session| session.waits_for_fork())?;
-        let python = self.python.as_ref()?;
+        let seat = self.seat_of(session)?;
         let start = |confinement| Start {
             python: session.home.venv().join("bin/python"),
             workspace: session.home.workspace(),
-            venv: session.home.venv(),
-            site: python.site_packages(&session.home.venv()),
-            env: session.home.environment(&session.record, [], &self.dir.path, &self.reach_env),
-            limits: session.limits(),
+            seat,
             confinement,
         };
         Some(session.confinement(&self.confiner).map(start))

@@ -4,12 +4,16 @@ Started as `python -c <bootstrap>` in a venv of its own, with descriptor 3, whic
 of this file, and descriptor 4, a control socket framed as the runner's. The host sends {"fork": number} with two
 descriptors, the interpreter's control socket and its subreaper's report socket; the answer is {"forked": number,
 "pid": the subreaper's}. The subreaper is made with CLONE_PARENT, which makes it the host's own child; it forks the
-interpreter. An interpreter waits, running no code of anybody's, until the host sends it its claim:
+interpreter. An interpreter waits, running no code of anybody's, for two messages. The first gives it its place, and may come
+long before there is a session:
 
-    {"cwd", "env": {}, "prefix", "site", "limits": [[resource, value]], "confinement": {"uid", "entrances", "namespaces",
-     "own": [[directory, place]], "landlock", "notify", "filter"}}
+    {"cwd", "confinement": {"uid", "entrances", "namespaces", "own": [[directory, place]], "landlock", "notify", "filter"}}
 
-`filter` and `notify` are seccomp programs (base64 of struct sock_filter[]). Beside it come descriptors: as many as it says of files
+The second is the claim of a session, whose interpreter it is from then on:
+
+    {"env": {}, "prefix", "site", "limits": [[resource, value]]}
+
+`filter` and `notify` are seccomp programs (base64 of struct sock_filter[]). Beside the first come descriptors: as many as it says of files
 of control groups, two of namespaces (mounts, network) if there are any, the Landlock ruleset if there is one, and with `notify` the socket
 that its listener goes to. What is
 done with them is what `Launch::exec` and `Confinement` do for every other process, in the same order.
@@ -245,11 +249,13 @@ def interpret(control):
         os.close(null)
         socket = runner.Control(control)
         session = runner.Runner(socket)
-        request = socket.receive()
-        if request is None or os.getppid() != parent:
-            os._exit(0)
-        claim, fds = request
-        confine(claim, fds, parent)
+        settle, fds = expected(socket, parent)
+        confine(settle["confinement"], fds, settle["cwd"], parent)
+        reseed()
+        # Once more, now for the pages that every fork has to itself.
+        runner.warm_up()
+        claim, _ = expected(socket, parent)
+        limit(claim["limits"])
         inhabit(claim)
         gc.enable()
         session.run_session(LAYERED)
@@ -257,9 +263,17 @@ def interpret(control):
         os._exit(1)
 
 
-def confine(claim, fds, parent):
-    """Gives up what the session must not have. The order matters: each step needs what the next one takes away."""
-    confinement, left = claim["confinement"], list(fds)
+def expected(socket, parent):
+    """The next message; the end, when whoever would send it is gone."""
+    request = socket.receive()
+    if request is None or os.getppid() != parent:
+        os._exit(0)
+    return request
+
+
+def confine(confinement, fds, cwd, parent):
+    """Gives up what a session must not have. The order matters: each step needs what the next one takes away."""
+    left = list(fds)
     for _ in range(confinement["entrances"]):
         os.write(left.pop(0), b"0")
     if confinement["namespaces"]:
@@ -270,10 +284,6 @@ def confine(claim, fds, parent):
             checked(libc.unshare(CLONE_NEWNS))
         for directory, place in confinement["own"]:
             checked(libc.mount(os.fsencode(directory), os.fsencode(place), None, ctypes.c_ulong(MS_BIND), None))
-    for kind, value in claim["limits"]:
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
     uid = confinement["uid"]
     if uid is not None:
         os.setgroups([])
@@ -284,7 +294,7 @@ def confine(claim, fds, parent):
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
-    os.chdir(claim["cwd"])
+    os.chdir(cwd)
     if confinement["landlock"] or confinement["notify"] or confinement["filter"]:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     if confinement["landlock"]:
@@ -295,6 +305,13 @@ def confine(claim, fds, parent):
         os.close(fd)
     if confinement["filter"]:
         seccomp(runner.binascii.a2b_base64(confinement["filter"]))
+
+
+def limit(limits):
+    for kind, value in limits:
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
 
 
 def restrict(ruleset, processes):
@@ -344,14 +361,13 @@ def inhabit(claim):
     here = claim["site"]
     # What is preloaded from elsewhere is found again by the venv's .pth files.
     sys.path[:] = [place for place in sys.path if place in STANDARD]
-    if os.listdir(here):
+    if any(name.endswith(".pth") or "customize" in name for name in os.listdir(here)):
         # The session's own code may run in here.
         site.addsitedir(here)
         site.execsitecustomize()
     else:
         sys.path.append(here)
     sys.path.insert(0, "")
-    reseed()
 
 
 def reseed():

@@ -15,7 +15,8 @@ use rustix::process::{Pid, Resource, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    interpreter::{self, Running, Start},
+    berth::Berth,
+    interpreter::{self, Running, Seat, Start},
     launch::{Launch, Program},
     python::{self, Python},
     reaper::Reaper,
@@ -157,11 +158,14 @@ impl Tier {
     }
 }
 
-/// An interpreter beneath its subreaper that waits for its claim.
+/// An interpreter beneath its subreaper that is nobody's and nowhere yet.
 pub struct Forked {
     pub reaper: Reaper,
     control: OwnedFd,
 }
+
+/// One that is confined to a home, and waits for the session that it belongs to.
+pub struct Settled(Running);
 
 pub struct Zygote {
     pub python: Python,
@@ -169,7 +173,7 @@ pub struct Zygote {
     /// Packages that every session finds.
     layer: Option<PathBuf>,
     process: Option<Process>,
-    pub pool: VecDeque<Forked>,
+    pub pool: VecDeque<Berth>,
     /// Sessions that wait for a fork, in order.
     pub waiting: VecDeque<String>,
     /// Forks it was asked for and has not answered: control and reports of each, and when it has to be there.
@@ -210,13 +214,17 @@ struct Answer {
 }
 
 #[derive(Serialize)]
-struct Claim<'a> {
+struct Settle<'a> {
     cwd: &'a Path,
+    confinement: Confinement<'a>,
+}
+
+#[derive(Serialize)]
+struct Claim<'a> {
     env: BTreeMap<&'a str, &'a str>,
     prefix: &'a Path,
-    site: PathBuf,
+    site: &'a Path,
     limits: Vec<(u32, u64)>,
-    confinement: Confinement<'a>,
 }
 
 /// A confinement as `zygote.py` takes it on; its descriptors go beside it.
@@ -417,26 +425,43 @@ impl Zygote {
 }
 
 impl Forked {
-    /// Makes it the interpreter of a session. It says hello when it is.
-    pub fn claim(self, start: &mut Start) -> io::Result<Running> {
-        let claim = Claim {
-            cwd: &start.workspace,
-            env: start.env.iter().map(|(name, value)| (&**name, &**value)).collect(),
-            prefix: &start.venv,
-            site: start.site.clone(),
-            limits: start.limits.iter().map(|(resource, value)| (*resource as u32, *value)).collect(),
-            confinement: Confinement::of(&start.confinement),
-        };
+    /// Confines it, with `workspace` for its working directory.
+    pub fn settle(
+        self,
+        workspace: &Path,
+        confinement: &mut crate::confine::Confinement,
+    ) -> io::Result<Settled> {
+        let settle = Settle { cwd: workspace, confinement: Confinement::of(confinement) };
         // In the order in which `confine` takes them.
-        let confinement = &start.confinement;
         let namespaces = confinement.namespaces.iter().flat_map(Inside::both);
         let fds = confinement.entrances.iter().chain(namespaces).chain(&confinement.landlock);
-        let fds = fds.chain(confinement.theirs());
-        let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
-        frame::send_bytes(&self.control, &serde_json::to_vec(&claim)?, &fds)?;
-        let interception = start.confinement.interception.as_mut();
-        let connects = interception.and_then(|interception| interception.ours.take());
-        Ok(Running { reaper: Reaper { connects, ..self.reaper }, control: self.control })
+        let fds: Vec<_> = fds.chain(confinement.theirs()).map(AsFd::as_fd).collect();
+        frame::send_bytes(&self.control, &serde_json::to_vec(&settle)?, &fds)?;
+        let connects = confinement.interception.as_mut().and_then(|interception| interception.ours.take());
+        Ok(Settled(Running { reaper: Reaper { connects, ..self.reaper }, control: self.control }))
+    }
+
+    /// Makes it the interpreter of a session that has a home.
+    pub fn claim(self, start: &mut Start) -> io::Result<Running> {
+        self.settle(&start.workspace, &mut start.confinement)?.claim(&start.seat)
+    }
+}
+
+impl Settled {
+    pub fn reaper(&self) -> &Reaper {
+        &self.0.reaper
+    }
+
+    /// Makes it the interpreter of a session. It says hello when it is.
+    pub fn claim(self, seat: &Seat) -> io::Result<Running> {
+        let claim = Claim {
+            env: seat.env.iter().map(|(name, value)| (&**name, &**value)).collect(),
+            prefix: &seat.venv,
+            site: &seat.site,
+            limits: seat.limits.iter().map(|(resource, value)| (*resource as u32, *value)).collect(),
+        };
+        frame::send_bytes(&self.0.control, &serde_json::to_vec(&claim)?, &[])?;
+        Ok(self.0)
     }
 }
 

@@ -6,6 +6,7 @@
 // In a test a broken expectation is a panic.
 #![allow(clippy::unwrap_used)]
 
+mod berths;
 mod claims;
 mod files;
 mod hostile;
@@ -58,6 +59,7 @@ fn run(arguments: &[String]) -> ExitCode {
     ];
     let tests: Vec<_> = claims::ALL
         .iter()
+        .chain(berths::ALL)
         .chain(hostile)
         .chain(limits::ALL)
         .chain(files::ALL)

@@ -255,15 +255,15 @@ impl Worker {
         pids.filter(|pid| comm(*pid) == name).collect()
     }
 
-    /// Forked interpreters without a session: still in the zygote's directory.
+    /// Forked interpreters in a place that no session has taken yet.
     pub fn pooled(&self) -> Vec<i32> {
-        let zygote = self.dir.join("zygote");
         let of_reaper = |reaper: i32| {
             let children = std::fs::read_to_string(format!("/proc/{reaper}/task/{reaper}/children")).ok()?;
             children.split_ascii_whitespace().next()?.parse::<i32>().ok()
         };
         let waits = |pid: &i32| {
-            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&zygote))
+            let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            cwd.ends_with("workspace") && cwd.to_string_lossy().contains("/.berth-")
         };
         self.children("cooper-reaper").into_iter().filter_map(of_reaper).filter(waits).collect()
     }
