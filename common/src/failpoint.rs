@@ -20,6 +20,10 @@ pub mod name {
     pub const RESTORE_BEFORE_UNPACKED: &str = "restore-before-unpacked";
     /// Worker's host: an attempt has ended and its output is spooled, the link does not know.
     pub const SPOOLED_BEFORE_SENT: &str = "spooled-before-sent";
+    /// Worker's host: a session that goes on elsewhere is sealed, and not packed.
+    pub const SEALED_BEFORE_PACKED: &str = "sealed-before-packed";
+    /// Worker's host: a session's files are unpacked, and nobody was told.
+    pub const UNPACKED_BEFORE_READY: &str = "unpacked-before-ready";
     /// Worker's link: an assignment arrived, the host does not know.
     pub const ASSIGN_BEFORE_HOST: &str = "assign-before-host";
     /// Worker's link: a result was acked, the host still keeps it.

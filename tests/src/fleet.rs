@@ -140,6 +140,11 @@ impl Fleet {
         worker.finish(within).expect(0)
     }
 
+    /// Waits until a worker that kills itself at a failpoint is dead.
+    pub fn await_dead_worker(&mut self, index: usize, within: Duration) {
+        self.workers.remove(index).finish(within);
+    }
+
     /// The link of the worker with this id.
     pub fn link(&self, id: &str) -> Process {
         let data = self.scratch.join(id);

@@ -309,6 +309,33 @@ fn a_session_that_moves_survives_kills_of_the_coordinator() {
 }
 
 #[test]
+fn a_session_that_moves_survives_kills_of_the_worker_that_it_leaves_and_of_the_one_that_takes_it() {
+    for (victim, failpoint) in [("left", "sealed-before-packed=1"), ("right", "unpacked-before-ready=1")] {
+        let mut fleet = Fleet::new();
+        fleet.start_coordinator();
+        let environment = |id: &str| if id == victim { vec![("FAILPOINTS", failpoint)] } else { Vec::new() };
+        fleet.start_worker_in("left", &environment("left"));
+        fleet.await_registered(0);
+        let cooper = fleet.cooper();
+        let session = cooper.session();
+        cooper.exec(&session, MAKE);
+        fleet.start_worker_in("right", &environment("right"));
+        fleet.await_registered(1);
+        cooper.ok(["drain", "left", "--checkpoint"]);
+        fleet.await_dead_worker(if victim == "left" { 0 } else { 1 }, seconds(30));
+        // What is submitted now must be where the session goes on, and nothing may be written where it was.
+        let queued = cooper.start(["--json", "exec", &session, "-c", LOOK], b"");
+        fleet.start_worker(victim);
+        let show = ["session", "show", &session];
+        cooper.until_json("that it is moved", seconds(60), &show, |it| {
+            it["state"] == "ready" && it["worker_id"] == "right"
+        });
+        assert_eq!(text(&queued.finish(seconds(60)).expect(0).json(), "stdout").trim(), SEEN, "{victim}");
+        fleet.stop();
+    }
+}
+
+#[test]
 fn a_worker_that_is_told_to_stop_hands_its_sessions_over_where_that_is_asked_for() {
     let mut fleet = Fleet::new();
     fleet.start_coordinator();

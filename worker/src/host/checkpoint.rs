@@ -15,6 +15,7 @@ use std::{
 use cooper_common::{
     clock,
     error::{Code, Error, Result},
+    failpoint,
     limits::{archive as bounds, checkpoint as limits},
 };
 use cooper_proto::{
@@ -126,6 +127,9 @@ impl Host {
         // On disk before anything is packed: what a host of later would take here is not in the archive.
         if std::mem::replace(&mut session.record.sealed, call.last) != call.last {
             session.record.write(&session.home.dir).map_err(internal)?;
+        }
+        if call.last {
+            failpoint::pass(failpoint::name::SEALED_BEFORE_PACKED);
         }
         Ok(())
     }
@@ -295,6 +299,7 @@ impl Host {
             session.record.restoring = true;
             return Err(internal(error));
         }
+        failpoint::pass(failpoint::name::UNPACKED_BEFORE_READY);
         self.start_interpreter(id);
         Ok(())
     }
