@@ -116,6 +116,10 @@ pub mod files {
     pub const OPEN_DIRECTORIES_MAX: usize = 64;
     /// Names of one directory held in memory; the next ones are read when these are done with.
     pub const NAMES_HELD_MAX: usize = 50_000;
+    /// Entries of one workspace among which a host that starts looks for what a killed one left.
+    pub const SWEPT_ENTRIES_MAX: u64 = 1_000_000;
+    /// For all workspaces together; what is left then is looked for at the next start.
+    pub const SWEEP_MS: u64 = 600_000;
     pub const GLOB_BYTES_MAX: usize = 1_024;
     pub const PATTERN_BYTES_MAX: usize = 4_096;
     pub const MATCHES: u32 = 1_000;

@@ -329,6 +329,7 @@ impl Host {
         }
         host.start_zygotes();
         host.find_sessions();
+        host.sweep_workspaces();
         host.prepare_network();
         host.remove_what_was_destroyed();
         tracing::info!(

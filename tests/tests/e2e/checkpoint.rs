@@ -323,6 +323,12 @@ fn a_session_that_moves_survives_kills_of_the_worker_that_it_leaves_and_of_the_o
         fleet.await_registered(1);
         cooper.ok(["drain", "left", "--checkpoint"]);
         fleet.await_dead_worker(if victim == "left" { 0 } else { 1 }, seconds(30));
+        if victim == "left" {
+            let home = fleet.scratch.join("left/worker/sessions").join(&session);
+            let record = std::fs::read(home.join("session.json")).expect("the session is there");
+            let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+            assert_eq!(record["sealed"], true, "whatever host is the next finds it closed");
+        }
         // What is submitted now must be where the session goes on, and nothing may be written where it was.
         let queued = cooper.start(["--json", "exec", &session, "-c", LOOK], b"");
         fleet.start_worker(victim);

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Due, Host,
     archive::{self, Bounds, Summary},
+    files::sweep,
     globals,
     helper::{self, Task},
     install::stage,
@@ -159,7 +160,7 @@ impl Host {
             let out = BufWriter::with_capacity(BUFFER_BYTES, File::from(file));
             let takes = |path: &[u8], is_dir: bool| match path == globals::FILE.as_bytes() {
                 true => with && !is_dir,
-                false => takes(path, is_dir),
+                false => takes(path),
             };
             let packed = archive::pack(&root, out, BOUNDS, takes);
             let _ = rustix::fs::unlinkat(&root, globals::FILE, rustix::fs::AtFlags::empty());
@@ -374,7 +375,7 @@ fn open_workspace(workspace: &Path) -> Result<OwnedFd> {
 }
 
 /// Everything but the skeleton of the venv, and what calls are writing.
-fn takes(path: &[u8], is_dir: bool) -> bool {
+fn takes(path: &[u8]) -> bool {
     let python = |name: &[u8]| {
         name.strip_prefix(b"python")
             .is_some_and(|version| version.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.'))
@@ -388,7 +389,7 @@ fn takes(path: &[u8], is_dir: bool) -> bool {
     match path.strip_prefix(b".venv/") {
         Some(b"pyvenv.cfg" | b"lib64") => false,
         Some(rest) if rest.strip_prefix(b"bin/").is_some_and(python) => false,
-        _ => is_dir || !(name.starts_with(b".cooper-") && name.ends_with(b".part")),
+        _ => !sweep::is_draft(name),
     }
 }
 
@@ -438,14 +439,16 @@ mod tests {
             ".venv/lib64",
             ".venv/bin/python",
             ".venv/bin/python3.11",
-            "a/.cooper-1.part",
+            "a/.cooper-0123456789abcdef.part",
+            ".cooper-0123456789abcdef.gone",
+            ".cooper-0123456789abcdef.archive",
         ] {
-            assert!(!takes(path.as_bytes(), false), "{path}");
+            assert!(!takes(path.as_bytes()), "{path}");
         }
         for path in
             [".venv/bin/pip", ".venv/bin/python-config", ".venv/lib/python3.11/site-packages/x.py", "python3"]
         {
-            assert!(takes(path.as_bytes(), false), "{path}");
+            assert!(takes(path.as_bytes()), "{path}");
         }
     }
 }

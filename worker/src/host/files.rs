@@ -32,6 +32,7 @@ mod copy;
 mod edit;
 mod find;
 mod pack;
+pub mod sweep;
 mod walk;
 pub mod work;
 

@@ -23,6 +23,8 @@ pub enum Task {
     Remove {
         session: Option<String>,
     },
+    /// Removes what calls of a dead host left in workspaces.
+    Sweep,
     /// Counts a session's files, into `result`.
     Count {
         session: String,
@@ -123,6 +125,8 @@ impl Host {
                     self.session_destroyed(&session);
                 }
             }
+            Task::Sweep if !well => tracing::warn!("not all that was left of calls could be looked for"),
+            Task::Sweep => {}
             Task::Checkpoint(work) => self.checkpoint_work_done(work, well),
         }
     }

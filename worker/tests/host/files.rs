@@ -223,6 +223,52 @@ claims! {
         assert!(!workspace.exists());
     }
 
+    fn what_calls_of_a_killed_host_left_is_gone_after_the_next_starts_and_nothing_else() {
+        let (mut worker, session) = Worker::with_session();
+        let workspace = worker.workspace(&session);
+        let outside = worker.dir.join("outside");
+        fs::create_dir(&outside).expect("made");
+        let draft = ".cooper-0123456789abcdef";
+        fs::write(outside.join(format!("{draft}.part")), SECRET).expect("written");
+        let make = format!(
+            "import os\n\
+            os.makedirs('a/.b')\n\
+            for name in ('{draft}.part', 'a/{draft}.archive', 'a/.b/{draft}.part', '.cooper-globals', '.cooper-mine', 'a/.cooper-globals'):\n\
+            \x20   open(name, 'w').write('x')\n\
+            os.makedirs('{draft}.gone/0/deep'); open('{draft}.gone/0/deep/f', 'w'); os.chmod('{draft}.gone/0/deep', 0)\n\
+            os.makedirs('a/{draft}.part/copied'); os.makedirs('.cooper-venv.part/bin'); os.makedirs('.cooper-venv.gone/bin')\n\
+            os.symlink('{outside}', 'a/{draft}.gone'); os.symlink('{outside}', 'a/link')",
+            outside = outside.display()
+        );
+        worker.python(&session, &make);
+        // And one that is truly at work.
+        let open = wire::OpenFile {
+            call_id: 1,
+            session_id: session.clone(),
+            path: "a/written".to_owned(),
+            mode: wire::open_file::Mode::Write.into(),
+            ..wire::OpenFile::default()
+        };
+        worker.link.send(to_host::Message::OpenFile(open));
+        while !matches!(worker.link.receive(60_000), Some((to_link::Message::FileOpened(_), _))) {}
+        let left = |workspace: &std::path::Path| {
+            let all = walk(workspace);
+            all.into_iter().filter(|path| !path.starts_with(".venv/") && !path.starts_with("a/link/") && path.contains(".cooper-")).collect::<Vec<_>>()
+        };
+        assert!(left(&workspace).len() >= 13, "{:?}", left(&workspace));
+        worker.host.kill().expect("killed");
+        crate::worker::eventually("everything is dead", || worker.processes().is_empty().then_some(()));
+        worker.start_again();
+        crate::worker::eventually("what was left is gone", || {
+            let mut found = left(&workspace);
+            found.sort();
+            (found == [".cooper-mine", "a/.cooper-globals"]).then_some(())
+        });
+        assert_eq!(fs::read_to_string(outside.join(format!("{draft}.part"))).expect("there"), SECRET);
+        assert!(fs::symlink_metadata(workspace.join("a/link")).is_ok() && workspace.join(".venv").exists());
+        write(&mut worker, &session, "a/written").expect("its files go on");
+    }
+
     fn what_nobody_could_serve_is_refused() {
         let (mut worker, session) = Worker::with_session();
         let stat = |path: &str| Op::Stat(v1::StatFileRequest { path: path.into(), ..Default::default() });

@@ -19,7 +19,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags};
 /// The copy, beside the venv. One that is left of an installer that was killed is removed by the next.
 pub const STAGE: &str = ".cooper-venv.part";
 /// The venv of before, while it is removed.
-const GONE: &str = ".cooper-venv.gone";
+pub const GONE: &str = ".cooper-venv.gone";
 /// A script's first line names its interpreter.
 const SCRIPT_HEAD_BYTES: usize = 4096;
 
