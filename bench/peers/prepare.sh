@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes what the peers need below DIR, once: venv/ (requirements.txt) and, where no redis-server is on PATH, redis/:
+# Makes what the peers need below DIR, once: venv/ (requirements.txt), layer/ (layer.txt, for Cooper's sessions too) and, where no redis-server is on PATH, redis/:
 # the distribution's packages unpacked there, nothing installed, no service started.
 set -eu -o pipefail
 
@@ -12,6 +12,13 @@ if ! cmp -s "$here/requirements.txt" venv/made-from; then
   "${PYTHON:-python3}" -m venv venv
   venv/bin/pip install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
   cp "$here/requirements.txt" venv/made-from
+fi
+
+if ! cmp -s "$here/layer.txt" layer.made-from; then
+  rm -rf layer
+  venv/bin/pip install --quiet --disable-pip-version-check --target layer --requirement "$here/layer.txt"
+  chmod -R a+rX layer
+  cp "$here/layer.txt" layer.made-from
 fi
 
 if ! command -v redis-server >/dev/null && [ ! -x redis/usr/bin/redis-server ]; then

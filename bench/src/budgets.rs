@@ -36,6 +36,8 @@ pub struct Row {
 pub enum Peer {
     Ipykernel,
     Celery,
+    /// `venv`, `python -c` and `pip`.
+    Python,
 }
 
 /// A budget in figures: what this run's disk adds is added.

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use cooper_common::{limits, token::Secret};
 use cooper_proto::v1::{
-    CreateSessionRequest, CreateTokenRequest, DestroySessionRequest, ExecutionMode, GetInfoRequest,
-    ListWorkersRequest, NoopSpec, PythonSpec, Session, SubmitTaskRequest, Task, TaskSpec, TaskState,
-    WatchTasksRequest, WatchTasksResponse, admin_client::AdminClient, execute_response::Event,
-    sessions_client::SessionsClient, task_spec::Kind, tasks_client::TasksClient,
+    CreateCheckpointRequest, CreateSessionRequest, CreateTokenRequest, DeleteCheckpointRequest,
+    DestroySessionRequest, ExecutionMode, GetInfoRequest, InstallSpec, ListWorkersRequest, NoopSpec,
+    PythonSpec, RestoreCheckpointRequest, Session, SubmitTaskRequest, Task, TaskSpec, TaskState,
+    WatchTasksRequest, WatchTasksResponse, admin_client::AdminClient, checkpoints_client::CheckpointsClient,
+    execute_response::Event, sessions_client::SessionsClient, task_spec::Kind, tasks_client::TasksClient,
 };
 use tonic::{
     Request, Status, Streaming,
@@ -33,6 +34,7 @@ type Service = InterceptedService<Channel, Bearer>;
 pub struct Client {
     admin: AdminClient<Service>,
     sessions: SessionsClient<Service>,
+    checkpoints: CheckpointsClient<Service>,
     pub tasks: TasksClient<Service>,
 }
 
@@ -43,6 +45,7 @@ impl Client {
         Ok(Self {
             admin: AdminClient::new(service.clone()),
             sessions: SessionsClient::new(service.clone()),
+            checkpoints: CheckpointsClient::new(service.clone()),
             tasks: TasksClient::new(service).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX),
         })
     }
@@ -79,8 +82,41 @@ impl Client {
     }
 
     async fn execute_in(&mut self, session_id: &str, code: &str, mode: ExecutionMode) -> Result<String> {
-        let kind =
-            Kind::Python(PythonSpec { code: code.to_owned(), mode: mode.into(), ..Default::default() });
+        let spec = PythonSpec { code: code.to_owned(), mode: mode.into(), ..Default::default() };
+        value(self.run(session_id, Kind::Python(spec)).await?)
+    }
+
+    /// Installs a package in a session's venv.
+    pub async fn install(&mut self, session_id: &str, package: &str) -> Result<()> {
+        let spec = InstallSpec { packages: vec![package.to_owned()], ..Default::default() };
+        value(self.run(session_id, Kind::Install(spec)).await?).map(drop)
+    }
+
+    /// Saves a session's files and packages; answers with the checkpoint's id.
+    pub async fn checkpoint(&mut self, session_id: &str) -> Result<String> {
+        let request = CreateCheckpointRequest {
+            session_id: session_id.to_owned(),
+            idempotency_key: key(),
+            ..Default::default()
+        };
+        Ok(self.checkpoints.create_checkpoint(request).await?.into_inner().id)
+    }
+
+    /// A new session with what was saved, ready; answers with its id.
+    pub async fn restore(&mut self, checkpoint_id: &str) -> Result<String> {
+        let session = CreateSessionRequest { idempotency_key: key(), ..Default::default() };
+        let request =
+            RestoreCheckpointRequest { checkpoint_id: checkpoint_id.to_owned(), session: Some(session) };
+        Ok(self.checkpoints.restore_checkpoint(request).await?.into_inner().id)
+    }
+
+    pub async fn delete_checkpoint(&mut self, checkpoint_id: String) -> Result<()> {
+        self.checkpoints.delete_checkpoint(DeleteCheckpointRequest { checkpoint_id }).await?;
+        Ok(())
+    }
+
+    /// Runs something in a session to its end.
+    async fn run(&mut self, session_id: &str, kind: Kind) -> Result<Task> {
         let spec = TaskSpec { kind: Some(kind), session_id: session_id.to_owned(), ..Default::default() };
         let request =
             SubmitTaskRequest { idempotency_key: key(), spec: Some(spec), ..SubmitTaskRequest::default() };
@@ -91,7 +127,7 @@ impl Client {
                 end = Some(task);
             }
         }
-        value(end.context("the stream ended before the task")?)
+        end.context("the stream ended before the task")
     }
 
     /// Every task of ours that ends from now on.

@@ -45,8 +45,8 @@ pub struct Cpu {
 }
 
 impl Cooper {
-    /// Starts both below `base` and waits until the worker is ready.
-    pub async fn start(binary: &Path, base: &Path) -> Result<Self> {
+    /// Starts both below `base` and waits until the worker is ready. `more` are arguments of the worker.
+    pub async fn start(binary: &Path, base: &Path, more: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("data-").tempdir_in(base)?;
         // The link gives up its rights and has to find its way.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -57,6 +57,7 @@ impl Cooper {
         let mut worker = role(binary, "worker", dir.path());
         worker
             .args(["--coordinator-addr", &url, "--max-sessions", MAX_SESSIONS, "--compose", "off"])
+            .args(more)
             .stderr(log_file(dir.path(), "worker.log")?)
             .env_remove("COOPER_JOIN_TOKEN")
             .env_remove("GRPC_PORT");

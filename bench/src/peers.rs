@@ -20,6 +20,8 @@ const SCRIPT: Duration = Duration::from_secs(90);
 
 /// Kernel starts, round trips, kernels that idle.
 const IPYKERNEL: [&str; 3] = ["10", "500", "4"];
+/// Starts, installs from pip's cache, installs without one.
+const PYTHON: [&str; 3] = ["10", "5", "3"];
 /// Tasks at once, tasks one by one, their rate.
 const CELERY: [&str; 3] = ["3000", "300", "100"];
 
@@ -28,6 +30,7 @@ pub struct Peers {
     dir: PathBuf,
     ipykernel: OnceCell<Result<Ipykernel>>,
     celery: OnceCell<Result<Celery>>,
+    python: OnceCell<Result<Python>>,
 }
 
 #[derive(Deserialize)]
@@ -48,6 +51,16 @@ struct Celery {
     in_flight_ms: HashMap<String, Vec<f64>>,
 }
 
+#[derive(Deserialize)]
+struct Python {
+    version: String,
+    venv_to_first_result_ms: Vec<f64>,
+    run_in_venv_ms: Vec<f64>,
+    import_science_ms: Vec<f64>,
+    install_warm_ms: Vec<f64>,
+    install_cold_ms: Vec<f64>,
+}
+
 /// What a peer came to in a row.
 pub struct Beside {
     pub name: String,
@@ -62,7 +75,12 @@ impl Peers {
         if !status.context("bench/peers/prepare.sh takes too long")??.success() {
             eprintln!("bench/peers/prepare.sh failed: rows will have no peers");
         }
-        Ok(Self { dir: dir.to_owned(), ipykernel: OnceCell::new(), celery: OnceCell::new() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            ipykernel: OnceCell::new(),
+            celery: OnceCell::new(),
+            python: OnceCell::new(),
+        })
     }
 
     /// The peer's figures for a row, or why there are none.
@@ -81,6 +99,20 @@ impl Peers {
                 };
                 let name = format!("ipykernel {}", measured.version);
                 Ok(Beside { name, figures: Figures::samples(figures) })
+            }
+            budgets::Peer::Python => {
+                let measured = self.python.get_or_init(|| self.measure_python()).await;
+                let measured = measured.as_ref().map_err(again)?;
+                let (what, figures) = match row {
+                    "session_create_pool_miss" => ("python -m venv", &measured.venv_to_first_result_ms),
+                    "exec_fresh_round_trip" => ("python -c", &measured.run_in_venv_ms),
+                    "import_science" => ("python -c", &measured.import_science_ms),
+                    "install_warm" => ("pip", &measured.install_warm_ms),
+                    "install_cold" => ("pip", &measured.install_cold_ms),
+                    _ => bail!("Python has nothing beside {row}"),
+                };
+                let name = format!("{what}, Python {}", measured.version);
+                Ok(Beside { name, figures: Figures::samples(figures.clone()) })
             }
             budgets::Peer::Celery => {
                 let measured = self.celery.get_or_init(|| self.measure_celery()).await;
@@ -130,6 +162,13 @@ impl Peers {
         }
         let mut script = self.script("celery_peer.py", &CELERY)?;
         script.env("REDIS_URL", format!("redis://{address}/0"));
+        output(&mut script).await
+    }
+
+    async fn measure_python(&self) -> Result<Python> {
+        let home = self.scratch("python-")?;
+        let mut script = self.script("python_peer.py", &PYTHON)?;
+        script.arg(home.path()).arg(self.dir.join("layer"));
         output(&mut script).await
     }
 

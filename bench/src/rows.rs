@@ -1,6 +1,8 @@
 //! How each row of `budgets.toml` is measured on Cooper.
 
+mod checkpoints;
 mod fleet;
+mod packages;
 mod sessions;
 mod start;
 mod tasks;
@@ -10,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cooper_common::clock;
 use tokio::sync::OnceCell;
 
 use self::fleet::{Figure, Fleet};
-use crate::{cluster::Cooper, figures::Figures};
+use crate::{client::Client, cluster::Cooper, figures::Figures};
 
 /// What a row came to, and how.
 pub struct Measured {
@@ -36,7 +38,7 @@ pub struct Bench {
 
 impl Bench {
     pub async fn start(binary: &Path, dir: &Path) -> Result<Self> {
-        let cooper = Cooper::start(binary, dir).await?;
+        let cooper = Cooper::start(binary, dir, &[]).await?;
         Ok(Self {
             cooper,
             binary: binary.to_owned(),
@@ -50,6 +52,20 @@ impl Bench {
         let client = self.cooper.client.clone();
         match name {
             "session_create_first_result" => sessions::create_first_result(client).await,
+            "session_create_pool_miss" => {
+                self.apart(&["--pool-low", "0", "--pool-high", "0"], sessions::create_first_result).await
+            }
+            "session_destroy" => sessions::destroy_to_clean(client, &self.cooper).await,
+            "import_science" => {
+                let layer = self.dir.join("layer");
+                ensure!(layer.join("numpy").exists(), "{} is made when peers are measured", layer.display());
+                let layer = layer.to_string_lossy().into_owned();
+                self.apart(&["--preload", "science", "--layer", &layer], sessions::import_science).await
+            }
+            "install_cold" => packages::cold(self).await,
+            "install_warm" => packages::warm(client).await,
+            "checkpoint_save" => checkpoints::save(client).await,
+            "checkpoint_restore" => checkpoints::restore(client).await,
             "exec_round_trip" => sessions::exec_round_trip(client).await,
             "exec_fresh_round_trip" => sessions::fresh_round_trip(client).await,
             "noop_tasks_batched" => tasks::batched(client).await,
@@ -70,6 +86,18 @@ impl Bench {
             "idle_session_private_memory" => sessions::private_memory(client, &self.cooper).await,
             _ => bail!("nothing here measures it"),
         }
+    }
+
+    /// Measures on a cluster of its own, whose worker is told something else.
+    async fn apart<F: Future<Output = Result<Measured>>>(
+        &self,
+        worker: &[&str],
+        measure: impl FnOnce(Client) -> F,
+    ) -> Result<Measured> {
+        let cooper = Cooper::start(&self.binary, &self.dir, worker).await?;
+        let measured = measure(cooper.client.clone()).await.with_context(|| cooper.log());
+        cooper.stop().await;
+        measured
     }
 
     async fn thousand(&self) -> Result<&Fleet> {

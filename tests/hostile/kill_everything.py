@@ -1,0 +1,3 @@
+# 8: everything it may signal is its own
+child = subprocess.Popen(["sleep", "60"])
+os.kill(-1, signal.SIGKILL)
