@@ -427,7 +427,15 @@ impl Host {
         session.forking = true;
         let seat = self.sessions.get(id).and_then(|session| self.seat_of(session));
         match seat.map(|seat| interpreter.claim(&seat)) {
-            Some(Ok(running)) => self.adopt_interpreter(id, Ok(running), true),
+            Some(Ok(running)) => {
+                self.adopt_interpreter(id, Ok(running), true);
+                // It is there and confined. What is left of becoming this session's is in front of the first execution, and
+                // should it end over that, another follows as for any session that is ready.
+                if let Some(session) = self.sessions.get_mut(id).filter(|s| s.interpreter.is_some()) {
+                    session.state = State::Ready;
+                    self.tell_session(id);
+                }
+            }
             Some(Err(_)) | None => self.start_plain(id),
         }
     }
