@@ -36,7 +36,7 @@ use cooper_worker::{
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-const PATIENCE_MS: u64 = 20_000;
+const PATIENCE_MS: u64 = 60_000;
 pub const CANARY: &str = "cooper-canary-4711";
 
 /// The process `host DIR ADDRESS`.
