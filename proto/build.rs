@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cooper/v1/sessions.proto",
         "cooper/v1/checkpoints.proto",
         "cooper/v1/templates.proto",
+        "cooper/v1/secrets.proto",
         "cooper/v1/tasks.proto",
         "cooper/v1/executions.proto",
         "cooper/v1/runs.proto",

@@ -77,6 +77,9 @@ pub enum Command {
     /// Build, list, show and remove templates of sessions
     #[command(subcommand, visible_alias = "templates")]
     Template(Template),
+    /// Set, list and remove secrets, which sessions are given by name; no command shows a value
+    #[command(subcommand, visible_alias = "secrets")]
+    Secret(Secret),
     /// Run Python code in a session
     Exec(Exec),
     /// Run a command in a session
@@ -323,6 +326,28 @@ pub enum Template {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Secret {
+    /// Set a secret, or give it another value
+    ///
+    /// The value is what the file or standard input holds, byte for byte; on a terminal it is asked for and not shown. It is
+    /// never given on the command line, where others see it. At most 32 KiB.
+    Set {
+        /// Letters, digits and '_', e.g. API_KEY
+        name: String,
+        /// Where the value is; - = standard input
+        #[arg(long, value_name = "FILE")]
+        from_file: Option<PathBuf>,
+    },
+    /// List secrets: names and when they were set
+    List,
+    /// Remove secrets; sessions that have one keep it until they are moved, woken or updated
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
 #[derive(Debug, Args)]
 pub struct SessionCreate {
     /// Begin with a template: name, or name@version
@@ -363,6 +388,9 @@ pub struct SessionCreate {
     /// A note of your own; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub metadata: Vec<(String, String)>,
+    /// Secret of the tenant to give it, as the file $COOPER_SECRETS/NAME; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub secret: Vec<String>,
     #[command(flatten)]
     pub network: Network,
 }

@@ -17,6 +17,7 @@ mod notebook;
 mod packages;
 mod repair;
 mod runs;
+mod secret;
 mod session;
 mod store;
 mod tasks;
@@ -48,6 +49,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Session(args) => session::run(context, args).await,
             Command::Checkpoint(args) => checkpoint::run(context, args).await,
             Command::Template(args) => template::run(context, args).await,
+            Command::Secret(args) => secret::run(context, args).await,
             Command::Exec(args) => exec::exec(context, args).await,
             Command::Sh(args) => exec::sh(context, args).await,
             Command::Packages(args) => packages::run(context, args).await,

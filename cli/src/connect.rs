@@ -11,8 +11,8 @@ use cooper_common::{
 };
 use cooper_proto::v1::{
     admin_client::AdminClient, checkpoints_client::CheckpointsClient, executions_client::ExecutionsClient,
-    runs_client::RunsClient, sessions_client::SessionsClient, tasks_client::TasksClient,
-    templates_client::TemplatesClient,
+    runs_client::RunsClient, secrets_client::SecretsClient, sessions_client::SessionsClient,
+    tasks_client::TasksClient, templates_client::TemplatesClient,
 };
 use tonic::{
     Request, Status,
@@ -207,6 +207,9 @@ impl Client {
     }
     pub fn templates(&self) -> TemplatesClient<Service> {
         TemplatesClient::new(self.channel.clone())
+    }
+    pub fn secrets(&self) -> SecretsClient<Service> {
+        SecretsClient::new(self.channel.clone())
     }
     pub fn checkpoints(&self) -> CheckpointsClient<Service> {
         CheckpointsClient::new(self.channel.clone())

@@ -1,6 +1,6 @@
 //! This process's own terminal: in raw mode for as long as somebody holds it, and as it was on every way out.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Read as _, Write as _};
 
 use cooper_proto::v1;
 use rustix::termios::{self, OptionalActions, Termios};
@@ -39,4 +39,28 @@ pub fn size() -> v1::Terminal {
         |_| v1::Terminal::default(),
         |size| v1::Terminal { columns: size.ws_col.into(), rows: size.ws_row.into() },
     )
+}
+
+/// A line typed at this process's terminal that is not shown there.
+pub fn hidden_line(prompt: &str) -> io::Result<Vec<u8>> {
+    let Some(_raw) = Raw::enter()? else { return Err(io::Error::other("there is none")) };
+    let mut say = io::stderr();
+    write!(say, "{prompt}")?;
+    let mut line = Vec::new();
+    for byte in io::stdin().lock().bytes() {
+        match byte? {
+            b'\r' | b'\n' => break,
+            3 | 4 => {
+                line.clear();
+                break;
+            }
+            8 | 127 => drop(line.pop()),
+            byte => line.push(byte),
+        }
+    }
+    write!(say, "\r\n")?;
+    if line.is_empty() {
+        return Err(io::Error::other("nothing was typed"));
+    }
+    Ok(line)
 }

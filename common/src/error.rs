@@ -61,6 +61,7 @@ codes! {
     TooLarge = "too_large", Invalid, "send less; limits are in docs/limits.md";
     SessionNotFound = "session_not_found", NotFound, "see `cooper session list`";
     TemplateNotFound = "template_not_found", NotFound, "see `cooper template list`";
+    SecretNotFound = "secret_not_found", NotFound, "see `cooper secret list`";
     TaskNotFound = "task_not_found", NotFound, "see `cooper tasks list`";
     RunNotFound = "run_not_found", NotFound, "see `cooper runs list`";
     ArtifactNotFound = "artifact_not_found", NotFound, "see `cooper runs artifacts RUN`";

@@ -139,6 +139,10 @@ id!(
     TemplateId, "tpl", "template"
 );
 id!(
+    /// What a tenant sets and its sessions are given.
+    SecretId, "sec", "secret"
+);
+id!(
     /// A token (not its secret).
     TokenId, "tok", "token"
 );

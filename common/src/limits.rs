@@ -96,6 +96,13 @@ pub mod request {
     pub const FILES_LISTED_BYTES_MAX: usize = 4 << 20;
 }
 
+/// Secrets.
+pub mod secret {
+    pub const PER_TENANT_MAX: usize = 256;
+    pub const PER_SESSION_MAX: usize = 16;
+    pub const VALUE_BYTES_MAX: usize = 32 << 10;
+}
+
 /// Calls into a session's files.
 pub mod files {
     /// Calls of one session that processes serve at once; the others wait.

@@ -5,8 +5,6 @@ mod carry;
 
 use std::{
     collections::HashMap,
-    fs, io,
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -31,14 +29,13 @@ use crate::{
     caller::Caller,
     check,
     cluster::{Cluster, durable, now},
-    sessions,
+    key_file, sessions,
     store::{Filter, Page, Record},
     templates,
 };
 
 /// In the data directory; what it signed is ours.
 pub const KEY_FILE: &str = "checkpoint.key";
-const KEY_BYTES: usize = 32;
 /// Between looks for what is to be carried, beside those that are asked for.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -124,7 +121,7 @@ pub fn manifest(record: &Record) -> Result<Manifest> {
 pub struct Checkpoints {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
-    key: [u8; KEY_BYTES],
+    key: [u8; key_file::BYTES],
     quota: Quota,
     /// Why a checkpoint that somebody waits for did not come to be.
     failures: Mutex<HashMap<CheckpointId, Error>>,
@@ -135,7 +132,7 @@ impl Checkpoints {
     /// `data_unusable`.
     pub fn open(cluster: Arc<Cluster>, blobs: Arc<Blobs>, data: &Path, quota: Quota) -> Result<Arc<Self>> {
         let path = data.join(KEY_FILE);
-        let key = read_key(&path).map_err(|cause| {
+        let key = key_file::read(&path).map_err(|cause| {
             Error::new(Code::DataUnusable, format!("{} cannot be used: {cause}", path.display())).with_hint(
                 "put it back from a backup; without it the checkpoints there are cannot be restored",
             )
@@ -432,6 +429,11 @@ impl Checkpoints {
             idle_timeout_ms: or(asked.idle_timeout_ms, saved.idle_timeout_ms),
             hibernate_after_ms: or(asked.hibernate_after_ms, saved.hibernate_after_ms),
             network: asked.network.or(saved.network),
+            // Those that are there still.
+            secrets: match asked.secrets.is_empty() {
+                true => self.cluster.secrets.known(&caller.tenant, saved.secrets),
+                false => asked.secrets,
+            },
             checkpoint_id: record.id,
             // They are in it.
             packages: Vec::new(),
@@ -464,23 +466,5 @@ impl Checkpoints {
             }
         }
         Ok(())
-    }
-}
-
-fn read_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
-    match fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| io::Error::other("it is no key")),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            let key: [u8; KEY_BYTES] = rand::random();
-            // Whole or not at all: a start that dies in between leaves no half of a key.
-            let draft = path.with_extension("new");
-            let mut options = fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            io::Write::write_all(&mut file, &key)?;
-            file.sync_all()?;
-            fs::rename(draft, path)?;
-            Ok(key)
-        }
-        Err(cause) => Err(cause),
     }
 }

@@ -21,6 +21,7 @@ use cooper_core::{
     task::{self, Task},
     worker::Worker,
 };
+use cooper_proto::v1;
 use tokio::sync::{Notify, broadcast, oneshot};
 
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
     hub::Hub,
     keys::Keys,
     output::OutputLog,
+    secrets::Secrets,
     store::{Batch, Durability, RESTORED_EPOCH, Store},
     upkeep::Space,
 };
@@ -50,6 +52,7 @@ pub struct Cluster {
     pub output: OutputLog,
     pub timing: Timing,
     pub space: Space,
+    pub secrets: Arc<Secrets>,
     /// What sessions reach that do not say so.
     pub network: Policy,
     session_changes: broadcast::Sender<SessionId>,
@@ -74,6 +77,7 @@ impl Cluster {
         timing: Timing,
         quota: cluster::Quota,
         network: Policy,
+        secrets: Arc<Secrets>,
     ) -> Result<Arc<Self>> {
         use cooper_core::change::Aggregate;
         let epoch = store.next_epoch().await?;
@@ -122,6 +126,7 @@ impl Cluster {
             output,
             timing,
             space: Space::default(),
+            secrets,
             network,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
@@ -224,7 +229,8 @@ impl Cluster {
                         cluster::Message::Assign { task, .. } => Some(*task),
                         _ => None,
                     };
-                    self.fleet.send_core(&worker, attach, message);
+                    let secrets = self.granted(&message);
+                    self.fleet.send_core(&worker, attach, message, secrets);
                     if let Some(task) = assigned {
                         self.hub.task_assigned(task);
                     }
@@ -258,6 +264,16 @@ impl Cluster {
                     );
                 }
             }
+        }
+    }
+
+    /// What goes with a grant and is recorded nowhere in plain.
+    fn granted(&self, message: &cluster::Message) -> Vec<v1::GrantedSecret> {
+        match message {
+            cluster::Message::SessionGrant { spec, secrets_of: Some(tenant), .. } => {
+                self.secrets.of_grant(tenant, spec)
+            }
+            _ => Vec::new(),
         }
     }
 

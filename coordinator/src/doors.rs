@@ -10,8 +10,8 @@ pub mod waiting;
 use std::pin::Pin;
 
 use cooper_proto::v1::{
-    admin_server, checkpoints_server, executions_server, runs_server, sessions_server, tasks_server,
-    templates_server, worker_link_server,
+    admin_server, checkpoints_server, executions_server, runs_server, secrets_server, sessions_server,
+    tasks_server, templates_server, worker_link_server,
 };
 use tokio_stream::Stream;
 use tonic::{Request, Status};
@@ -25,10 +25,11 @@ use crate::caller::Caller;
 pub type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What is spoken here, by the names that `grpc.health.v1` knows.
-pub const SERVICES: [&str; 8] = [
+pub const SERVICES: [&str; 9] = [
     sessions_server::SERVICE_NAME,
     checkpoints_server::SERVICE_NAME,
     templates_server::SERVICE_NAME,
+    secrets_server::SERVICE_NAME,
     tasks_server::SERVICE_NAME,
     executions_server::SERVICE_NAME,
     runs_server::SERVICE_NAME,

@@ -157,8 +157,15 @@ impl Fleet {
         }
     }
 
-    pub fn send_core(&self, worker: &WorkerId, attach: u64, message: Message) {
-        match down(message) {
+    /// `secrets` are a grant's.
+    pub fn send_core(
+        &self,
+        worker: &WorkerId,
+        attach: u64,
+        message: Message,
+        secrets: Vec<v1::GrantedSecret>,
+    ) {
+        match down(message, secrets) {
             Ok(message) => self.send(worker, attach, message),
             Err(error) => tracing::error!(%worker, %error, "a stored spec cannot be read; not sent"),
         }
@@ -328,7 +335,10 @@ impl Fleet {
 }
 
 /// The wire form of what the core wants sent.
-fn down(message: Message) -> std::result::Result<v1::down::Message, prost::DecodeError> {
+fn down(
+    message: Message,
+    secrets: Vec<v1::GrantedSecret>,
+) -> std::result::Result<v1::down::Message, prost::DecodeError> {
     let fence =
         |fence: cooper_core::lease::Fence| Some(v1::Fence { epoch: fence.epoch, attempt: fence.attempt });
     Ok(match message {
@@ -349,7 +359,7 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
         Message::ResultAck { task, fence: f, stale } => {
             v1::down::Message::ResultAck(v1::ResultAck { task_id: task.to_string(), fence: fence(f), stale })
         }
-        Message::SessionGrant { session, fence: f, spec, restore } => {
+        Message::SessionGrant { session, fence: f, spec, restore, secrets_of: _ } => {
             let spec = v1::CreateSessionRequest::decode(&*spec)?;
             v1::down::Message::SessionCreate(v1::SessionGrant {
                 session_id: session.to_string(),
@@ -358,6 +368,7 @@ fn down(message: Message) -> std::result::Result<v1::down::Message, prost::Decod
                 limits: spec.limits,
                 network: spec.network,
                 restore,
+                secrets,
             })
         }
         Message::Drain { draining, deadline_in_ms } => {

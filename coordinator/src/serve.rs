@@ -6,8 +6,8 @@ use cooper_common::{error::Result, limits, network::Policy};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
     admin_server::AdminServer, checkpoints_server::CheckpointsServer, executions_server::ExecutionsServer,
-    runs_server::RunsServer, sessions_server::SessionsServer, tasks_server::TasksServer,
-    templates_server::TemplatesServer, worker_link_server::WorkerLinkServer,
+    runs_server::RunsServer, secrets_server::SecretsServer, sessions_server::SessionsServer,
+    tasks_server::TasksServer, templates_server::TemplatesServer, worker_link_server::WorkerLinkServer,
 };
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,6 +25,7 @@ use crate::{
     doors,
     output::OutputLog,
     runs::Runs,
+    secrets::Secrets,
     store::Store,
     templates,
     tokens::Tokens,
@@ -76,8 +77,10 @@ impl Coordinator {
         config: Config,
     ) -> Result<Self> {
         let tokens = Tokens::open(store.clone(), &config.data).await?;
+        let secrets = Secrets::open(store.clone(), &config.data).await?;
         let cluster =
-            Cluster::load(store, output, config.timing, config.quota, config.network.clone()).await?;
+            Cluster::load(store, output, config.timing, config.quota, config.network.clone(), secrets)
+                .await?;
         let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
         let checkpoints =
             Checkpoints::open(cluster.clone(), blobs.clone(), &config.data, config.checkpoints)?;
@@ -181,7 +184,8 @@ async fn routes(
     let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
     let templates = grpc::Templates { cluster: cluster.clone(), checkpoints: checkpoints.clone() };
     let templates = TemplatesServer::new(templates).max_decoding_message_size(max);
-    let routes = routes.add_service(executions);
+    let secrets = SecretsServer::new(grpc::Secrets { cluster: cluster.clone() });
+    let routes = routes.add_service(executions).add_service(secrets);
     let routes = routes.add_service(saved).add_service(templates);
     let routes = routes.add_service(link).add_service(health_service);
     match doors::reflection() {

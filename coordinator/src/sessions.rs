@@ -50,6 +50,7 @@ pub async fn create(
     };
     request.limits = Some(with_defaults(request.limits.unwrap_or_default())?);
     request.network = Some(network::of(request.network.take(), &cluster.network)?);
+    cluster.secrets.usable(&caller.tenant, &request.secrets)?;
     let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &request.idempotency_key).await;
     let known = known(cluster, caller, &request).await?;
     let spare = match &template {
@@ -142,6 +143,7 @@ fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) ->
         share: share(&limits),
         restore: None,
         spare: None,
+        secrets: !request.secrets.is_empty(),
         spec: request.encode_to_vec().into(),
     }
 }

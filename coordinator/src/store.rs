@@ -143,7 +143,8 @@ impl Keep {
             | Aggregate::Worker
             | Aggregate::Stack
             | Aggregate::Checkpoint
-            | Aggregate::Template => Some(self.ended_rows),
+            | Aggregate::Template
+            | Aggregate::Secret => Some(self.ended_rows),
         }
     }
 }

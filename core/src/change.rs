@@ -20,10 +20,11 @@ pub enum Aggregate {
     Stack,
     Checkpoint,
     Template,
+    Secret,
 }
 
 impl Aggregate {
-    pub const ALL: [Aggregate; 12] = [
+    pub const ALL: [Aggregate; 13] = [
         Aggregate::Session,
         Aggregate::Task,
         Aggregate::Run,
@@ -36,6 +37,7 @@ impl Aggregate {
         Aggregate::Stack,
         Aggregate::Checkpoint,
         Aggregate::Template,
+        Aggregate::Secret,
     ];
     /// Table name, and the prefix of the aggregate's event kinds.
     pub const fn name(self) -> &'static str {
@@ -52,6 +54,7 @@ impl Aggregate {
             Aggregate::Stack => "stack",
             Aggregate::Checkpoint => "checkpoint",
             Aggregate::Template => "template",
+            Aggregate::Secret => "secret",
         }
     }
 }

@@ -74,6 +74,8 @@ pub enum Message {
         spec: Arc<[u8]>,
         /// A checkpoint follows; the session is ready when that is unpacked.
         restore: bool,
+        /// Whose secrets go with it, as far as the spec names them.
+        secrets_of: Option<Arc<str>>,
     },
     SessionEnd {
         session: SessionId,

@@ -150,6 +150,9 @@ pub struct Body {
     pub last_checkpoint: Option<CheckpointId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spare: Option<Spare>,
+    /// Its worker has to know secrets.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secrets: bool,
 }
 
 /// Made of a template before anybody asked for it.
@@ -209,6 +212,8 @@ pub struct Create {
     pub restore: Option<(CheckpointId, String)>,
     /// Nobody's yet.
     pub spare: Option<Spare>,
+    /// Its spec names some: its worker has to know them.
+    pub secrets: bool,
     /// Encoded cooper.v1.CreateSessionRequest.
     pub spec: Arc<[u8]>,
 }
@@ -289,6 +294,7 @@ impl Session {
                 globals: String::new(),
                 last_checkpoint: None,
                 spare: create.spare,
+                secrets: create.secrets,
             },
             spec: create.spec,
             queue: Queue::default(),

@@ -24,6 +24,9 @@ pub const INTERACTIVE: &str = "interactive";
 /// Capability of a worker that can be granted a session again while it still removes it.
 pub const HIBERNATE: &str = "hibernate";
 
+/// Capability of a worker that gives sessions the secrets of their grants.
+pub const SECRETS: &str = "secrets";
+
 /// Capability of a worker that knows all fields of an install, and uninstalls.
 pub const PACKAGES: &str = "packages";
 

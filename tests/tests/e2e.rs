@@ -24,6 +24,7 @@ mod e2e {
     mod rollback;
     mod rolling;
     mod scheduling;
+    mod secrets;
     mod sessions;
     mod store;
     mod templates;

@@ -192,7 +192,8 @@ impl Confiner {
     ) -> io::Result<Confinement> {
         let caged = self.cage.is_some();
         let own = own_places(home, caged);
-        let places = Places { own: &own, readable: &[], network: false, scope_signals: uid.is_none() };
+        let readable = [home.join(SECRETS)];
+        let places = Places { own: &own, readable: &readable, network: false, scope_signals: uid.is_none() };
         Ok(Confinement {
             uid,
             landlock: self.rules.ruleset(&places)?.map(high).transpose()?,
@@ -438,6 +439,9 @@ impl Plan {
 fn mounted(home: &Path, private: &[cage::Private]) -> Vec<(PathBuf, PathBuf)> {
     private.iter().map(|(place, own)| (home.join(own), PathBuf::from(place))).collect()
 }
+
+/// Of a session's home: what it may read and its installers may not.
+pub const SECRETS: &str = "secrets";
 
 /// Where a session may do what it likes.
 fn own_places(home: &Path, caged: bool) -> Vec<PathBuf> {

@@ -100,6 +100,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         packages: args.package,
         network: args.network.request(),
         template: args.template.unwrap_or_default(),
+        secrets: args.secret,
     };
     let session = client.sessions().create_session(request).await?.into_inner();
     // The id alone, so that S=$(cooper session create) works.

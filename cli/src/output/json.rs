@@ -62,6 +62,7 @@ pub fn session(session: &v1::Session) -> Value {
         "network": network(session.network.as_ref()),
         "network_refused": session.network_refused,
         "template": session.template,
+        "secrets": session.secrets,
         "spare": session.spare,
         "last_checkpoint_id": session.last_checkpoint_id,
         "hibernate_after_ms": session.hibernate_after_ms,
@@ -246,6 +247,15 @@ pub fn artifact(artifact: &v1::Artifact) -> Value {
 
 pub fn stack(stack: &v1::Stack) -> Value {
     json!({"name": stack.name, "dir": stack.dir, "worker_id": stack.worker_id, "online": stack.online})
+}
+
+/// All but the value, which nobody is told.
+pub fn secret(secret: &v1::Secret) -> Value {
+    json!({
+        "name": secret.name,
+        "created_at_ms": secret.created_at_ms,
+        "updated_at_ms": secret.updated_at_ms,
+    })
 }
 
 pub fn template(template: &v1::Template) -> Value {

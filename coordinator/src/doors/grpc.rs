@@ -5,11 +5,12 @@ mod checkpoints;
 pub mod convert;
 mod executions;
 mod runs;
+mod secrets;
 mod sessions;
 mod tasks;
 mod templates;
 
 pub use self::{
-    admin::Admin, checkpoints::Checkpoints, executions::Executions, runs::Runs, sessions::Sessions,
-    tasks::Tasks, templates::Templates,
+    admin::Admin, checkpoints::Checkpoints, executions::Executions, runs::Runs, secrets::Secrets,
+    sessions::Sessions, tasks::Tasks, templates::Templates,
 };

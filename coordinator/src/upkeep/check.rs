@@ -14,7 +14,7 @@ use crate::{
     blobs::{Blobs, Digest},
     checkpoints, cluster,
     output::OutputLog,
-    runs,
+    runs, secrets,
     store::{Record, Store, parts, sqlite::Sqlite},
     tokens,
 };
@@ -116,6 +116,7 @@ fn read(aggregate: Aggregate, record: &Record) -> Result<(), String> {
             cooper_repair::RepairPlan::from_json(&row.body).map(drop).map_err(|error| error.to_string())
         }
         Aggregate::Checkpoint => checkpoints::manifest(record).map(drop).map_err(|error| error.message),
+        Aggregate::Secret => secrets::readable(record).map_err(|error| error.message),
         Aggregate::Step
         | Aggregate::Approval
         | Aggregate::Artifact

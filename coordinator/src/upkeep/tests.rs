@@ -14,12 +14,14 @@ use crate::{
 
 async fn upkeep(data: &Path, keep: Keep) -> Upkeep {
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(data, Bus::default()).unwrap());
+    let secrets = crate::secrets::Secrets::open(store.clone(), data).await.unwrap();
     let cluster = Cluster::load(
         store,
         OutputLog::open(data).unwrap(),
         Default::default(),
         Default::default(),
         Default::default(),
+        secrets,
     )
     .await
     .unwrap();

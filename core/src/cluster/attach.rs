@@ -219,17 +219,19 @@ impl Cluster {
                 (session::State::Draining, _) if session.to(session::State::Destroyed) => {
                     out.sessions.insert(id);
                 }
-                // A worker that was away during an update.
-                (session::State::Ready, Some(item)) if session.body.updated || item.sealed => {
-                    let (fence, spec) = (session.body.fence, session.spec.clone());
-                    self.send(worker, Message::SessionGrant { session: id, fence, spec, restore }, out);
+                // A worker that was away during an update, or whose host has no secrets any more.
+                (session::State::Ready, Some(item))
+                    if session.body.updated || session.body.secrets || item.sealed =>
+                {
+                    let grant = session.grant(restore);
+                    self.send(worker, grant, out);
                 }
                 // What is there under an older fence is being removed (FORGET, above).
                 (session::State::Initializing, there)
                     if there.is_none_or(|item| item.fence != session.body.fence) =>
                 {
-                    let (fence, spec) = (session.body.fence, session.spec.clone());
-                    self.send(worker, Message::SessionGrant { session: id, fence, spec, restore }, out);
+                    let grant = session.grant(restore);
+                    self.send(worker, grant, out);
                 }
                 // Its files are not where they were; the checkpoint is.
                 (session::State::Checkpointing, None) if restore => session.homeless = true,

@@ -8,7 +8,7 @@ use cooper_common::{
     limits::schedule,
 };
 
-use super::{Cluster, Message, Out, sessions::unknown, timers::take_due};
+use super::{Cluster, Out, sessions::unknown, timers::take_due};
 use crate::{
     Now,
     session::{Share, State},
@@ -55,14 +55,13 @@ impl Cluster {
         session.body.share = changed.share;
         session.replace_spec(changed.spec);
         let worker = self.workers.get(session.body.worker.as_str()).map(|worker| worker.id.clone());
-        let (fence, spec) = (session.body.fence, session.spec.clone());
-        let (state, restore) = (session.body.state, session.body.restore.is_some());
+        let state = session.body.state;
+        let grant = session.grant(state == State::Initializing && session.body.restore.is_some());
         // While it is being saved the worker takes nothing for it; it hears of the change when it goes on.
         if let Some(worker) = worker
             && state != State::Checkpointing
         {
-            let restore = state == State::Initializing && restore;
-            self.send(&worker, Message::SessionGrant { session: id, fence, spec, restore }, &mut out);
+            self.send(&worker, grant, &mut out);
         }
         out.sessions.insert(id);
         self.finish(now, &mut out);

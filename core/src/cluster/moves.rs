@@ -214,10 +214,10 @@ impl Cluster {
         session.body.restore = None;
         (session.transfer, session.homeless) = (None, false);
         if session.to(State::Ready) {
-            let (fence, spec) = (session.body.fence, session.spec.clone());
+            let grant = session.grant(false);
             let worker = session.body.worker.as_str().into();
             // To the host it was as good as gone: granted again, it takes work again.
-            self.send(&worker, Message::SessionGrant { session: id, fence, spec, restore: false }, out);
+            self.send(&worker, grant, out);
             out.sessions.insert(id);
             self.pump_session(now, id, out);
         }
@@ -232,8 +232,8 @@ impl Cluster {
         let Some(session) = self.sessions.get_mut(&id) else { return out };
         session.transfer = None;
         session.transfer_after_mono_ms = now.mono_ms + limits::RETRY_MS;
-        let (fence, spec, worker) =
-            (session.body.fence, session.spec.clone(), WorkerId::from(session.body.worker.as_str()));
+        let (grant, fence) = (session.grant(true), session.body.fence);
+        let worker = WorkerId::from(session.body.worker.as_str());
         if session.body.state != State::Initializing {
             return out;
         }
@@ -244,11 +244,7 @@ impl Cluster {
                 self.send(&worker, Message::SessionEnd { session: id, fence }, &mut out);
             }
             // The grant may be what was missed.
-            None => self.send(
-                &worker,
-                Message::SessionGrant { session: id, fence, spec, restore: true },
-                &mut out,
-            ),
+            None => self.send(&worker, grant, &mut out),
         }
         self.finish(now, &mut out);
         out
@@ -373,6 +369,9 @@ impl Cluster {
             .filter(|worker| *worker.id != *session.body.worker || (session.homeless && worker.takes_back()))
             .filter(|worker| !self.is_anothers(worker, &session.tenant))
             .filter(|worker| worker.can_checkpoint() && minor(&worker.body.python_version) == python)
+            .filter(|worker| {
+                !session.body.secrets || worker.body.capabilities.contains(crate::worker::SECRETS)
+            })
             .max_by_key(|worker| {
                 let other = *worker.id != *session.body.worker;
                 (other, worker.free_sessions(), std::cmp::Reverse(worker.id.clone()))
@@ -394,7 +393,7 @@ impl Cluster {
         session.note("session.moved");
         (session.transfer, session.transfer_after_mono_ms) = (None, 0);
         (session.homeless, session.stays) = (false, None);
-        let (spec, waits) = (session.spec.clone(), !session.queue.is_empty());
+        let (grant, waits) = (session.grant(true), !session.queue.is_empty());
         if let Some(worker) = self.workers.get_mut(&before) {
             worker.sessions.remove(&id);
             worker.waiting.remove(&id);
@@ -407,7 +406,7 @@ impl Cluster {
         }
         out.sessions.insert(id);
         self.send(&before, Message::SessionEnd { session: id, fence: old }, out);
-        self.send(to, Message::SessionGrant { session: id, fence, spec, restore: true }, out);
+        self.send(to, grant, out);
         out.effects.push(Effect::TransfersDue);
         out.effects.push(Effect::CapacityChanged);
     }

@@ -13,7 +13,7 @@ use crate::{
     lease::Fence,
     session::{Create, Reason, Session, State},
     task::End,
-    worker::{CHECKPOINT, Worker},
+    worker::{CHECKPOINT, SECRETS, Worker},
 };
 
 /// What a worker says about a session it was granted.
@@ -29,13 +29,27 @@ pub enum Update {
     Destroyed,
 }
 
+impl Session {
+    /// What tells its worker that it is there.
+    pub(super) fn grant(&self, restore: bool) -> Message {
+        Message::SessionGrant {
+            session: self.id,
+            fence: self.body.fence,
+            spec: self.spec.clone(),
+            restore,
+            secrets_of: self.body.secrets.then(|| self.tenant.clone()),
+        }
+    }
+}
+
 impl Cluster {
     /// Places a session on the worker with the most free room among those with its labels. Its tasks go there. One that
     /// cannot keep tenants apart is left to the tenant that is there.
     ///
     /// # Errors
     /// `name_taken`; `no_worker` when none with the labels is attached; `isolation_unavailable` when all of these refuse
-    /// sessions; `no_capacity` when all are full or another tenant's.
+    /// sessions; `not_supported` when it is to have secrets and all are of a version that knows none; `no_capacity` when all
+    /// are full or another tenant's.
     pub fn create_session(&mut self, now: Now, create: Create) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
         let name = (create.tenant.clone(), create.name.clone());
@@ -52,14 +66,16 @@ impl Cluster {
             .filter(|worker| worker.free_sessions() > 0 && worker.has(&create.worker_labels))
             .filter(|worker| !self.is_anothers(worker, &create.tenant))
             .filter(|worker| create.restore.as_ref().is_none_or(|(_, python)| restores(worker, python)))
+            .filter(|worker| !create.secrets || worker.body.capabilities.contains(SECRETS))
             .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
             .map(|worker| worker.id.clone())
             .ok_or_else(|| {
                 let python = create.restore.as_ref().map(|(_, python)| &**python);
-                self.no_room(&create.worker_labels, &create.tenant, python)
+                self.no_room(&create.worker_labels, &create.tenant, python, create.secrets)
             })?;
         let session = Session::new(now, create, &worker, self.epoch);
-        let (id, fence, spec) = (session.id, session.body.fence, session.spec.clone());
+        let (id, restore) = (session.id, session.body.restore.is_some());
+        let grant = session.grant(restore);
         if !name.1.is_empty() {
             self.names.insert(name, id);
         }
@@ -68,8 +84,7 @@ impl Cluster {
         }
         self.sessions.insert(id, session);
         out.sessions.insert(id);
-        let restore = session_restores(&self.sessions, id);
-        self.send(&worker, Message::SessionGrant { session: id, fence, spec, restore }, &mut out);
+        self.send(&worker, grant, &mut out);
         if restore {
             out.effects.push(Effect::TransfersDue);
         }
@@ -83,7 +98,13 @@ impl Cluster {
         !worker.keeps_tenants_apart() && worker.sessions.iter().any(of_another)
     }
 
-    fn no_room(&self, labels: &BTreeMap<String, String>, tenant: &str, restore: Option<&str>) -> Error {
+    fn no_room(
+        &self,
+        labels: &BTreeMap<String, String>,
+        tenant: &str,
+        restore: Option<&str>,
+        secrets: bool,
+    ) -> Error {
         let mut hosts: Vec<_> =
             self.workers.values().filter(|w| w.accepts() && w.body.capabilities.contains("python")).collect();
         if hosts.is_empty() {
@@ -109,6 +130,13 @@ impl Cluster {
                     format!("no attached worker{on} has Python {minor}, which the checkpoint was made with"),
                 )
                 .with_hint(format!("start a worker with COOPER_PYTHON=python{minor}"));
+            }
+        }
+        if secrets {
+            hosts.retain(|worker| worker.body.capabilities.contains(SECRETS));
+            if hosts.is_empty() {
+                return Error::new(Code::NotSupported, format!("no attached worker{on} knows secrets"))
+                    .with_hint("upgrade the workers, or create the session without secrets");
             }
         }
         if let Some(refused) = hosts.iter().find_map(|worker| worker.body.sessions_refused.as_ref())
@@ -318,8 +346,4 @@ pub(super) fn unknown(id: SessionId) -> Error {
 fn restores(worker: &Worker, python: &str) -> bool {
     worker.body.capabilities.contains(CHECKPOINT)
         && super::minor(&worker.body.python_version) == super::minor(python)
-}
-
-fn session_restores(sessions: &BTreeMap<SessionId, Session>, id: SessionId) -> bool {
-    sessions.get(&id).is_some_and(|session| session.body.restore.is_some())
 }

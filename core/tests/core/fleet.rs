@@ -160,6 +160,7 @@ impl World {
             hibernate_after_ms: 0,
             restore: None,
             spare: None,
+            secrets: false,
             share: session::Share::default(),
             exec_timeout_ms: 1,
             output_limit_bytes: 1,
@@ -456,4 +457,21 @@ fn a_refusal_is_kept_with_the_worker_until_it_attaches_and_said_once() {
     world.take(out);
     assert_eq!(world.worker("new").body.refused, None);
     assert_eq!(worker::State::Ready, world.state("new"));
+}
+
+#[test]
+fn a_session_with_secrets_goes_only_to_a_worker_that_knows_them() {
+    let mut world = World::with(&["a", "old"]);
+    assert_eq!(world.session_with(|create| create.secrets = true).unwrap_err(), Code::NotSupported);
+    world.attach_as("new", |body| drop(body.capabilities.insert(worker::SECRETS.to_owned())));
+    for _ in 0..2 {
+        let (_, place) = world.session_with(|create| create.secrets = true).unwrap();
+        assert_eq!(place, "new");
+    }
+    assert_eq!(world.session_with(|create| create.secrets = true).unwrap_err(), Code::NoCapacity);
+    let grants = world.sent.iter().filter_map(|(_, message)| match message {
+        Message::SessionGrant { secrets_of, .. } => Some(secrets_of.as_deref()),
+        _ => None,
+    });
+    assert_eq!(grants.collect::<Vec<_>>(), [Some("t"), Some("t")]);
 }

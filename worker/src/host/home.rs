@@ -13,7 +13,7 @@ use cooper_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use super::python::{self, Python};
-use crate::confine::{cgroup, uids};
+use crate::confine::{SECRETS, cgroup, uids};
 
 /// Places of one session.
 #[derive(Debug, Clone)]
@@ -36,6 +36,52 @@ impl Home {
     }
     pub fn cache(&self) -> PathBuf {
         self.dir.join("cache")
+    }
+
+    /// Files with the values of its secrets: it may read them, nobody else may, and nothing that is saved holds them.
+    pub fn secrets(&self) -> PathBuf {
+        self.dir.join(SECRETS)
+    }
+
+    /// Puts these secrets, and no others, where the session finds them.
+    pub fn put_secrets(&self, secrets: &[v1::GrantedSecret], uid: Option<u32>) -> io::Result<()> {
+        let dir = self.secrets();
+        self.make_secrets_dir(uid)?;
+        for entry in fs::read_dir(&dir)? {
+            let name = entry?.file_name();
+            if !secrets.iter().any(|secret| *secret.name == *name) {
+                fs::remove_file(dir.join(name))?;
+            }
+        }
+        for secret in secrets {
+            // It comes from the coordinator, and is a path now.
+            let fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if secret.name.is_empty() || !secret.name.chars().all(fine) {
+                return Err(io::Error::other("the name of a secret is none"));
+            }
+            // Whoever reads it meanwhile gets the old value or the new one.
+            let (file, fresh) = (dir.join(&secret.name), dir.join(format!(".{}", secret.name)));
+            if fresh.exists() {
+                fs::remove_file(&fresh)?;
+            }
+            let mut options = fs::OpenOptions::new();
+            let mut opened = options.write(true).create_new(true).mode(0o400).open(&fresh)?;
+            io::Write::write_all(&mut opened, &secret.value)?;
+            std::os::unix::fs::fchown(&opened, uid, uid)?;
+            fs::rename(fresh, file)?;
+        }
+        Ok(())
+    }
+
+    /// The worker's directory: the session's group may look into it and change nothing there.
+    fn make_secrets_dir(&self, uid: Option<u32>) -> io::Result<()> {
+        let dir = self.secrets();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        if uid.is_some() {
+            std::os::unix::fs::chown(&dir, None, uid)?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o750))?;
+        }
+        Ok(())
     }
 
     /// The directories that its code may change.
@@ -62,11 +108,13 @@ impl Home {
             .chain(&own)
             .try_for_each(|dir| private.create(dir))
             .and_then(|()| python::make_venv(python, &self.venv(), layer))
-            .and_then(|()| uid.map_or(Ok(()), |uid| self.give_to(uid)));
+            .and_then(|()| uid.map_or(Ok(()), |uid| self.give_to(uid)))
+            // There before it is wanted: whoever waits here is confined already.
+            .and_then(|()| self.make_secrets_dir(uid));
         made.inspect_err(|_| self.clear())
     }
 
-    fn clear(&self) {
+    pub fn clear(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
@@ -115,6 +163,9 @@ impl Home {
         env.extend(extra);
         // By these a later host finds what this one left; they cannot be overridden.
         env.insert("COOPER_SESSION".to_owned(), record.session_id.clone());
+        if record.has_secrets {
+            env.insert("COOPER_SECRETS".to_owned(), text(self.secrets()));
+        }
         env.insert(super::dir::MARK.to_owned(), text(host_dir.to_owned()));
         env.into_iter().collect()
     }
@@ -162,6 +213,9 @@ pub struct Record {
     /// Variables came with its files and are not loaded yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub globals: bool,
+    /// It was given some; which, and what they are, is not recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_secrets: bool,
 }
 
 /// What a grant says that a session reaches; nobody, when it cannot be read.
@@ -204,13 +258,19 @@ impl Record {
             restoring: grant.restore,
             sealed: false,
             globals: false,
+            has_secrets: !grant.secrets.is_empty(),
         }
+    }
+
+    /// Whether a grant is this one or a newer one.
+    pub fn is_renewed_by(&self, grant: &v1::SessionGrant) -> bool {
+        let fence = grant.fence.unwrap_or_default();
+        (fence.epoch, fence.attempt) >= (self.epoch, self.generation)
     }
 
     /// The record after another grant of the same session, which keeps its uid. An older one changes nothing.
     pub fn renewed(&self, grant: v1::SessionGrant, worker_id: &str) -> Self {
-        let fence = grant.fence.unwrap_or_default();
-        match (fence.epoch, fence.attempt) >= (self.epoch, self.generation) {
+        match self.is_renewed_by(&grant) {
             // Whose its files are, and whether they are there, no grant changes.
             true => {
                 let Self { uid, restoring, globals, .. } = *self;

@@ -32,6 +32,8 @@ pub struct Link {
     pub hello: bool,
     /// Version of the host protocol spoken with it, or with the one before while it said nothing.
     pub version: u32,
+    /// It passes on secrets of grants.
+    pub secrets: bool,
     /// The program that an upgrade put there gave no working link: take this host's own.
     distrusts_upgrade: bool,
     /// It was greeted at some time.

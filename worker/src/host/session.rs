@@ -215,7 +215,7 @@ fn new_group(confiner: &Confiner, record: &Record) -> Result<Option<cgroup::Grou
 }
 
 impl Host {
-    pub(super) fn create_session(&mut self, grant: v1::SessionGrant) {
+    pub(super) fn create_session(&mut self, mut grant: v1::SessionGrant) {
         let id = grant.session_id.clone();
         if let Some(session) = self.sessions.get_mut(&id) {
             if matches!(session.state, State::Destroying | State::Removing) {
@@ -226,7 +226,12 @@ impl Host {
                 }
                 return;
             }
-            // Granted again: under the newest grant, with its limits; and it is said again how it stands.
+            // Granted again: under the newest grant, with its limits and secrets; and it is said again how it stands.
+            if session.record.is_renewed_by(&grant)
+                && let Err(error) = session.home.put_secrets(&grant.secrets, session.uid())
+            {
+                tracing::warn!(session = %id, %error, "secrets of the session could not be renewed");
+            }
             let renewed = session.record.renewed(grant, &self.dir.worker_id);
             if renewed != session.record {
                 session.record = renewed;
@@ -242,9 +247,20 @@ impl Host {
             }
             return self.tell_session(&id);
         }
-        let mut record = Record::of(grant, &self.dir.worker_id);
+        let secrets = std::mem::take(&mut grant.secrets);
+        let mut record =
+            Record { has_secrets: !secrets.is_empty(), ..Record::of(grant, &self.dir.worker_id) };
         let home = Home::new(&self.dir.base, &id);
-        let made = self.make_place(&home, &mut record);
+        let made = self.make_place(&home, &mut record).and_then(|made| {
+            let put = if secrets.is_empty() { Ok(()) } else { home.put_secrets(&secrets, record.uid) };
+            put.map(|()| made).map_err(|error| {
+                home.clear();
+                Error::new(
+                    Code::DataUnusable,
+                    format!("the secrets of session {id} could not be put in place: {error}"),
+                )
+            })
+        });
         let mut session = Session::new(record, home);
         match made {
             Ok((group, interpreter)) => {

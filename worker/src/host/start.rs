@@ -118,7 +118,7 @@ impl Host {
             );
             return self.link.end(Signal::KILL);
         }
-        (self.link.hello, self.link.version) = (true, version);
+        (self.link.hello, self.link.version, self.link.secrets) = (true, version, hello.secrets);
         self.greet_waiting_link();
     }
 
@@ -154,6 +154,9 @@ impl Host {
                 capabilities.push("checkpoint".to_owned());
                 capabilities.push("hibernate".to_owned());
             }
+        }
+        if self.python.is_some() && self.link.secrets {
+            capabilities.push("secrets".to_owned());
         }
         if self.compose == Compose::Works {
             capabilities.push("compose".to_owned());

@@ -16,6 +16,7 @@ mod measure;
 mod network;
 mod packages;
 mod science;
+mod secrets;
 mod worker;
 
 use std::{
@@ -67,6 +68,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .chain(network::ALL)
         .chain(packages::ALL)
         .chain(science::ALL)
+        .chain(secrets::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .collect();
     println!("\nrunning {} tests", tests.len());

@@ -221,6 +221,7 @@ impl Worker {
             limits: Some(limits),
             network: None,
             restore: false,
+            secrets: Vec::new(),
         };
         self.link.send(to_host::Message::SessionCreate(grant));
         let update = self.link.session_update(&id);
@@ -423,7 +424,7 @@ impl Link {
 
     fn greet(&mut self) -> wire::HostHello {
         let (version_min, version_max) = (HOST_PROTOCOL_MIN, HOST_PROTOCOL_MAX);
-        self.greet_in(wire::LinkHello { version_min, version_max })
+        self.greet_in(wire::LinkHello { version_min, version_max, secrets: true })
     }
 
     /// As a link does that speaks these versions.

@@ -66,6 +66,7 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         hibernate_after_ms: body.lifetime.hibernate_after_ms,
         hibernated: body.hibernated,
         globals: crate::checkpoints::read_opaque(&body.globals),
+        secrets: spec.secrets,
         last_checkpoint_id: body.last_checkpoint.map(|id| id.to_string()).unwrap_or_default(),
     })
 }

@@ -33,10 +33,9 @@ async fn port() -> Port {
     let store: Arc<dyn Store> = Arc::new(Sqlite::memory(Bus::default()).unwrap());
     let tokens = Tokens::open(Arc::clone(&store), data.path()).await.unwrap();
     let output = OutputLog::open(data.path()).unwrap();
-    let cluster =
-        Cluster::load(Arc::clone(&store), output, Default::default(), Default::default(), Default::default())
-            .await
-            .unwrap();
+    let secrets = crate::secrets::Secrets::open(Arc::clone(&store), data.path()).await.unwrap();
+    let (timing, quota, network) = Default::default();
+    let cluster = Cluster::load(Arc::clone(&store), output, timing, quota, network, secrets).await.unwrap();
     // Stands for a gRPC service behind the layer.
     let whoami = get(|request: Request| async move {
         let caller = request.extensions().get::<Caller>().cloned();

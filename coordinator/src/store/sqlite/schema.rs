@@ -18,6 +18,7 @@ pub(super) struct Migration {
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "first", small: true, run: first },
     Migration { name: "checkpoints_templates", small: true, run: checkpoints_templates },
+    Migration { name: "secrets", small: true, run: secrets },
 ];
 
 /// What this build writes; `PRAGMA user_version` of the file.
@@ -70,6 +71,10 @@ fn first(connection: &Connection) -> rusqlite::Result<()> {
 
 fn checkpoints_templates(connection: &Connection) -> rusqlite::Result<()> {
     ["checkpoint", "template"].into_iter().try_for_each(|table| aggregate_table(connection, table))
+}
+
+fn secrets(connection: &Connection) -> rusqlite::Result<()> {
+    aggregate_table(connection, "secret")
 }
 
 fn aggregate_table(connection: &Connection, table: &str) -> rusqlite::Result<()> {

@@ -11,8 +11,11 @@ use crate::{
 };
 
 /// One a schema version, frozen.
-const FIXTURES: [&str; 2] =
-    [include_str!("../../../fixtures/v1.sql"), include_str!("../../../fixtures/v2.sql")];
+const FIXTURES: [&str; 3] = [
+    include_str!("../../../fixtures/v1.sql"),
+    include_str!("../../../fixtures/v2.sql"),
+    include_str!("../../../fixtures/v3.sql"),
+];
 
 fn written(fixture: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -52,6 +55,7 @@ async fn a_store_of_every_released_schema_is_brought_to_this_one_and_read_whole(
             Default::default(),
             Default::default(),
             Default::default(),
+            secrets::Secrets::open(store.clone(), dir.path()).await.unwrap(),
         )
         .await
         .unwrap();

@@ -875,6 +875,7 @@ pub fn create(id: SessionId) -> session::Create {
         hibernate_after_ms: 0,
         restore: None,
         spare: None,
+        secrets: false,
         share: session::Share::default(),
         spec: Arc::from([]),
     }

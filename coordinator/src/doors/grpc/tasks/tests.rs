@@ -24,9 +24,11 @@ async fn door() -> (tempfile::TempDir, Tasks) {
     let dir = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(Sqlite::memory(Bus::default()).unwrap());
     let output = OutputLog::open(dir.path()).unwrap();
-    let cluster = Cluster::load(store, output, Default::default(), Default::default(), Default::default())
-        .await
-        .unwrap();
+    let secrets = crate::secrets::Secrets::open(store.clone(), dir.path()).await.unwrap();
+    let cluster =
+        Cluster::load(store, output, Default::default(), Default::default(), Default::default(), secrets)
+            .await
+            .unwrap();
     (dir, Tasks { cluster, bus: Bus::default() })
 }
 
