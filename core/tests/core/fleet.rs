@@ -463,7 +463,7 @@ fn a_refusal_is_kept_with_the_worker_until_it_attaches_and_said_once() {
 fn a_session_with_secrets_goes_only_to_a_worker_that_knows_them() {
     let mut world = World::with(&["a", "old"]);
     assert_eq!(world.session_with(|create| create.secrets = true).unwrap_err(), Code::NotSupported);
-    world.attach_as("new", |body| drop(body.capabilities.insert(worker::SECRETS.to_owned())));
+    world.attach_as("new", |body| body.capabilities.extend([worker::SECRETS.to_owned()]));
     for _ in 0..2 {
         let (_, place) = world.session_with(|create| create.secrets = true).unwrap();
         assert_eq!(place, "new");
