@@ -93,6 +93,17 @@ fn a_secret_is_a_file_of_the_sessions_that_ask_for_it_wherever_they_go_and_nowhe
             .all(|it| !it.path().join("secrets/API_KEY").exists())
     });
 
+    // Asleep it is nowhere on a worker; awake it has it again.
+    let create = ["session", "create", "--name", "sleepy", "--secret", "API_KEY", "--hibernate-after", "1s"];
+    let sleepy = cooper.ok(create);
+    assert_eq!(cooper.exec("sleepy", READ), "True");
+    let show = ["session", "show", "sleepy"];
+    cooper.until_json("that it hibernates", seconds(30), &show, |it| it["hibernated"] == true);
+    let gone = || !own("right").join(&sleepy).exists();
+    cooper_tests::wait::until_true("that its files are gone", seconds(20), gone);
+    assert_eq!(cooper.exec("sleepy", READ), "True");
+    cooper.ok(["session", "destroy", "sleepy"]);
+
     // Another value comes with the next grant, and so does its absence.
     says_nothing(&cooper.run_with(["secret", "set", "API_KEY"], b"another").expect(0));
     cooper.ok(["session", "update", "has", "--label", "a=b"]);
