@@ -48,7 +48,7 @@ lint() { make --no-print-directory lint; }
 readonly selection=(--workspace --locked --features cooper/failpoints)
 build() { cargo build "${selection[@]}" --all-targets; }
 unit()  { cargo test "${selection[@]}" --no-fail-fast -- --skip=e2e::; }
-e2e()   { cargo test "${selection[@]}" --tests -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
+e2e()   { cargo test "${selection[@]}" --tests --no-fail-fast -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
 
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
 stage() {

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Peers included, what is built or fetched the first time not.
-const WHOLE: Duration = Duration::from_secs(900);
+const WHOLE: Duration = Duration::from_secs(1200);
 /// A fleet of 10,000 sits still for an interval between heartbeats, which is 51 s.
 const ROW: Duration = Duration::from_secs(240);
 

@@ -16,7 +16,7 @@ use crate::{budgets, cluster::free_address, figures::Figures, process::Group};
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
 /// Downloads included.
 const PREPARE: Duration = Duration::from_secs(300);
-const SCRIPT: Duration = Duration::from_secs(90);
+const SCRIPT: Duration = Duration::from_secs(180);
 
 /// Kernel starts, round trips, kernels that idle.
 const IPYKERNEL: [&str; 3] = ["10", "500", "4"];
