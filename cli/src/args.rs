@@ -356,6 +356,10 @@ pub struct SessionCreate {
     /// A name to use in place of the id
     #[arg(long)]
     pub name: Option<String>,
+    /// Python it runs on, e.g. 3.12 (its worker's newest 3.12) or 3.12.1; `cooper workers` lists what there is [default:
+    /// its worker's first, or the template's]
+    #[arg(long, value_name = "VERSION")]
+    pub python: Option<String>,
     /// Environment of every execution; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub env: Vec<(String, String)>,

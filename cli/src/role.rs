@@ -9,7 +9,7 @@ use cooper_common::{
     network, telemetry,
 };
 use cooper_coordinator::{Policy, Quota, Timing, upkeep::Keep};
-use cooper_worker::egress::dial::Place;
+use cooper_worker::{config::Pythons, egress::dial::Place};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -135,7 +135,7 @@ pub fn surveyed(context: &Context, args: args::Doctor) -> Result<cooper_worker::
     let nothing = cooper_common::token::Secret::from_text("");
     Ok(cooper_worker::config::Config {
         base_workspace: config.path("base_workspace"),
-        python: config.text("python").map(PathBuf::from),
+        python: Pythons::parse(&config.text("python").unwrap_or_default()),
         layer: config.path("layer"),
         tier_min: config.text("min_tier").and_then(|tier| Tier::parse(&tier)).unwrap_or(Tier::T0),
         mask: Mask::parse(&config.text("mask_facilities").unwrap_or_default())?,
@@ -163,7 +163,7 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         base_workspace: config.path("base_workspace"),
         worker_id: config.text("worker_id"),
         max_sessions: config.integer("max_sessions").and_then(|number| u32::try_from(number).ok()),
-        python: config.text("python").map(PathBuf::from),
+        python: Pythons::parse(&config.text("python").unwrap_or_default()),
         preload: config.text("preload").filter(|tier| tier != "off"),
         layer: config.path("layer"),
         pool_low: number("pool_low", zygote::POOL_LOW),

@@ -251,6 +251,11 @@ pub mod zygote {
     pub const POOL_LOW: u32 = 4;
     pub const POOL_HIGH: u32 = 24;
     pub const POOL_MAX: u32 = 1024;
+    /// Pythons of one worker.
+    pub const PYTHONS_MAX: usize = 8;
+    /// The marks of Pythons other than the worker's first are no higher than these.
+    pub const OTHERS_LOW: usize = 1;
+    pub const OTHERS_HIGH: usize = 2;
     /// Forks of one zygote; then another takes its place, with another hash seed and memory layout.
     pub const FORKS_MAX: u32 = 500;
     /// Between two looks at a pool that is not full.

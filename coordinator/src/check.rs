@@ -6,7 +6,7 @@ use cooper_common::{
     error::{Code, Error, Result},
     limits::request as limits,
 };
-use cooper_core::{retry::When, task::Scheduling};
+use cooper_core::{python, retry::When, task::Scheduling};
 use cooper_proto::v1;
 
 use crate::store::Filter;
@@ -58,6 +58,14 @@ pub fn name(name: &str) -> Result<()> {
         return Err(Error::invalid(format!("{name:?} looks like an id")));
     }
     Ok(())
+}
+
+/// `3.12`, `3.12.1` or empty.
+pub fn python_version(version: &str) -> Result<()> {
+    if version.is_empty() || python::is_wanted(version) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("python_version is {version:?}; it has to be like 3.12 or 3.12.1")))
 }
 
 pub fn env(env: &HashMap<String, String>) -> Result<()> {

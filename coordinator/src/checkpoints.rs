@@ -414,6 +414,8 @@ impl Checkpoints {
         labels.extend(asked.labels);
         metadata.extend(asked.metadata);
         let or = |asked: u64, saved: u64| if asked == 0 { saved } else { asked };
+        let python_version =
+            if asked.python_version.is_empty() { saved.python_version } else { asked.python_version };
         let worker_labels =
             if asked.worker_labels.is_empty() { saved.worker_labels } else { asked.worker_labels };
         Ok(v1::CreateSessionRequest {
@@ -425,6 +427,7 @@ impl Checkpoints {
                 asked.limits.unwrap_or_default(),
             )),
             worker_labels,
+            python_version,
             ttl_ms: or(asked.ttl_ms, saved.ttl_ms),
             idle_timeout_ms: or(asked.idle_timeout_ms, saved.idle_timeout_ms),
             hibernate_after_ms: or(asked.hibernate_after_ms, saved.hibernate_after_ms),

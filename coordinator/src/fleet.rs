@@ -359,7 +359,7 @@ fn down(
         Message::ResultAck { task, fence: f, stale } => {
             v1::down::Message::ResultAck(v1::ResultAck { task_id: task.to_string(), fence: fence(f), stale })
         }
-        Message::SessionGrant { session, fence: f, spec, restore, secrets_of: _ } => {
+        Message::SessionGrant { session, fence: f, spec, restore, secrets_of: _, python } => {
             let spec = v1::CreateSessionRequest::decode(&*spec)?;
             v1::down::Message::SessionCreate(v1::SessionGrant {
                 session_id: session.to_string(),
@@ -369,6 +369,7 @@ fn down(
                 network: spec.network,
                 restore,
                 secrets,
+                python_version: python,
             })
         }
         Message::Drain { draining, deadline_in_ms } => {

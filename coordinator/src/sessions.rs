@@ -12,7 +12,7 @@ use cooper_common::{
     ids::{SessionId, TemplateId},
     limits,
 };
-use cooper_core::{change::Aggregate, session, worker::WorkerId};
+use cooper_core::{change::Aggregate, python, session, worker::WorkerId};
 use cooper_proto::v1;
 use prost::Message as _;
 use tokio::sync::broadcast;
@@ -102,6 +102,7 @@ fn checked(request: &v1::CreateSessionRequest) -> Result<()> {
     check::labels(&request.worker_labels)?;
     check::metadata(&request.metadata)?;
     update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms), Some(request.hibernate_after_ms))?;
+    check::python_version(&request.python_version)?;
     first::check_packages(&request.packages)?;
     if !request.template.is_empty() && !request.checkpoint_id.is_empty() {
         return Err(Error::invalid("a session begins with a template or with a checkpoint, not with both"));
@@ -120,11 +121,24 @@ async fn placed(
         "" => None,
         checkpoint => Some(checkpoints.python_of(caller, checkpoint).await?),
     };
+    if let Some((_, made)) = &restore {
+        made_with(made, &request.python_version)?;
+    }
     let create = session::Create { restore, spare, ..wanted(caller, SessionId::new(), request) };
     let id = create.id;
     place(cluster, create, request.wait_ms.min(limits::request::SESSION_WAIT_MS_MAX)).await?;
     metrics::counter!("cooper_sessions_created_total").increment(1);
     Ok(id)
+}
+
+/// Its packages are good for this minor version only.
+fn made_with(made: &str, wanted: &str) -> Result<()> {
+    if wanted.is_empty() || python::minor(wanted) == python::minor(made) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "python_version is {wanted}; what the session begins with was made with {made}"
+    )))
 }
 
 fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) -> session::Create {
@@ -142,6 +156,7 @@ fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) ->
         hibernate_after_ms: request.hibernate_after_ms,
         share: share(&limits),
         restore: None,
+        python: request.python_version.clone(),
         spare: None,
         secrets: !request.secrets.is_empty(),
         spec: request.encode_to_vec().into(),

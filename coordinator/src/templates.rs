@@ -164,6 +164,9 @@ pub fn applied(template: &Template, mut request: v1::CreateSessionRequest) -> v1
     if request.worker_labels.is_empty() {
         request.worker_labels.clone_from(&recipe.worker_labels);
     }
+    if request.python_version.is_empty() {
+        request.python_version.clone_from(&recipe.python_version);
+    }
     request.limits =
         Some(sessions::merged(recipe.limits.unwrap_or_default(), request.limits.unwrap_or_default()));
     request.checkpoint_id = template.body.checkpoint.to_string();

@@ -33,7 +33,7 @@ pub use self::{
     attach::{AttemptItem, AttemptVerdict, Hello, SessionItem, SessionVerdict, Verdict, Welcome},
     explain::{Cause, Why},
     lifetime::Changed,
-    moves::{Transfer, What, minor},
+    moves::{Transfer, What},
     quota::Quota,
     sessions::Update,
     tasks::Said,
@@ -76,6 +76,8 @@ pub enum Message {
         restore: bool,
         /// Whose secrets go with it, as far as the spec names them.
         secrets_of: Option<Arc<str>>,
+        /// Which Python to make it with; empty = the worker's first.
+        python: String,
     },
     SessionEnd {
         session: SessionId,

@@ -6,6 +6,7 @@ pub mod change;
 pub mod cluster;
 pub mod credit;
 pub mod lease;
+pub mod python;
 pub mod queue;
 pub mod retry;
 pub mod run;

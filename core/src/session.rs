@@ -111,6 +111,9 @@ pub struct Body {
     pub output_limit_bytes: u64,
     #[serde(default)]
     pub python_version: String,
+    /// The one that was asked for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub python_wanted: String,
     #[serde(default)]
     pub facilities: Vec<String>,
     /// Its worker's when it became ready.
@@ -210,6 +213,8 @@ pub struct Create {
     pub share: Share,
     /// Begins from this checkpoint, on a worker with this Python.
     pub restore: Option<(CheckpointId, String)>,
+    /// `3.12` or `3.12.1`; empty = whatever its worker offers first.
+    pub python: String,
     /// Nobody's yet.
     pub spare: Option<Spare>,
     /// Its spec names some: its worker has to know them.
@@ -275,6 +280,7 @@ impl Session {
                 exec_timeout_ms: create.exec_timeout_ms,
                 output_limit_bytes: create.output_limit_bytes,
                 python_version: create.restore.as_ref().map(|(_, python)| python.clone()).unwrap_or_default(),
+                python_wanted: create.python,
                 facilities: Vec::new(),
                 tier: String::new(),
                 interpreter_restarted: false,

@@ -12,6 +12,7 @@ use crate::{
     Now,
     change::{Aggregate, Change, NewEvent, Row, Version},
     credit::Credit,
+    python,
     queue::Queue,
     session::Reason,
 };
@@ -103,6 +104,9 @@ pub struct Body {
     pub boot_id: String,
     #[serde(default)]
     pub python_version: String,
+    /// All that it offers; empty = it only said `python_version`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub python_versions: Vec<String>,
     /// Isolation of its sessions; empty = it did not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tier: String,
@@ -117,6 +121,20 @@ pub struct Body {
 }
 
 impl Body {
+    /// Versions of the Pythons that its sessions can run on, the one for those that name none first.
+    pub fn pythons(&self) -> &[String] {
+        match self.python_versions.is_empty() {
+            true if self.python_version.is_empty() => &[],
+            true => std::slice::from_ref(&self.python_version),
+            false => &self.python_versions,
+        }
+    }
+
+    /// Whether a session that wants this Python can be there.
+    pub fn offers(&self, python: &str) -> bool {
+        python.is_empty() || self.pythons().iter().any(|version| python::is(version, python))
+    }
+
     /// Of a worker that nothing is known of.
     pub fn unknown() -> Self {
         Self {
@@ -131,6 +149,7 @@ impl Body {
             hostname: String::new(),
             boot_id: String::new(),
             python_version: String::new(),
+            python_versions: Vec::new(),
             tier: String::new(),
             sessions_refused: None,
             drain: None,

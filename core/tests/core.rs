@@ -6,5 +6,7 @@ mod cluster;
 mod fleet;
 #[path = "core/lifetime.rs"]
 mod lifetime;
+#[path = "core/pythons.rs"]
+mod pythons;
 #[path = "core/run.rs"]
 mod run;

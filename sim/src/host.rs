@@ -178,6 +178,7 @@ impl Host {
             interpreter_restarted: session.restarted,
             globals: None,
             sealed: false,
+            python_version: String::new(),
         });
         let attempts = self.attempts.values().map(|attempt| v1::AttemptItem {
             task_id: attempt.assign.task_id.clone(),

@@ -19,6 +19,7 @@ mod e2e {
     mod network;
     mod policy;
     mod python_client;
+    mod pythons;
     mod repair;
     mod resume;
     mod rollback;

@@ -36,9 +36,8 @@ pub struct Config {
     pub max_sessions: Option<u32>,
     /// Attempts at once, of all kinds. None = max_sessions + 8.
     pub max_tasks: Option<u32>,
-    /// Base interpreter of the sessions. None = the first usable python3 on PATH; without one the worker has no
-    /// capability `python`. Named but unusable is an error.
-    pub python: Option<PathBuf>,
+    /// Base interpreters of the sessions; without one the worker has no capability `python`.
+    pub python: Pythons,
     /// What interpreters have imported before a session gets them: `bare`, `stdlib` or `science`. None = every
     /// interpreter is started anew.
     pub preload: Option<String>,
@@ -83,6 +82,30 @@ pub struct Config {
     pub egress_uid: u32,
 }
 
+/// Which Pythons a worker offers; the first is for sessions that name none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pythons {
+    /// The first usable python3 on PATH.
+    Usual,
+    /// That one, and every usable python3.N on PATH.
+    All,
+    /// These; one that is not usable is an error.
+    These(Vec<PathBuf>),
+}
+
+impl Pythons {
+    /// Programs with commas between them, `auto` for all, or nothing.
+    pub fn parse(text: &str) -> Self {
+        let named = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let named: Vec<PathBuf> = named.map(PathBuf::from).collect();
+        match text.trim() {
+            "auto" => Self::All,
+            _ if named.is_empty() => Self::Usual,
+            _ => Self::These(named),
+        }
+    }
+}
+
 /// How the worker dials. All in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Timing {
@@ -123,7 +146,7 @@ impl Config {
             join_token,
             max_sessions: None,
             max_tasks: None,
-            python: None,
+            python: Pythons::Usual,
             preload: Some("stdlib".to_owned()),
             layer: None,
             pool_low: zygote::POOL_LOW,

@@ -105,7 +105,8 @@ pub struct Surroundings<'a> {
     pub dir: &'a Path,
     /// Where the homes of sessions are.
     pub base: &'a Path,
-    pub python_prefix: Option<&'a Path>,
+    /// Where its Pythons are installed.
+    pub pythons: Vec<&'a Path>,
     /// Packages that every session finds.
     pub layer: Option<&'a Path>,
     /// What installers read besides.
@@ -127,7 +128,7 @@ impl Confiner {
         let groups = (!mask.cgroup).then(|| cgroup::Root::open(&group_name(around)));
         facilities.cgroup = groups.as_ref().map(cgroup::Root::controllers).unwrap_or_default();
         let installed: Vec<PathBuf> =
-            around.python_prefix.into_iter().chain(around.layer).map(Path::to_owned).collect();
+            around.pythons.iter().copied().chain(around.layer).map(Path::to_owned).collect();
         let network = match facilities.namespaces || facilities.landlock >= LANDLOCK_WITH_TCP {
             true => Network::Tcp,
             false if facilities.network => Network::TcpOut,
@@ -225,14 +226,14 @@ impl Confiner {
 }
 
 /// What this machine has, but for control groups, and why it is not more.
-fn look(mask: Mask, around: &Surroundings<'_>) -> (Facilities, Option<Cage>, Vec<String>) {
+fn look<'a>(mask: Mask, around: &Surroundings<'a>) -> (Facilities, Option<Cage>, Vec<String>) {
     let mut facilities = Facilities::probe(mask);
     let mut notes = Vec::new();
     let cage = if mask.namespaces || !facilities::may_make_namespaces() {
         None
     } else {
         let mut visible: Vec<(PathBuf, bool)> = vec![(around.base.to_owned(), true)];
-        let installed = around.python_prefix.into_iter().chain(around.layer);
+        let installed = around.pythons.iter().copied().chain(around.layer);
         visible.extend(installed.map(|place| (place.to_owned(), false)));
         visible.extend(around.readable.iter().map(|path| (path.clone(), false)));
         let scratch = around.dir.join("cage");
@@ -241,8 +242,12 @@ fn look(mask: Mask, around: &Surroundings<'_>) -> (Facilities, Option<Cage>, Vec
     };
     facilities.namespaces = cage.is_some();
     if cage.is_none() && facilities.uid {
-        let needed = [Some(around.base), around.python_prefix, around.layer];
-        let closed = needed.into_iter().flatten().find_map(facilities::impassable);
+        let closed = |place: &&'a Path| facilities::impassable(place);
+        // Of the Pythons one is enough: others are not offered then.
+        let of_pythons: Option<Vec<&Path>> = around.pythons.iter().map(closed).collect();
+        let needed = [Some(around.base), around.layer].into_iter().flatten();
+        let closed =
+            needed.collect::<Vec<_>>().iter().find_map(closed).or_else(|| of_pythons?.first().copied());
         if let Some(dir) = closed {
             notes.push(format!(
                 "sessions cannot have uids of their own: {} may not be passed by others (chmod o+x), and is on the \

@@ -35,7 +35,7 @@ use attempt::Attempt;
 use dir::Dir;
 use interpreter::PlainChild;
 use link::{Heard, Link};
-use python::Python;
+use python::Pythons;
 use session::{Interpreter, Session};
 use stacks::Stacks;
 use timers::Timers;
@@ -117,7 +117,7 @@ struct Host {
     null: File,
     /// Room for what interpreters say.
     control_buffer: crate::frame::Buffer,
-    python: Option<Python>,
+    pythons: Pythons,
     plain: PlainChild,
     pool: pool::Pool,
     /// Interpreters of the pool that have to end with this host.
@@ -278,7 +278,7 @@ impl Host {
             index: install::Reached::default(),
             reach_env: Vec::new(),
             link_watched_for_room: false,
-            python: None,
+            pythons: Pythons::default(),
             sessions: BTreeMap::new(),
             interpreters: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -312,18 +312,7 @@ impl Host {
         host.probe_compose();
         // The link dials while Python is asked where it is.
         host.start_link();
-        host.python = match python::find(host.config.python.as_deref()) {
-            Ok(python) => Some(python),
-            Err(error) if host.config.python.is_some() => {
-                host.link.end(Signal::KILL);
-                return Err(error);
-            }
-            Err(error) => {
-                tracing::warn!("{error}: this worker takes no sessions");
-                None
-            }
-        };
-        if let Err(error) = host.confine() {
+        if let Err(error) = host.find_pythons().and_then(|()| host.confine()) {
             host.link.end(Signal::KILL);
             return Err(error);
         }
@@ -336,7 +325,7 @@ impl Host {
             worker = %host.dir.worker_id,
             incarnation = host.dir.incarnation,
             sessions = host.sessions.len(),
-            python = host.python.as_ref().map_or("none".to_owned(), Python::version_text),
+            pythons = ?host.pythons.versions(),
             "host started"
         );
         Ok(host)

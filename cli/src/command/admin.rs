@@ -63,6 +63,7 @@ fn worker_table(context: &Context, workers: &[Worker]) -> Result<()> {
                 worker.running.to_string(),
                 worker.capabilities.join(","),
                 worker.tier.clone(),
+                worker.python_versions.join(","),
                 labels.join(","),
                 worker.hostname.clone(),
                 worker.version.clone(),
@@ -72,7 +73,8 @@ fn worker_table(context: &Context, workers: &[Worker]) -> Result<()> {
         })
         .collect();
     let titles = [
-        "worker", "state", "sessions", "running", "can", "tier", "labels", "host", "version", "start", "seen",
+        "worker", "state", "sessions", "running", "can", "tier", "python", "labels", "host", "version",
+        "start", "seen",
     ];
     context.out.table(&titles, rows)?;
     for worker in workers {

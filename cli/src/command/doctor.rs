@@ -12,9 +12,9 @@ use crate::{args, context::Context, failure::Result, role};
 /// 0 when a worker here would take sessions, 1 when not.
 pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
     let config = role::surveyed(context, args)?;
-    let Survey { facilities, notes, python } = survey(&config);
+    let Survey { facilities, notes, pythons } = survey(&config);
     let tier = facilities.tier();
-    let takes = tier >= config.tier_min && python.is_some();
+    let takes = tier >= config.tier_min && !pythons.is_empty();
     let (enforced, watched, open) = (enforced(&facilities), watched(&facilities), not_contained(&facilities));
     let document = || {
         json!({
@@ -23,7 +23,8 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
             "takes_sessions": takes,
             "several_tenants": facilities.uid && facilities.seccomp,
             "kernel": facilities.kernel,
-            "python": python,
+            "python": pythons.first(),
+            "pythons": pythons,
             "facilities": facilities.names(),
             "enforced": enforced,
             "watched": watched,
@@ -33,11 +34,15 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
         })
     };
     let text = || {
+        let python = match pythons.is_empty() {
+            true => "none that can be used".to_owned(),
+            false => pythons.join(", "),
+        };
         let takes = if takes { "sessions are taken" } else { "sessions are refused" };
         let mut lines = vec![
             format!("tier      {tier} ({takes}; min_tier is {})", config.tier_min),
             format!("kernel    {}", facilities.kernel),
-            format!("python    {}", python.as_deref().unwrap_or("none that can be used")),
+            format!("python    {python}"),
             format!("has       {}", facilities.names().join(", ")),
         ];
         for (title, list) in [("enforced", &enforced), ("watched", &watched), ("not contained", &open)] {

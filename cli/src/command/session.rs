@@ -101,6 +101,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         network: args.network.request(),
         template: args.template.unwrap_or_default(),
         secrets: args.secret,
+        python_version: args.python.unwrap_or_default(),
     };
     let session = client.sessions().create_session(request).await?.into_inner();
     // The id alone, so that S=$(cooper session create) works.

@@ -31,6 +31,9 @@ const PAGE: u32 = 500;
 #[serde(deny_unknown_fields)]
 struct Written {
     name: Option<String>,
+    /// "3.12" or "3.12.1".
+    #[serde(default)]
+    python: String,
     #[serde(default)]
     packages: Vec<String>,
     #[serde(default)]
@@ -121,6 +124,7 @@ fn read(file: &Path, name: Option<&str>) -> Result<BuildTemplateRequest> {
     let timeout = written.limits.exec_timeout.as_deref().map(units::duration_ms).transpose().map_err(bad)?;
     let recipe = Recipe {
         packages: written.packages,
+        python_version: written.python,
         files: files.collect::<Result<_>>()?,
         env: written.env,
         labels: written.labels,

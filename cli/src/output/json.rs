@@ -326,6 +326,7 @@ pub fn worker(worker: &v1::Worker) -> Value {
         "drain_waits_for": worker.drain_waits_for,
         "refused": worker.refused.as_ref().map(error),
         "tier": worker.tier,
+        "python_versions": worker.python_versions,
         "sessions_refused": worker.sessions_refused.as_ref().map(error),
     })
 }

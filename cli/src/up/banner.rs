@@ -71,7 +71,11 @@ pub(super) fn show(up: &Up<'_>, worker: Option<&Worker>) -> Result<()> {
         None => lines.push("  worker    none (--no-worker)".to_owned()),
         Some(worker) => {
             lines.push(format!("  worker    {}, room for {} sessions", worker.id, worker.sessions_max));
-            lines.push(format!("  python    {python}"));
+            let pythons = match worker.python_versions.is_empty() {
+                true => python.to_owned(),
+                false => worker.python_versions.join(", "),
+            };
+            lines.push(format!("  python    {pythons}"));
             lines.push(match (compose, worker.stacks.is_empty()) {
                 (Some(true), true) => {
                     "  compose   yes; name a stack with `cooper repair SERVICE --stack DIR`".to_owned()

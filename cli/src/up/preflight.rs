@@ -115,10 +115,11 @@ pub(super) struct Python {
     pub(super) version: String,
 }
 
-/// The Python that sessions will run on: the one named, else python3 of PATH; 3.9 or newer.
+/// The Python that sessions will run on when they name none: the first of the setting, else python3 of PATH; 3.9 or newer.
 pub(super) fn python(config: &Config) -> Result<Python> {
-    let named = config.text("python");
-    let program = named.clone().unwrap_or_else(|| "python3".to_owned());
+    let named = config.text("python").filter(|python| python != "auto");
+    let first = named.as_deref().and_then(|python| python.split(',').next()).unwrap_or("python3");
+    let program = first.to_owned();
     let missing = |what: String| Failure::new(Code::PythonMissing, what);
     if named.is_none() && !in_path(&program) {
         return Err(missing("there is no python3 in PATH".to_owned()));

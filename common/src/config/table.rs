@@ -36,8 +36,8 @@ pub enum Kind {
     Name,
     /// Made absolute: against the working directory, or against the file that sets it.
     Path,
-    /// A command looked up in PATH, or a path.
-    Program,
+    /// Commands looked up in PATH, or paths, with commas between them.
+    Programs,
     /// `IP:PORT`, or `localhost:PORT`.
     Address,
     /// `host:port` or an `http(s)://` URL.
@@ -217,8 +217,9 @@ pub const SETTINGS: &[Setting] = &[
         key: "python",
         env: &["COOPER_PYTHON"],
         roles: WORKERS,
-        kind: Kind::Program,
-        doc: "Python that sessions run on; without it python3 from PATH.",
+        kind: Kind::Programs,
+        doc: "Pythons that sessions can run on, with commas between them; the first is for sessions that name none. \
+              Without it python3 from PATH; auto: that, and every python3.N of PATH that works.",
         ..BLANK
     },
     Setting {

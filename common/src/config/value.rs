@@ -79,10 +79,15 @@ fn convert(kind: Kind, text: &str, base: &Path) -> Result<Value, String> {
         Kind::Text => Ok(Value::Text(text.to_owned())),
         Kind::Secret => Ok(Value::Secret(Secret::from_text(text))),
         Kind::Path => absolute(base, text).map(Value::Path),
-        Kind::Program if text.contains('/') => {
-            absolute(base, text).map(|path| Value::Text(path.to_string_lossy().into_owned()))
+        Kind::Programs => {
+            let programs = text.split(',').map(|program| match program.trim() {
+                program if program.contains('/') => {
+                    absolute(base, program).map(|path| path.to_string_lossy().into_owned())
+                }
+                program => Ok(program.to_owned()),
+            });
+            Ok(Value::Text(programs.collect::<Result<Vec<_>, _>>()?.join(",")))
         }
-        Kind::Program => Ok(Value::Text(text.to_owned())),
         Kind::Name if is_name(text) => Ok(Value::Text(text.to_owned())),
         Kind::Name => Err(format!("{text:?} is not a name: letters, digits, '.', '_', '-', at most 63")),
         Kind::Address => address(text).map(Value::Address),

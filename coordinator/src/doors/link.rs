@@ -280,6 +280,7 @@ fn understood(worker: WorkerId, caller: &Caller, protocol: u32, hello: v1::Hello
             hostname: hello.hostname,
             boot_id: hello.boot_id,
             python_version: hello.python_version,
+            python_versions: hello.python_versions,
             tier: hello.tier,
             sessions_refused: hello
                 .sessions_refused

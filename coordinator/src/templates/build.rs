@@ -52,6 +52,7 @@ pub async fn build(
         limits: recipe.limits,
         worker_labels: recipe.worker_labels.clone(),
         ttl_ms: BUILD_TTL_MS,
+        python_version: recipe.python_version.clone(),
         ..v1::CreateSessionRequest::default()
     };
     let session = sessions::parse(&sessions::create(cluster, checkpoints, caller, request).await?.id)?;
@@ -76,6 +77,7 @@ fn checked(name: &str, recipe: &v1::Recipe) -> Result<()> {
     }
     check::size("recipe.warm_up", recipe.warm_up.len(), limits::WARM_UP_BYTES_MAX)?;
     check::at_most("recipe.spares", recipe.spares.into(), limits::SPARES_MAX.into())?;
+    check::python_version(&recipe.python_version)?;
     check::env(&recipe.env)?;
     check::labels(&recipe.labels)
 }

@@ -37,12 +37,6 @@ pub enum What {
     Restore { checkpoint: CheckpointId },
 }
 
-/// `3.11` of `3.11.7`: packages are good for all of these.
-pub fn minor(version: &str) -> &str {
-    let end = version.match_indices('.').nth(1).map_or(version.len(), |(at, _)| at);
-    &version[..end]
-}
-
 impl Worker {
     /// Its sessions are to be saved and to go on elsewhere.
     pub fn sends_sessions_away(&self) -> bool {
@@ -214,8 +208,8 @@ impl Cluster {
         session.body.restore = None;
         (session.transfer, session.homeless) = (None, false);
         if session.to(State::Ready) {
-            let grant = session.grant(false);
             let worker = session.body.worker.as_str().into();
+            let grant = session.grant(false);
             // To the host it was as good as gone: granted again, it takes work again.
             self.send(&worker, grant, out);
             out.sessions.insert(id);
@@ -232,8 +226,8 @@ impl Cluster {
         let Some(session) = self.sessions.get_mut(&id) else { return out };
         session.transfer = None;
         session.transfer_after_mono_ms = now.mono_ms + limits::RETRY_MS;
-        let (grant, fence) = (session.grant(true), session.body.fence);
-        let worker = WorkerId::from(session.body.worker.as_str());
+        let (fence, worker) = (session.body.fence, WorkerId::from(session.body.worker.as_str()));
+        let grant = session.grant(true);
         if session.body.state != State::Initializing {
             return out;
         }
@@ -362,13 +356,13 @@ impl Cluster {
 
     /// The worker with the most room among those that can restore there.
     fn room_for(&self, session: &Session) -> Option<WorkerId> {
-        let (python, labels) = (minor(&session.body.python_version), &session.body.worker_labels);
+        let (python, labels) = (session.python_needed(), &session.body.worker_labels);
         self.workers
             .values()
             .filter(|worker| worker.free_sessions() > 0 && worker.has(labels))
             .filter(|worker| *worker.id != *session.body.worker || (session.homeless && worker.takes_back()))
             .filter(|worker| !self.is_anothers(worker, &session.tenant))
-            .filter(|worker| worker.can_checkpoint() && minor(&worker.body.python_version) == python)
+            .filter(|worker| worker.can_checkpoint() && worker.body.offers(python))
             .filter(|worker| {
                 !session.body.secrets || worker.body.capabilities.contains(crate::worker::SECRETS)
             })

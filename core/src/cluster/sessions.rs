@@ -1,6 +1,6 @@
 //! Creating and ending sessions.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use cooper_common::{
     error::{Code, Error, Result},
@@ -11,6 +11,7 @@ use super::{Cluster, Effect, Message, Out};
 use crate::{
     Now,
     lease::Fence,
+    python,
     session::{Create, Reason, Session, State},
     task::End,
     worker::{CHECKPOINT, SECRETS, Worker},
@@ -38,6 +39,7 @@ impl Session {
             spec: self.spec.clone(),
             restore,
             secrets_of: self.body.secrets.then(|| self.tenant.clone()),
+            python: self.python().to_owned(),
         }
     }
 }
@@ -47,9 +49,9 @@ impl Cluster {
     /// cannot keep tenants apart is left to the tenant that is there.
     ///
     /// # Errors
-    /// `name_taken`; `no_worker` when none with the labels is attached; `isolation_unavailable` when all of these refuse
-    /// sessions; `not_supported` when it is to have secrets and all are of a version that knows none; `no_capacity` when all
-    /// are full or another tenant's.
+    /// `name_taken`; `no_worker` when none with the labels and the Python is attached; `isolation_unavailable` when all of
+    /// these refuse sessions; `not_supported` when it is to have secrets and all are of a version that knows none;
+    /// `no_capacity` when all are full or another tenant's.
     pub fn create_session(&mut self, now: Now, create: Create) -> Result<Out> {
         let mut out = Out { full: true, ..Out::default() };
         let name = (create.tenant.clone(), create.name.clone());
@@ -65,14 +67,11 @@ impl Cluster {
             .values()
             .filter(|worker| worker.free_sessions() > 0 && worker.has(&create.worker_labels))
             .filter(|worker| !self.is_anothers(worker, &create.tenant))
-            .filter(|worker| create.restore.as_ref().is_none_or(|(_, python)| restores(worker, python)))
+            .filter(|worker| fits(worker, &create))
             .filter(|worker| !create.secrets || worker.body.capabilities.contains(SECRETS))
             .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
             .map(|worker| worker.id.clone())
-            .ok_or_else(|| {
-                let python = create.restore.as_ref().map(|(_, python)| &**python);
-                self.no_room(&create.worker_labels, &create.tenant, python, create.secrets)
-            })?;
+            .ok_or_else(|| self.no_room(&create))?;
         let session = Session::new(now, create, &worker, self.epoch);
         let (id, restore) = (session.id, session.body.restore.is_some());
         let grant = session.grant(restore);
@@ -98,13 +97,8 @@ impl Cluster {
         !worker.keeps_tenants_apart() && worker.sessions.iter().any(of_another)
     }
 
-    fn no_room(
-        &self,
-        labels: &BTreeMap<String, String>,
-        tenant: &str,
-        restore: Option<&str>,
-        secrets: bool,
-    ) -> Error {
+    fn no_room(&self, create: &Create) -> Error {
+        let (labels, tenant) = (&create.worker_labels, &*create.tenant);
         let mut hosts: Vec<_> =
             self.workers.values().filter(|w| w.accepts() && w.body.capabilities.contains("python")).collect();
         if hosts.is_empty() {
@@ -121,18 +115,25 @@ impl Cluster {
                     "start a worker with `--labels {labels}`; `cooper workers` lists labels"
                 ));
         }
-        if let Some(python) = restore {
-            hosts.retain(|worker| restores(worker, python));
-            if hosts.is_empty() {
-                let minor = super::minor(python);
-                return Error::new(
-                    Code::NoWorker,
-                    format!("no attached worker{on} has Python {minor}, which the checkpoint was made with"),
-                )
-                .with_hint(format!("start a worker with COOPER_PYTHON=python{minor}"));
-            }
+        let offered: BTreeSet<&str> =
+            hosts.iter().flat_map(|worker| worker.body.pythons()).map(String::as_str).collect();
+        let offered: Vec<&str> = offered.into_iter().collect();
+        hosts.retain(|worker| fits(worker, create));
+        if hosts.is_empty() {
+            let (python, why) = match &create.restore {
+                Some((_, made)) if create.python.is_empty() => {
+                    (python::minor(made), ", which the checkpoint was made with")
+                }
+                _ => (&*create.python, ""),
+            };
+            let minor = python::minor(python);
+            return Error::new(
+                Code::NoWorker,
+                format!("no attached worker{on} has Python {python}{why}; there are {}", offered.join(", ")),
+            )
+            .with_hint(format!("start a worker with COOPER_PYTHON=python3,python{minor}"));
         }
-        if secrets {
+        if create.secrets {
             hosts.retain(|worker| worker.body.capabilities.contains(SECRETS));
             if hosts.is_empty() {
                 return Error::new(Code::NotSupported, format!("no attached worker{on} knows secrets"))
@@ -343,7 +344,10 @@ pub(super) fn unknown(id: SessionId) -> Error {
     Error::new(Code::SessionNotFound, format!("there is no session {id}"))
 }
 
-fn restores(worker: &Worker, python: &str) -> bool {
-    worker.body.capabilities.contains(CHECKPOINT)
-        && super::minor(&worker.body.python_version) == super::minor(python)
+/// Whether the worker can make it, as far as its Python goes.
+fn fits(worker: &Worker, create: &Create) -> bool {
+    let restores = |python: &str| {
+        worker.body.capabilities.contains(CHECKPOINT) && worker.body.offers(python::minor(python))
+    };
+    worker.body.offers(&create.python) && create.restore.as_ref().is_none_or(|(_, python)| restores(python))
 }

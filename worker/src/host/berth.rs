@@ -68,7 +68,7 @@ impl Host {
         let name = name(&self.dir.worker_id, rand::random());
         let home = Home::new(&self.dir.base, &name);
         let uid = self.next_uid().map_err(io::Error::other)?;
-        home.furnish(uid, python, self.config.layer.as_deref())?;
+        home.furnish(uid, python, self.layer_of(python))?;
         let group = self.confiner.group(&name, USUAL);
         let settled = group.and_then(|group| {
             let mut confinement = self.confiner.confinement(uid, &home.dir, group.as_ref())?;

@@ -216,6 +216,9 @@ pub struct Record {
     /// It was given some; which, and what they are, is not recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_secrets: bool,
+    /// Version of its Python; empty in what an older host left: the first.
+    #[serde(default)]
+    pub python: String,
 }
 
 /// What a grant says that a session reaches; nobody, when it cannot be read.
@@ -259,6 +262,7 @@ impl Record {
             sealed: false,
             globals: false,
             has_secrets: !grant.secrets.is_empty(),
+            python: grant.python_version,
         }
     }
 
@@ -271,10 +275,11 @@ impl Record {
     /// The record after another grant of the same session, which keeps its uid. An older one changes nothing.
     pub fn renewed(&self, grant: v1::SessionGrant, worker_id: &str) -> Self {
         match self.is_renewed_by(&grant) {
-            // Whose its files are, and whether they are there, no grant changes.
+            // Whose its files are, whether they are there and what they were made with, no grant changes.
             true => {
                 let Self { uid, restoring, globals, .. } = *self;
-                Self { uid, restoring, globals, ..Self::of(grant, worker_id) }
+                let python = self.python.clone();
+                Self { uid, restoring, globals, python, ..Self::of(grant, worker_id) }
             }
             false => self.clone(),
         }

@@ -99,7 +99,7 @@ const PROXY: &str = "http://127.0.0.1:3128";
 impl Host {
     /// Where packages come from, what programs of sessions are told of the way out, and the proxy itself.
     pub(super) fn prepare_network(&mut self) {
-        let Some(python) = self.python.as_ref().filter(|_| self.confiner.facilities.network) else { return };
+        let Some(python) = self.pythons.first().filter(|_| self.confiner.facilities.network) else { return };
         let mut index = super::install::index(&python.executable);
         if let Some(more) = &self.config.egress_index {
             index.hosts.extend(more.iter().cloned());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cooper_common::{
     clock,
-    limits::zygote::{QUIET_MS, REFILL_MS},
+    limits::zygote::{OTHERS_HIGH, OTHERS_LOW, QUIET_MS, REFILL_MS},
 };
 
 use super::{
@@ -29,6 +29,16 @@ pub struct Water {
     /// Below it the pool is filled at once, above it only while no session is being made.
     pub low: usize,
     pub high: usize,
+}
+
+impl Water {
+    /// For the zygote of the worker's n-th Python. Most sessions run on the first.
+    fn of(self, n: usize) -> Self {
+        match n {
+            0 => self,
+            _ => Self { low: self.low.min(OTHERS_LOW), high: self.high.min(OTHERS_HIGH) },
+        }
+    }
 }
 
 pub struct Pool {
@@ -73,9 +83,19 @@ impl Pool {
 impl Host {
     pub(super) fn start_zygotes(&mut self) {
         let Some(tier) = self.config.preload.as_deref().and_then(Tier::named) else { return };
-        let Some(python) = self.python.clone() else { return };
-        self.pool.zygotes.push(Zygote::new(python, tier, self.config.layer.clone()));
-        self.start_zygote(0);
+        for python in self.pythons.iter() {
+            let layer = self.layer_of(python).map(Path::to_owned);
+            self.pool.zygotes.push(Zygote::new(python.clone(), tier, layer));
+        }
+        // The others when a session wants them.
+        self.want_zygote(0);
+    }
+
+    fn want_zygote(&mut self, n: usize) {
+        if let Some(zygote) = self.pool.zygotes.get_mut(n).filter(|zygote| !zygote.wanted) {
+            zygote.wanted = true;
+            self.start_zygote(n);
+        }
     }
 
     pub(super) fn start_zygote(&mut self, n: usize) {
@@ -108,6 +128,7 @@ impl Host {
     pub(super) fn take_berth(&mut self, record: &Record) -> Option<Berth> {
         // Files that are still to come may be packages that its interpreter finds when it starts.
         let n = (!record.restoring).then(|| self.zygote_for(record)).flatten()?;
+        self.want_zygote(n);
         self.pool.asked_ms = clock::mono_ms();
         self.refill_soon();
         self.pool.zygotes[n].pool.pop_front()
@@ -138,8 +159,9 @@ impl Host {
         let own = |name: &String| {
             name != "PYTHONUNBUFFERED" && READ_AT_START.iter().any(|prefix| name.starts_with(prefix))
         };
-        let fits = !self.pool.zygotes.is_empty() && !record.env.keys().any(own);
-        fits.then_some(0)
+        let version = self.pythons.like(&record.python)?.version;
+        let n = self.pool.zygotes.iter().position(|zygote| zygote.python.version == version);
+        n.filter(|_| !record.env.keys().any(own))
     }
 
     pub(super) fn on_zygote(&mut self, n: usize) {
@@ -239,16 +261,17 @@ impl Host {
         let making = now - self.pool.asked_ms < QUIET_MS
             || self.interpreters.values().any(|interpreter| interpreter.state == Doing::Starting);
         let mut again = false;
-        for zygote in &mut self.pool.zygotes {
+        for (n, zygote) in self.pool.zygotes.iter_mut().enumerate() {
             if zygote.hangs(now) || zygote.has_served() {
                 zygote.end();
             }
-            let room = self.pool.water.high.saturating_sub(zygote.pool.len());
+            let water = self.pool.water.of(n);
+            let room = water.high.saturating_sub(zygote.pool.len());
             if !zygote.can_fork() || (room == 0 && zygote.asked() == 0) {
                 continue;
             }
             again = true;
-            let urgent = zygote.pool.len() < self.pool.water.low;
+            let urgent = zygote.pool.len() < water.low;
             if room > 0 && zygote.asked() == 0 && (urgent || !making) {
                 let _ = zygote.ask(now);
             }

@@ -17,6 +17,7 @@ use super::{
     home::{Home, Record},
     interpreter::{Answer, Running, Seat, Start},
     outcome::{self, Why},
+    python::Python,
     reaper::Exit,
     to_wire,
     tree::{self, Which},
@@ -131,6 +132,7 @@ impl Session {
             interpreter_restarted: self.restarted,
             globals: self.globals.clone(),
             sealed: self.record.sealed,
+            python_version: self.record.python.clone(),
         })
     }
 
@@ -289,7 +291,8 @@ impl Host {
         record: &mut Record,
     ) -> Result<(Option<cgroup::Group>, Option<Settled>), Error> {
         let id = record.session_id.clone();
-        let python = self.room_for_session(&id)?;
+        let python = self.room_for_session(record)?;
+        record.python = python.version_text();
         if record.network != Policy::default() && !self.confiner.facilities.network {
             return Err(Error::new(Code::NetworkUnavailable, "this worker cannot give a session a network"));
         }
@@ -300,12 +303,13 @@ impl Host {
             }
         }
         record.uid = self.next_uid()?;
-        home.create(record, &python, self.config.layer.as_deref())
+        home.create(record, &python, self.layer_of(&python))
             .map_err(|e| Error::new(Code::DataUnusable, format!("session {id}: {e}")))?;
         Ok((new_group(&self.confiner, record)?, None))
     }
 
-    fn room_for_session(&self, id: &str) -> Result<super::Python, Error> {
+    fn room_for_session(&self, record: &Record) -> Result<Python, Error> {
+        let id = &record.session_id;
         // It becomes a directory name.
         id.parse::<SessionId>().map_err(|e| Error::invalid(e.to_string()))?;
         if self.sessions.len() >= self.capacity.sessions_max as usize {
@@ -315,7 +319,22 @@ impl Host {
             ));
         }
         self.confiner.admit()?;
-        self.python.clone().ok_or_else(|| Error::new(Code::PythonMissing, "this worker has no usable Python"))
+        let python = match record.restoring {
+            true => self.pythons.like(&record.python),
+            false => self.pythons.wanted(&record.python),
+        };
+        python.cloned().ok_or_else(|| self.pythons.lack(&record.python))
+    }
+
+    /// What a session runs on. None: the worker offers it no more.
+    pub(super) fn python_of(&self, session: &Session) -> Option<&Python> {
+        self.pythons.like(&session.record.python)
+    }
+
+    /// The packages that every session finds are good for the first Python, and for others of its minor version.
+    pub(super) fn layer_of(&self, python: &Python) -> Option<&std::path::Path> {
+        let fits = self.pythons.first().is_some_and(|first| first.minor() == python.minor());
+        self.config.layer.as_deref().filter(|_| fits)
     }
 
     /// A uid that no session has or had until lately; None where the host gives none.
@@ -459,7 +478,7 @@ impl Host {
     fn seat_of(&self, session: &Session) -> Option<Seat> {
         let venv = session.home.venv();
         Some(Seat {
-            site: self.python.as_ref()?.site_packages(&venv),
+            site: self.python_of(session)?.site_packages(&venv),
             env: session.home.environment(&session.record, [], &self.dir.path, &self.reach_env),
             limits: session.limits(),
             venv,
@@ -704,7 +723,7 @@ impl Host {
 
     fn tell_session(&mut self, id: &str) {
         let Some(session) = self.sessions.get(id) else { return };
-        let version = self.python.as_ref().map(|python| python.version_text()).unwrap_or_default();
+        let version = self.python_of(session).map(Python::version_text).unwrap_or_default();
         let update = match &session.state {
             State::Ready => self.update(session, "ready", None, version),
             State::Failed(error) => self.update(session, "failed", Some(error), version),

@@ -168,8 +168,7 @@ impl Host {
         report: OwnedFd,
     ) -> Result<Launch> {
         let session = self.sessions.get(session_id).ok_or_else(|| super::unknown_session(session_id))?;
-        let python =
-            self.python.as_ref().ok_or_else(|| Error::new(Code::PythonMissing, "no usable Python"))?;
+        let python = self.python_of(session).ok_or_else(|| self.pythons.lack(&session.record.python))?;
         if let Some(index) = order.index()? {
             self.may_reach_index(session, &index)?;
         }

@@ -17,12 +17,13 @@ use super::{
     Compose, Due, Host, Source,
     home::{Home, Record},
     install,
+    python::{Python, Pythons},
     session::{self, Session},
     stop::Phase,
     to_wire,
 };
 use crate::{
-    config::Config,
+    config::{Config, Pythons as Named},
     confine::{Confiner, Surroundings, facilities, uids::Uids},
 };
 
@@ -145,7 +146,7 @@ impl Host {
 
     fn inventory(&self) -> wire::HostHello {
         let mut capabilities = Vec::new();
-        if self.python.is_some() {
+        if !self.pythons.is_empty() {
             capabilities.push("python".to_owned());
             capabilities.push("packages".to_owned());
             capabilities.push("interactive".to_owned());
@@ -155,7 +156,7 @@ impl Host {
                 capabilities.push("hibernate".to_owned());
             }
         }
-        if self.python.is_some() && self.link.secrets {
+        if !self.pythons.is_empty() && self.link.secrets {
             capabilities.push("secrets".to_owned());
         }
         if self.compose == Compose::Works {
@@ -165,7 +166,8 @@ impl Host {
             version: self.link.version,
             incarnation: self.dir.incarnation,
             worker_id: self.dir.worker_id.clone(),
-            python_version: self.python.as_ref().map(|p| p.version_text()).unwrap_or_default(),
+            python_version: self.pythons.first().map(Python::version_text).unwrap_or_default(),
+            python_versions: self.pythons.versions(),
             capabilities,
             facilities: self.confiner.facilities.names(),
             tier: self.confiner.facilities.tier().to_string(),
@@ -177,15 +179,31 @@ impl Host {
         }
     }
 
+    /// Finds out what sessions can run on.
+    pub(super) fn find_pythons(&mut self) -> Result<(), Error> {
+        match Pythons::find(&self.config.python) {
+            Ok((pythons, notes)) => {
+                self.pythons = pythons;
+                notes.iter().for_each(|note| tracing::info!("{note}"));
+                Ok(())
+            }
+            Err(error) if matches!(self.config.python, Named::These(_)) => Err(error),
+            Err(error) => {
+                tracing::warn!("{error}: this worker takes no sessions");
+                Ok(())
+            }
+        }
+    }
+
     /// Finds out what sessions can be confined with.
     pub(super) fn confine(&mut self) -> Result<(), Error> {
         let tools = self.dir.path.join("tools");
-        let python = self.python.as_ref();
+        let first = self.pythons.first();
         let around = Surroundings {
             dir: &self.dir.path,
             base: &self.dir.base,
-            python_prefix: python.map(|python| &*python.prefix),
-            readable: python.map(|python| install::places(&python.executable, &tools)).unwrap_or_default(),
+            pythons: self.pythons.prefixes(),
+            readable: first.map(|python| install::places(&python.executable, &tools)).unwrap_or_default(),
             layer: self.config.layer.as_deref(),
             worker_id: &self.dir.worker_id,
         };
@@ -203,6 +221,7 @@ impl Host {
             }
         }
         self.confiner = Confiner::new(self.config.mask, self.config.tier_min, &around);
+        self.confiner.notes.extend(self.pythons.keep_reachable(&self.confiner.facilities));
         let facilities = &self.confiner.facilities;
         if facilities.uid {
             self.uids = Some(Uids::open(&self.dir.path, self.config.session_uids.clone())?);
@@ -236,14 +255,16 @@ impl Host {
 
     /// Sessions that an earlier host left on disk: their files and packages are there, their variables are not.
     pub(super) fn find_sessions(&mut self) {
-        if self.python.is_none() {
+        if self.pythons.is_empty() {
             return;
         }
         for mut record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
             let home = Home::new(&self.dir.base, &record.session_id);
             let owned = self.own_found(&mut record, &home);
             let mut session = Session::found(record, home);
-            if let Err(error) = owned.and_then(|()| session.join_group(&self.confiner)) {
+            let python =
+                self.python_of(&session).map(drop).ok_or_else(|| self.pythons.lack(&session.record.python));
+            if let Err(error) = owned.and(python).and_then(|()| session.join_group(&self.confiner)) {
                 tracing::warn!(session = session.record.session_id, %error, "session cannot go on");
                 session.state = session::State::Failed(error);
             }

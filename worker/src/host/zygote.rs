@@ -170,6 +170,8 @@ pub struct Settled(Running);
 pub struct Zygote {
     pub python: Python,
     pub tier: Tier,
+    /// A session wanted its Python.
+    pub wanted: bool,
     /// Packages that every session finds.
     layer: Option<PathBuf>,
     process: Option<Process>,
@@ -265,6 +267,7 @@ impl Zygote {
         Self {
             python,
             tier,
+            wanted: false,
             layer,
             process: None,
             pool: VecDeque::new(),

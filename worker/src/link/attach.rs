@@ -173,6 +173,7 @@ impl<H: Host> Link<H> {
             hostname: kernel_fact("hostname"),
             boot_id: kernel_fact("random/boot_id"),
             python_version: host.python_version.clone(),
+            python_versions: host.python_versions.clone(),
             tier: host.tier.clone(),
             sessions_refused: host.sessions_refused.clone(),
         }

@@ -446,7 +446,10 @@ fn last_word(host: &HostHello, item: &v1::SessionItem) -> Option<v1::SessionUpda
         fence: item.fence,
         state: item.state.clone(),
         error,
-        python_version: host.python_version.clone(),
+        python_version: match item.python_version.as_str() {
+            "" => host.python_version.clone(),
+            version => version.to_owned(),
+        },
         facilities: host.facilities.clone(),
         globals: item.globals.clone(),
     })

@@ -15,6 +15,7 @@ mod limits;
 mod measure;
 mod network;
 mod packages;
+mod pythons;
 mod science;
 mod secrets;
 mod worker;
@@ -67,6 +68,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .chain(interactive::ALL)
         .chain(network::ALL)
         .chain(packages::ALL)
+        .chain(pythons::ALL)
         .chain(science::ALL)
         .chain(secrets::ALL)
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))

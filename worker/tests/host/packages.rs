@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// A place that packages come from.
-struct Wheels(tempfile::TempDir);
+pub struct Wheels(tempfile::TempDir);
 
 impl Wheels {
-    fn new(wheels: &[(&str, &str, &str)]) -> Self {
+    pub fn new(wheels: &[(&str, &str, &str)]) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let made = Self(tempfile::tempdir().unwrap());
         std::fs::set_permissions(made.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -45,7 +45,7 @@ impl Wheels {
         self.worker_with(&[])
     }
 
-    fn worker_with(&self, more: &[(&str, &str)]) -> Worker {
+    pub fn worker_with(&self, more: &[(&str, &str)]) -> Worker {
         let settings =
             [("PIP_FIND_LINKS", self.dir()), ("PIP_NO_INDEX", "1"), ("PIP_CONFIG_FILE", "/dev/null")];
         Worker::start_in(&[&settings[..], more].concat())
@@ -56,7 +56,7 @@ fn of(packages: &[&str]) -> Vec<String> {
     packages.iter().map(|package| (*package).to_owned()).collect()
 }
 
-fn install(packages: &[&str]) -> Kind {
+pub fn install(packages: &[&str]) -> Kind {
     Kind::Install(v1::InstallSpec { packages: of(packages), ..v1::InstallSpec::default() })
 }
 
@@ -69,7 +69,7 @@ fn ran(worker: &mut Worker, session: &str, kind: Kind) -> Done {
     worker.link.wait(&task)
 }
 
-fn well(worker: &mut Worker, session: &str, kind: Kind) -> Done {
+pub fn well(worker: &mut Worker, session: &str, kind: Kind) -> Done {
     let done = ran(worker, session, kind);
     assert_eq!(done.state, TaskState::Succeeded, "{}", said(&done));
     done

@@ -28,7 +28,7 @@ use cooper_proto::{
     v1::{self, TaskState, task_spec},
 };
 use cooper_worker::{
-    config::{Config, LinkConfig},
+    config::{Config, LinkConfig, Pythons},
     confine::facilities::Mask,
     egress::dial::Place,
     frame,
@@ -47,7 +47,7 @@ pub fn host(arguments: &[String]) -> ExitCode {
     config.max_sessions = Some(8);
     let text = |name| std::env::var(name).unwrap_or_default();
     config.mask = Mask::parse(&text("TEST_MASK")).expect("facilities");
-    config.python = Some(text("TEST_PYTHON")).filter(|python| !python.is_empty()).map(PathBuf::from);
+    config.python = Pythons::parse(&text("TEST_PYTHON"));
     let places = std::env::var("TEST_EGRESS_ALLOW").unwrap_or_default();
     config.egress_allow = places.split(',').filter_map(Place::parse).collect();
     let hosts = std::env::var("TEST_EGRESS_HOSTS").unwrap_or_default();
@@ -185,7 +185,11 @@ impl Worker {
 
     /// Another host on the same directory, after this one's end or beside it.
     pub fn start_again(&mut self) {
-        let fresh = start_host(&self.dir, &self.name, &[]);
+        self.start_again_in(&[]);
+    }
+
+    pub fn start_again_in(&mut self, environment: &[(&str, &str)]) {
+        let fresh = start_host(&self.dir, &self.name, environment);
         self.link = Link::accept(&self.listener);
         self.hello = self.link.greet();
         let _ = std::mem::replace(&mut self.host, fresh).wait();
@@ -219,14 +223,25 @@ impl Worker {
             fence: fence(),
             env,
             limits: Some(limits),
-            network: None,
-            restore: false,
-            secrets: Vec::new(),
+            ..v1::SessionGrant::default()
         };
         self.link.send(to_host::Message::SessionCreate(grant));
         let update = self.link.session_update(&id);
         assert_eq!(update.state, "ready", "{update:?}");
         id
+    }
+
+    /// On this Python; it may be refused.
+    pub fn try_python(&mut self, version: &str) -> v1::SessionUpdate {
+        let session_id = SessionId::new().to_string();
+        let grant = v1::SessionGrant {
+            session_id: session_id.clone(),
+            fence: fence(),
+            python_version: version.to_owned(),
+            ..v1::SessionGrant::default()
+        };
+        self.link.send(to_host::Message::SessionCreate(grant));
+        self.link.session_update(&session_id)
     }
 
     /// What became of a session that may be refused.

@@ -46,6 +46,7 @@ fn worker(core: &cooper_core::cluster::Cluster, worker: &Worker, stacks: bool) -
         drain_waits_for: core.sends_away_waits_for(worker).unwrap_or_default(),
         protocol: worker.attached.map_or(0, |attached| attached.protocol),
         tier: body.tier.clone(),
+        python_versions: body.pythons().to_vec(),
         sessions_refused: body.sessions_refused.as_ref().map(convert::reason),
     }
 }

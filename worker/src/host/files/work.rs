@@ -157,22 +157,22 @@ impl Host {
     fn packages(&self, root: &OwnedFd, call: &v1::Call) -> v1::CallResult {
         use call_result::Result as Answer;
         let session = self.sessions.get(&call.session_id);
-        let site = session.zip(self.python.as_ref()).map(|(session, python)| {
+        let site = session.and_then(|session| Some((session, self.python_of(session)?)));
+        let site = site.map(|(session, python)| {
             let venv = session.home.venv();
             let site = python.site_packages(&venv);
             let within = site.strip_prefix(session.home.workspace()).unwrap_or(&site).to_owned();
-            (within, session.imported.clone())
+            (within, session.imported.clone(), self.layer_of(python))
         });
         let result = match site {
             None => Answer::Error(to_wire(&unknown_session(&call.session_id))),
-            Some((site, imported)) => {
+            Some((site, imported, layer)) => {
                 let site = beneath::open(
                     root,
                     site.as_os_str().as_encoded_bytes(),
                     beneath::LISTABLE,
                     Mode::empty(),
                 );
-                let layer = self.config.layer.as_deref();
                 Answer::Packages(listing::list(site.ok().as_ref(), layer, &imported))
             }
         };

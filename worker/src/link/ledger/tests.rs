@@ -418,6 +418,7 @@ fn a_new_link_takes_over_what_the_host_has() {
         interpreter_restarted: false,
         globals: None,
         sealed: false,
+        python_version: String::new(),
     };
     let sessions = vec![session("s", "ready"), session("t", "initializing")];
     let mut ledger = Ledger::new(HostHello { attempts: items.clone(), sessions, ..host_hello() });
