@@ -634,23 +634,30 @@ pub struct PackagesRun {
 
 #[derive(Debug, Subcommand)]
 pub enum Files {
-    /// Copy a local file into the session's workspace
+    /// Copy a local file, or a directory with all beneath it, into the session's workspace
     Put {
         session: String,
-        /// Local file; - for standard input
+        /// Local file or directory; - for standard input
         local: PathBuf,
-        /// Path in the workspace; ending in / it is a directory [default: the local file's name]
+        /// Path in the workspace; ending in / it is a directory to put it in [default: the local name]
         remote: Option<String>,
+        /// Of a directory: into one that is there, where files of the same name are replaced
+        #[arg(long)]
+        overwrite: bool,
         /// Only if the file there has this etag or sha256 (`files stat`); "none": only if there is none
         #[arg(long, value_name = "ETAG|SHA256|none", default_value = "", hide_default_value = true)]
         if_match: String,
     },
-    /// Copy a file of the session's workspace here; a connection that breaks is made again and gone on with
+    /// Copy a file of the session's workspace here, or a directory with all beneath it; a file's connection that breaks
+    /// is made again and gone on with
     Get {
         session: String,
         remote: String,
-        /// Local file or directory; - for standard output [default: the file's name, here]
+        /// Local file or directory; - for standard output [default: its name, here]
         local: Option<PathBuf>,
+        /// Of a directory: into one that is there, where files of the same name are replaced
+        #[arg(long)]
+        overwrite: bool,
     },
     /// Write a file of the session's workspace, or a part of it, to standard output
     Cat {
@@ -760,7 +767,7 @@ pub enum Files {
         #[arg(long, value_parser = octal, default_value = "755", hide_default_value = true)]
         mode: u32,
     },
-    /// Write a directory with all beneath it to standard output, as a tar
+    /// Write a directory with all beneath it to standard output or a file, as an archive
     Tar {
         session: String,
         /// Directory to pack [default: the workspace]
@@ -768,12 +775,24 @@ pub enum Files {
         /// Also what is in directories whose name begins with a dot
         #[arg(long)]
         hidden: bool,
+        /// [default: what the name of the file ends in, or tar]
+        #[arg(long, value_parser = ["tar", "tar.gz", "zip"])]
+        format: Option<String>,
+        /// Write it there; it is there whole or not at all
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
-    /// Unpack a tar from standard input beneath a directory
+    /// Unpack a tar, tar.gz or zip from standard input or a file beneath a directory
     Untar {
         session: String,
         /// Directory to unpack in; made when it is not there [default: the workspace]
         path: Option<String>,
+        /// [default: what it is by its first bytes]
+        #[arg(long, value_parser = ["tar", "tar.gz", "zip"])]
+        format: Option<String>,
+        /// Read it from there
+        #[arg(short = 'i', long = "input", value_name = "FILE")]
+        input: Option<PathBuf>,
     },
     /// Set the permission bits of a file or directory
     Chmod {

@@ -7,7 +7,8 @@ use cooper_common::{
     error::{Code, Error, Result},
     limits::{files, request::PATH_BYTES_MAX},
 };
-use cooper_proto::v1::{self, call::Op};
+use cooper_core::worker::ARCHIVES;
+use cooper_proto::v1::{self, ArchiveFormat, call::Op};
 
 use crate::{
     caller::Caller,
@@ -118,6 +119,7 @@ pub async fn read(cluster: &Arc<Cluster>, caller: &Caller, mut op: Op) -> Result
     };
     let (id, worker) = holder(cluster, caller, session).await?;
     *session = id.to_string();
+    knows_archive(cluster, &worker, &op)?;
     cluster.fleet.read(&worker, id.to_string(), op).await
 }
 
@@ -141,6 +143,7 @@ pub async fn write(
     };
     let (id, worker) = holder(cluster, caller, session).await?;
     *session = id.to_string();
+    knows_archive(cluster, &worker, &op)?;
     let caller = caller.clone();
     let (body, done) = cluster.fleet.write(&worker, id.to_string(), op)?;
     let done = async move {
@@ -149,6 +152,25 @@ pub async fn write(
         written
     };
     Ok((body, done))
+}
+
+/// A worker of before the formats would make a tar whatever is asked for, and unpack into what is there.
+fn knows_archive(cluster: &Cluster, worker: &str, op: &Op) -> Result<()> {
+    let (format, newer) = match op {
+        Op::ReadArchive(it) => (it.format, false),
+        Op::WriteArchive(it) => (it.format, it.new_directory),
+        _ => return Ok(()),
+    };
+    let format = ArchiveFormat::try_from(format)
+        .map_err(|_| Error::invalid(format!("format {format} is none of archives")))?;
+    let newer = newer || !matches!(format, ArchiveFormat::Unspecified | ArchiveFormat::Tar);
+    let known = |core: &cooper_core::cluster::Cluster| {
+        core.worker(worker).is_none_or(|worker| worker.body.capabilities.contains(ARCHIVES))
+    };
+    match newer && !cluster.look(known) {
+        true => Err(Error::new(Code::NotSupported, format!("worker {worker} is older than this request"))),
+        false => Ok(()),
+    }
 }
 
 /// The reply that belongs to a request; a worker that answers with another is broken.

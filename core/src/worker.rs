@@ -28,6 +28,9 @@ pub const HIBERNATE: &str = "hibernate";
 /// Capability of a worker that gives sessions the secrets of their grants.
 pub const SECRETS: &str = "secrets";
 
+/// Capability of a worker that knows the formats of archives, and makes their directories anew.
+pub const ARCHIVES: &str = "archives";
+
 /// Capability of a worker that knows all fields of an install, and uninstalls.
 pub const PACKAGES: &str = "packages";
 

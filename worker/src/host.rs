@@ -41,7 +41,7 @@ use stacks::Stacks;
 use timers::Timers;
 use trees::Tree;
 
-mod archive;
+pub mod archive;
 mod attempt;
 mod beneath;
 mod berth;

@@ -2,6 +2,7 @@
 
 mod archive;
 mod change;
+mod directory;
 mod find;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 
 use cooper_common::{error::Code, limits::link::CHUNK_BYTES_MAX};
 use cooper_proto::v1::{
-    FileStat, ReadFileRequest, WriteFileHeader, WriteFileRequest, read_file_response,
+    FileStat, ReadFileRequest, StatFileRequest, WriteFileHeader, WriteFileRequest, read_file_response,
     write_file_request::Part,
 };
 use serde_json::json;
@@ -38,10 +39,12 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
 pub async fn run(context: &Context, args: Files) -> Result<u8> {
     match args {
-        Files::Put { session, local, remote, if_match } => {
-            put(context, session, &local, remote, if_match).await
+        Files::Put { session, local, remote, overwrite, if_match } => {
+            put(context, session, &local, remote, overwrite, if_match).await
         }
-        Files::Get { session, remote, local } => get(context, session, remote, local).await,
+        Files::Get { session, remote, local, overwrite } => {
+            get(context, session, remote, local, overwrite).await
+        }
         Files::Cat { session, path, offset, length } => cat(context, session, path, offset, length).await,
         Files::Ls { session, path, which, recursive } => {
             find::ls(context, session, path.unwrap_or_default(), which, recursive).await
@@ -60,10 +63,12 @@ pub async fn run(context: &Context, args: Files) -> Result<u8> {
             change::rm(context, session, path, recursive, force).await
         }
         Files::Mkdir { session, path, mode } => change::mkdir(context, session, path, mode).await,
-        Files::Tar { session, path, hidden } => {
-            archive::tar(context, session, path.unwrap_or_default(), hidden).await
+        Files::Tar { session, path, hidden, format, output } => {
+            archive::tar(context, session, path.unwrap_or_default(), hidden, format, output).await
         }
-        Files::Untar { session, path } => archive::untar(context, session, path.unwrap_or_default()).await,
+        Files::Untar { session, path, format, input } => {
+            archive::untar(context, session, path.unwrap_or_default(), format, input).await
+        }
         Files::Chmod { session, mode, path } => change::chmod(context, session, path, mode).await,
     }
 }
@@ -81,14 +86,14 @@ async fn put(
     session: String,
     local: &Path,
     remote: Option<String>,
+    overwrite: bool,
     if_match: String,
 ) -> Result<u8> {
     let stdin = local == Path::new("-");
-    if !stdin && local.is_dir() {
-        return Err(Failure::new(Code::NotAFile, format!("{} is a directory", local.display()))
-            .hint("pack it: tar c DIR | cooper files untar SESSION"));
-    }
-    let name = local.file_name().map(|name| name.to_string_lossy().into_owned());
+    let directory = !stdin && local.is_dir();
+    // `.` and `..` have names too.
+    let whole = if directory { fs::canonicalize(local).ok() } else { None };
+    let name = whole.as_deref().unwrap_or(local).file_name().map(|name| name.to_string_lossy().into_owned());
     let path = match (remote, name) {
         (Some(path), Some(name)) if !stdin && path.ends_with('/') => format!("{path}{name}"),
         (Some(path), _) => path,
@@ -99,6 +104,13 @@ async fn put(
             );
         }
     };
+    if directory {
+        if !if_match.is_empty() {
+            let what = format!("{} is a directory: --if-match is about a file", local.display());
+            return Err(Failure::new(Code::InvalidArgument, what).exit(2));
+        }
+        return directory::put(context, session, local, path, overwrite).await;
+    }
     let (source, mode): (Box<dyn AsyncRead + Unpin + Send>, u32) = if stdin {
         (Box::new(tokio::io::stdin()), 0)
     } else {
@@ -168,7 +180,13 @@ async fn send(
     Ok(answer.into_inner().stat)
 }
 
-async fn get(context: &Context, session: String, remote: String, local: Option<PathBuf>) -> Result<u8> {
+async fn get(
+    context: &Context,
+    session: String,
+    remote: String,
+    local: Option<PathBuf>,
+    overwrite: bool,
+) -> Result<u8> {
     let base = Path::new(&remote).file_name().map(PathBuf::from);
     let target = match (local, base) {
         (Some(local), _) if local == Path::new("-") => None,
@@ -185,7 +203,23 @@ async fn get(context: &Context, session: String, remote: String, local: Option<P
         Some(path) => Receiving::file(path)?,
         None => Receiving::Stdout,
     };
-    let (stat, received) = receive(&client, request, &mut sink).await?;
+    let (stat, received) = match (receive(&client, request.clone(), &mut sink).await, &target) {
+        (Err(Failure::Error(report)), Some(target)) if report.code == Code::NotAFile.as_str() => {
+            drop(sink);
+            let what = StatFileRequest {
+                session_id: session.clone(),
+                path: request.path,
+                follow: true,
+                sha256: false,
+            };
+            let stat = client.sessions().stat_file(what).await?.into_inner();
+            if stat.kind != "dir" {
+                return Err(Failure::Error(report));
+            }
+            return directory::get(context, &client, session, stat, target, overwrite).await;
+        }
+        (received, _) => received?,
+    };
     sink.finish(stat.as_ref().map_or(0, |stat| stat.mode))?;
     // On `-` standard output is the file's; a document would spoil it.
     if let (true, Some(path)) = (context.out.json, &target) {

@@ -459,3 +459,111 @@ def add(name, kind=tarfile.REGTYPE, link='', data=b'x'):
     assert!(!cooper.exec(&session, names).contains(".cooper"), "no draft stays");
     assert!(!std::path::Path::new("/tmp/cooper-slip").exists());
 }
+
+#[test]
+fn an_archive_is_a_tar_a_tar_gz_or_a_zip_as_it_is_asked_for_and_as_it_is_found() {
+    let cooper = shared().cooper();
+    let scratch = Scratch::new("formats");
+    let session = cooper.session();
+    cooper.exec(
+        &session,
+        "import os
+os.makedirs('d/sub'); open('d/sub/x','w').write('content' * 1000); os.chmod('d/sub/x', 0o750); os.symlink('sub/x', 'd/link')",
+    );
+    for (name, format) in
+        [("a.zip", ""), ("a.tar.gz", ""), ("a.tgz", ""), ("a.tar", ""), ("a", "zip"), ("b", "tar.gz")]
+    {
+        let local = scratch.join(name);
+        let local = local.to_str().expect("plain");
+        let args = ["files", "tar", &session, "d", "-o", local, "--format", format];
+        cooper.ok(&args[..if format.is_empty() { 6 } else { 8 }]);
+        let head = fs::read(local).expect("it is there");
+        let packed = if name.contains("zip") || format == "zip" { &b"PK"[..] } else { &[0x1f, 0x8b] };
+        assert_eq!(head.starts_with(packed), name != "a.tar", "{name}");
+        assert!(head.len() < 2_000 || name == "a.tar", "{name} {}", head.len());
+        let there = format!("in/{name}{format}");
+        let unpacked = cooper.json(["files", "untar", &session, &there, "-i", local]);
+        assert_eq!((&unpacked["files"], &unpacked["links"]), (&1.into(), &1.into()), "{name}");
+        assert_eq!(cooper.json(["files", "stat", &session, &format!("{there}/sub/x")])["mode"], "0750");
+        assert_eq!(cooper.ok(["files", "cat", &session, &format!("{there}/link")]).len(), 7_000);
+    }
+    let zip = fs::read(scratch.join("a.zip")).expect("it is there");
+    let refused =
+        cooper.run_with(["--json", "files", "untar", &session, "no", "--format", "tar"], &zip).error();
+    assert_eq!(refused.code, "invalid_argument");
+    let cut = cooper.run_with(["--json", "files", "untar", &session, "cut"], &zip[..zip.len() / 2]).error();
+    assert_eq!(cut.code, "invalid_argument");
+}
+
+#[test]
+fn an_archive_that_grows_beyond_the_disk_of_its_session_is_refused() {
+    let cooper = shared().cooper();
+    let session = cooper.ok(["session", "create", "--disk", "64M"]);
+    let make = "import io, sys, zipfile
+out = io.BytesIO()
+with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('f', bytes(80 << 20))
+sys.stdout.buffer.write(out.getvalue())";
+    let mut python = cooper_tests::program::command("python3");
+    python.args(["-c", make]);
+    let bomb = cooper_tests::Running::start(python, b"").finish(cooper_tests::seconds(20)).expect(0).stdout;
+    let refused = cooper.run_with(["--json", "files", "untar", session.trim(), "in"], &bomb).error();
+    assert_eq!(refused.code, "too_large");
+    assert_eq!(cooper.exec(session.trim(), "import os; print(os.listdir('in'))"), "[]");
+}
+
+#[test]
+fn a_directory_goes_in_and_comes_out_with_all_beneath_it_and_replaces_nothing_unasked() {
+    let cooper = shared().cooper();
+    let scratch = Scratch::new("directories");
+    let session = cooper.session();
+    let top = scratch.join("project");
+    fs::create_dir_all(top.join(".git/deep")).expect("made");
+    fs::write(top.join(".git/deep/x"), "kept").expect("written");
+    let script = scratch.write("project/run.sh", "#!/bin/sh\necho ran\n");
+    let mode = |path: &std::path::Path, bits| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(bits)).expect("its mode");
+    };
+    mode(&script, 0o755);
+    std::os::unix::fs::symlink("run.sh", top.join("link")).expect("a link");
+    std::os::unix::fs::symlink("/etc", top.join("out")).expect("a link");
+    mode(&top, 0o750);
+    let local = top.to_str().expect("plain");
+    let put = cooper.json(["files", "put", &session, local, "in/"]);
+    assert_eq!((&put["path"], &put["files"], &put["links"]), (&"in/project".into(), &2.into(), &2.into()));
+    assert_eq!(cooper.ok(["sh", "-n", &session, "--", "in/project/link"]), "ran");
+    assert_eq!(cooper.json(["files", "stat", &session, "in/project"])["mode"], "0750");
+
+    // What is there is left alone, unless it is said.
+    cooper.exec(&session, "open('in/project/mine', 'w').write('mine')");
+    fs::write(top.join("new"), "new").expect("written");
+    assert_eq!(cooper.error(["files", "put", &session, local, "in/"]).code, "file_exists");
+    assert_eq!(cooper.error(["files", "stat", &session, "in/project/new"]).code, "file_not_found");
+    cooper.ok(["files", "put", &session, local, "in/", "--overwrite"]);
+    assert_eq!(cooper.ok(["files", "cat", &session, "in/project/mine"]), "mine");
+
+    let back = scratch.join("back");
+    let back = back.to_str().expect("plain");
+    let got = cooper.json(["files", "get", &session, "in/project", back]);
+    assert_eq!((&got["files"], &got["links"]), (&4.into(), &2.into()));
+    let at = |path: &str| std::path::Path::new(back).join(path);
+    assert_eq!(fs::read_to_string(at(".git/deep/x")).expect("there"), "kept");
+    assert_eq!(fs::read_link(at("out")).expect("a link"), std::path::Path::new("/etc"));
+    let bits = |path: &std::path::Path| {
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).expect("there").permissions()) & 0o777
+    };
+    assert_eq!((bits(&at("run.sh")), bits(std::path::Path::new(back))), (0o755, 0o750));
+    // Into the directory that is there by its name; then it is there itself.
+    cooper.ok(["files", "get", &session, "in/project", back]);
+    assert!(at("project/mine").exists());
+    assert_eq!(cooper.error(["files", "get", &session, "in/project", back]).code, "file_exists");
+    cooper.exec(&session, "open('in/project/mine', 'w').write('newer')");
+    cooper.ok(["files", "get", &session, "in/project", back, "--overwrite"]);
+    assert_eq!(fs::read_to_string(at("project/mine")).expect("there"), "newer");
+    let left = fs::read_dir(scratch.path()).expect("there").flatten();
+    let drafts = left.filter(|entry| entry.file_name().to_string_lossy().ends_with(".part")).count();
+    assert_eq!(drafts, 0);
+    assert_eq!(
+        cooper.error(["files", "put", &session, local, "x", "--if-match", "none"]).code,
+        "invalid_argument"
+    );
+}

@@ -1,9 +1,9 @@
-//! A directory tree as a tar, and back. For processes that a session's files are left to: both sides are hostile.
+//! A directory tree as an archive, and back. For processes that a session's files are left to: both sides are hostile.
 //!
 //! Packing opens nothing but regular files and directories, one name at a time beneath an open directory, and follows no
 //! link. Unpacking puts nothing anywhere but beneath its root: a path through a symbolic link, `..` or an absolute path is
 //! refused, whatever the archive made before it. Pipes, sockets and devices are left out and listed; set-user-ID bits are
-//! dropped. The format is POSIX (pax) tar; of other tars the GNU long names are understood.
+//! dropped. The formats are POSIX (pax) tar (of other tars the GNU long names are understood), the same packed by gzip, and zip.
 
 use std::{
     collections::HashMap,
@@ -27,12 +27,20 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-mod tar;
+mod format;
+pub mod gzip;
+pub mod tar;
+pub mod zip;
+
+use format::exactly;
+pub use format::{Entry, Kind, Sink, Source};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Not blocking: between a look and the opening a session may have put a FIFO there.
 const READABLE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 const PIECE_BYTES: usize = 256 << 10;
+/// Of deflate, where more takes much longer for little.
+const LEVEL: u32 = 5;
 
 /// How much one archive may hold.
 #[derive(Debug, Clone, Copy)]
@@ -79,14 +87,22 @@ impl Summary {
     }
 }
 
-fn failed(path: &[u8], error: impl Into<io::Error>) -> Error {
+pub fn failed(path: &[u8], error: impl Into<io::Error>) -> Error {
     let error = error.into();
     let code = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => Code::StoreFull,
         Some(libc::EFBIG) => Code::TooLarge,
         // ENOTDIR: what should be a directory is a link, or a file.
         Some(libc::EXDEV | libc::ELOOP | libc::ENOTDIR) => Code::PathEscapes,
-        _ => Code::Internal,
+        Some(_) => Code::Internal,
+        None => match error.kind() {
+            // Of what reads an archive.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                Code::InvalidArgument
+            }
+            io::ErrorKind::FileTooLarge => Code::TooLarge,
+            _ => Code::Internal,
+        },
     };
     Error::new(code, format!("{:?}: {error}", String::from_utf8_lossy(path)))
 }
@@ -157,13 +173,12 @@ impl Level {
 ///
 /// # Errors
 /// `too_large` beyond the bounds; what writing gives.
-pub fn pack(
+pub fn pack<S: Sink>(
     root: &OwnedFd,
-    out: impl Write,
+    out: &mut S,
     bounds: Bounds,
     takes: impl Fn(&[u8], bool) -> bool,
 ) -> Result<Summary> {
-    let mut out = tar::Writer::new(out);
     let mut summary = Summary::default();
     let mut links: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
     let top = beneath(root, b".", DIRECTORY).map_err(|e| failed(b".", e))?;
@@ -212,7 +227,8 @@ pub fn pack(
                 summary.symlinks += 1;
             }
             FileType::RegularFile => {
-                if stat.st_nlink > 1
+                if S::HARD_LINKS
+                    && stat.st_nlink > 1
                     && let Some(first) = links.get(&(stat.st_dev, stat.st_ino))
                 {
                     summary.admit(bounds, 0)?;
@@ -221,7 +237,7 @@ pub fn pack(
                     continue;
                 }
                 let opened = open_own(&level.dir, &entry, READABLE).and_then(|fd| Ok((fs::fstat(&fd)?, fd)));
-                let (stat, file) = match opened {
+                let (stat, mut file) = match opened {
                     Ok((stat, fd)) if self::kind(&stat) == FileType::RegularFile => (stat, File::from(fd)),
                     Err(Errno::NOENT) => continue,
                     _ => {
@@ -231,7 +247,7 @@ pub fn pack(
                 };
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 summary.admit(bounds, size)?;
-                out.file(&path, &stat, size, file).map_err(|e| failed(&path, e))?;
+                out.file(&path, &stat, size, &mut file).map_err(|e| failed(&path, e))?;
                 summary.files += 1;
                 summary.content_bytes += size;
                 if stat.st_nlink > 1 {
@@ -254,46 +270,45 @@ pub type Change<'a> = &'a dyn Fn(&[u8], Vec<u8>) -> Vec<u8>;
 /// `changes` says which files are passed through `change`; such a file may have at most `CHANGED_FILE_BYTES_MAX`.
 ///
 /// # Errors
-/// `path_escapes` for what would be elsewhere; `too_large` beyond the bounds; `invalid_argument` for what is no tar.
+/// `path_escapes` for what would be elsewhere; `too_large` beyond the bounds; `invalid_argument` for what is no archive.
 pub fn unpack(
     root: &OwnedFd,
-    from: impl Read,
+    archive: &mut impl Source,
     bounds: Bounds,
     changes: impl Fn(&[u8]) -> bool,
     change: Change<'_>,
 ) -> Result<Summary> {
-    let mut archive = tar::Reader::new(from);
     let mut summary = Summary::default();
     let mut tree = Tree { root, last: None };
     // Their modes and times come last: what is put into them changes both, or may not be put there at all.
     let mut directories: Vec<(Vec<u8>, u32, Timespec)> = Vec::new();
     while let Some(mut entry) = archive.next()? {
-        if matches!(entry.kind, tar::Kind::Other) {
+        if matches!(entry.kind, Kind::Other) {
             summary.skip(&entry.path);
             continue;
         }
         let Some(path) = plain(&entry.path)? else { continue };
         match entry.kind {
-            tar::Kind::Directory => {
+            Kind::Directory => {
                 summary.admit(bounds, 0)?;
                 tree.directory(&path)?;
                 directories.push((path, entry.mode, entry.modified));
                 summary.directories += 1;
             }
-            tar::Kind::Symlink => {
+            Kind::Symlink => {
                 summary.admit(bounds, 0)?;
                 let (dir, at) = tree.place(&path)?;
                 fs::symlinkat(name(&entry.link), dir, name(&at)).map_err(|e| failed(&path, e))?;
                 let _ = fs::utimensat(dir, name(&at), &times(entry.modified), AtFlags::SYMLINK_NOFOLLOW);
                 summary.symlinks += 1;
             }
-            tar::Kind::HardLink => {
+            Kind::HardLink => {
                 summary.admit(bounds, 0)?;
                 let target = plain(&entry.link)?.unwrap_or_default();
                 tree.link(&target, &path)?;
                 summary.hard_links += 1;
             }
-            tar::Kind::File => {
+            Kind::File => {
                 summary.admit(bounds, entry.size)?;
                 let (dir, at) = tree.place(&path)?;
                 let flags =
@@ -313,7 +328,7 @@ pub fn unpack(
                 summary.files += 1;
                 summary.content_bytes += entry.size;
             }
-            tar::Kind::Other => {}
+            Kind::Other => {}
         }
     }
     // What is deeper first: a directory that may not be entered hides those in it.
@@ -323,6 +338,11 @@ pub fn unpack(
         fs::futimens(&dir, &times(modified)).map_err(|e| failed(&path, e))?;
     }
     Ok(summary)
+}
+
+/// The same; every file is as it is in the archive.
+pub fn unpack_plain(root: &OwnedFd, archive: &mut impl Source, bounds: Bounds) -> Result<Summary> {
+    unpack(root, archive, bounds, |_| false, &|_, content| content)
 }
 
 fn times(modified: Timespec) -> Timestamps {
@@ -435,5 +455,7 @@ impl Tree<'_> {
     }
 }
 
+#[cfg(test)]
+mod formats;
 #[cfg(test)]
 mod tests;

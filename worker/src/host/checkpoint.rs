@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Due, Host,
-    archive::{self, Bounds, Summary},
+    archive::{self, Bounds, Summary, tar},
     files::sweep,
     globals,
     helper::{self, Task},
@@ -162,7 +162,7 @@ impl Host {
                 true => with && !is_dir,
                 false => takes(path),
             };
-            let packed = archive::pack(&root, out, BOUNDS, takes);
+            let packed = archive::pack(&root, &mut tar::Writer::new(out), BOUNDS, takes);
             let _ = rustix::fs::unlinkat(&root, globals::FILE, rustix::fs::AtFlags::empty());
             packed
         })
@@ -213,8 +213,8 @@ impl Host {
         let work = Job { session: id, call_id, packs: false, archive, globals: None };
         self.start_work(work, &keep, uid, move || {
             file.rewind().map_err(internal)?;
-            let from = BufReader::with_capacity(BUFFER_BYTES, file);
-            archive::unpack(&root, from, BOUNDS, is_script, &|_, content| moved(&venv, content))
+            let mut from = tar::Reader::new(BufReader::with_capacity(BUFFER_BYTES, file));
+            archive::unpack(&root, &mut from, BOUNDS, is_script, &|_, content| moved(&venv, content))
         })
     }
 

@@ -153,6 +153,7 @@ impl Host {
             // The link must know of it too: one of before would leave out what a grant says of it.
             if self.link.version >= super::checkpoint::VERSION {
                 capabilities.push("checkpoint".to_owned());
+                capabilities.push("archives".to_owned());
                 capabilities.push("hibernate".to_owned());
             }
         }

@@ -8,19 +8,11 @@ use cooper_common::{
 };
 use rustix::fs::{Stat, Timespec};
 
+use super::{Entry, Kind, Sink, Source};
+
 const BLOCK: usize = 512;
 /// What the size field holds in octal.
 const SIZE_MAX: u64 = 0o77_777_777_777;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    File,
-    Directory,
-    Symlink,
-    HardLink,
-    /// A device, a pipe, or what nobody knows.
-    Other,
-}
 
 pub struct Writer<W> {
     out: W,
@@ -32,45 +24,8 @@ impl<W: Write> Writer<W> {
         Self { out, piece: vec![0; super::PIECE_BYTES] }
     }
 
-    pub fn directory(&mut self, path: &[u8], stat: &Stat) -> io::Result<()> {
-        let path = [path, b"/"].concat();
-        self.header(&path, b"", b'5', stat, 0)
-    }
-
-    pub fn symlink(&mut self, path: &[u8], target: &[u8], stat: &Stat) -> io::Result<()> {
-        self.header(path, target, b'2', stat, 0)
-    }
-
-    pub fn hard_link(&mut self, path: &[u8], target: &[u8], stat: &Stat) -> io::Result<()> {
-        self.header(path, target, b'1', stat, 0)
-    }
-
-    /// Exactly `size` bytes: of a file that grows the rest is left out, one that shrinks ends in zeros.
-    pub fn file(&mut self, path: &[u8], stat: &Stat, size: u64, mut body: impl Read) -> io::Result<()> {
-        self.header(path, b"", b'0', stat, size)?;
-        let mut left = size;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.piece.len());
-            match body.read(&mut self.piece[..want]) {
-                Ok(0) => {
-                    self.piece[..want].fill(0);
-                    self.out.write_all(&self.piece[..want])?;
-                    left -= want as u64;
-                }
-                Ok(n) => {
-                    self.out.write_all(&self.piece[..n])?;
-                    left -= n as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.pad(size)
-    }
-
-    pub fn finish(&mut self) -> io::Result<()> {
-        self.out.write_all(&[0; 2 * BLOCK])?;
-        self.out.flush()
+    pub fn into_inner(self) -> W {
+        self.out
     }
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
@@ -132,6 +87,34 @@ impl<W: Write> Writer<W> {
     }
 }
 
+impl<W: Write> Sink for Writer<W> {
+    const HARD_LINKS: bool = true;
+
+    fn directory(&mut self, path: &[u8], stat: &Stat) -> io::Result<()> {
+        let path = [path, b"/"].concat();
+        self.header(&path, b"", b'5', stat, 0)
+    }
+
+    fn symlink(&mut self, path: &[u8], target: &[u8], stat: &Stat) -> io::Result<()> {
+        self.header(path, target, b'2', stat, 0)
+    }
+
+    fn hard_link(&mut self, path: &[u8], target: &[u8], stat: &Stat) -> io::Result<()> {
+        self.header(path, target, b'1', stat, 0)
+    }
+
+    fn file(&mut self, path: &[u8], stat: &Stat, size: u64, body: &mut dyn Read) -> io::Result<()> {
+        self.header(path, b"", b'0', stat, size)?;
+        super::exactly(size, body, &mut self.piece, |piece| self.out.write_all(piece))?;
+        self.pad(size)
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.out.write_all(&[0; 2 * BLOCK])?;
+        self.out.flush()
+    }
+}
+
 /// `LENGTH KEY=VALUE\n`, where the length counts itself.
 fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
     let rest = key.len() + value.len() + 3;
@@ -149,16 +132,6 @@ pub struct Reader<R> {
     /// Bytes of the entry before that were not read, and what fills its last block.
     left: u64,
     padding: u64,
-}
-
-pub struct Entry<'a, R> {
-    pub path: Vec<u8>,
-    pub link: Vec<u8>,
-    pub kind: Kind,
-    pub mode: u32,
-    pub modified: Timespec,
-    pub size: u64,
-    pub body: Body<'a, R>,
 }
 
 /// The content of an entry; shorter than its size is an error.
@@ -189,12 +162,13 @@ struct Said {
     modified: Option<Timespec>,
 }
 
-impl<R: Read> Reader<R> {
-    pub fn new(from: R) -> Self {
-        Self { from, left: 0, padding: 0 }
-    }
+impl<R: Read> Source for Reader<R> {
+    type Body<'a>
+        = Body<'a, R>
+    where
+        Self: 'a;
 
-    pub fn next(&mut self) -> Result<Option<Entry<'_, R>>> {
+    fn next(&mut self) -> Result<Option<Entry<Body<'_, R>>>> {
         let mut said = Said::default();
         loop {
             self.pass_by()?;
@@ -219,8 +193,18 @@ impl<R: Read> Reader<R> {
             }
         }
     }
+}
 
-    fn entry(&mut self, block: &[u8; BLOCK], kind: u8, size: u64, said: Said) -> Result<Entry<'_, R>> {
+impl<R: Read> Reader<R> {
+    pub fn new(from: R) -> Self {
+        Self { from, left: 0, padding: 0 }
+    }
+
+    pub fn into_inner(self) -> R {
+        self.from
+    }
+
+    fn entry(&mut self, block: &[u8; BLOCK], kind: u8, size: u64, said: Said) -> Result<Entry<Body<'_, R>>> {
         let size = said.size.unwrap_or(size);
         self.expect(size);
         let field = |from: usize, len: usize| until_nul(block[from..from + len].to_vec());
@@ -278,7 +262,7 @@ impl<R: Read> Reader<R> {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::internal(format!("the archive cannot be read: {error}"))),
+                Err(error) => return Err(super::failed(b"the archive", error)),
             }
         }
         Ok(filled)

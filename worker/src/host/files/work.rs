@@ -127,6 +127,7 @@ impl Host {
             _ => None,
         };
         let (largest, uid) = (super::largest_file(session), super::acting(session));
+        let quota = session.record.disk_limit();
         match sys::fork().map_err(internal)? {
             sys::Fork::Parent(pid) => {
                 let (call_id, session) = (work.call_id, call.session_id);
@@ -144,7 +145,7 @@ impl Host {
                     let mut answer = File::from(answer);
                     let served = match call.op {
                         Some(Op::Packages(_)) => self.packages(&root, &call),
-                        _ => serve(&root, call, archive.as_ref(), &work.archive_path),
+                        _ => serve(&root, call, archive.as_ref(), &work.archive_path, quota),
                     };
                     answer.write_all(&served.encode_to_vec())
                 }));
@@ -273,19 +274,25 @@ fn confine(keep: &[RawFd], largest: u64, uid: Option<u32>) -> io::Result<()> {
     Ok(())
 }
 
-fn serve(root: &OwnedFd, call: v1::Call, archive: Option<&OwnedFd>, archive_path: &str) -> v1::CallResult {
+fn serve(
+    root: &OwnedFd,
+    call: v1::Call,
+    archive: Option<&OwnedFd>,
+    archive_path: &str,
+    quota: u64,
+) -> v1::CallResult {
     use call_result::Result as Answer;
     let done = match (call.op, archive) {
         (Some(Op::ReadArchive(request)), Some(archive)) => {
             pack::pack(root, &request, archive).map(Answer::Stat)
         }
-        (op, _) => other(root, op, archive_path),
+        (op, _) => other(root, op, archive_path, quota),
     };
     let result = done.unwrap_or_else(|error| Answer::Error(to_wire(&error)));
     v1::CallResult { call_id: call.call_id, result: Some(result) }
 }
 
-fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str) -> Result<call_result::Result> {
+fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str, quota: u64) -> Result<call_result::Result> {
     use call_result::Result as Answer;
     match op {
         Some(Op::List(request)) => find::list(root, &request).map(Answer::List),
@@ -297,7 +304,9 @@ fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str) -> Result<call_resu
         Some(Op::Delete(request)) => change::delete(root, &request).map(Answer::Deleted),
         Some(Op::Copy(request)) => copy::copy(root, &request).map(Answer::Copied),
         Some(Op::Edit(request)) => edit::edit(root, &request).map(Answer::Edited),
-        Some(Op::WriteArchive(request)) => pack::unpack(root, &request, archive_path).map(Answer::Unpacked),
+        Some(Op::WriteArchive(request)) => {
+            pack::unpack(root, &request, archive_path, quota).map(Answer::Unpacked)
+        }
         Some(
             Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::Pack(_) | Op::Unpack(_) | Op::Packages(_),
         )
