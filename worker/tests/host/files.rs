@@ -269,6 +269,61 @@ claims! {
         write(&mut worker, &session, "a/written").expect("its files go on");
     }
 
+    fn a_directory_of_very_many_files_is_listed_in_pages_that_hold_no_more_than_a_page() {
+        const FILES: usize = 200_000;
+        let mut worker = Worker::start();
+        worker.wait_for_pool(1);
+        let limits = v1::Limits { inodes_max: 2 * FILES as u64, ..v1::Limits::default() };
+        let session = worker.create_session(limits);
+        let wide = worker.workspace(&session).join("wide");
+        fs::create_dir(&wide).expect("made");
+        let dir = fs::File::open(&wide).expect("there");
+        for n in 0..FILES {
+            let kind = rustix::fs::FileType::RegularFile;
+            rustix::fs::mknodat(&dir, format!("{n:07}"), kind, rustix::fs::Mode::RUSR, 0).expect("made");
+        }
+        // What the host and whatever serves its calls hold at the most.
+        let (host, over) = (worker.host.id(), Arc::new(AtomicBool::new(false)));
+        let peak = Arc::new(AtomicU64::new(0));
+        let watch = std::thread::spawn({
+            let (over, peak) = (over.clone(), peak.clone());
+            move || {
+                while !over.load(Ordering::Relaxed) {
+                    let children = fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap_or_default();
+                    for pid in children.split_ascii_whitespace().chain([&*host.to_string()]) {
+                        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                        // Interpreters and zygotes are not meant.
+                        let ours = status.starts_with("Name:\thost-");
+                        let line = status.lines().find(|line| ours && line.starts_with("VmHWM:")).unwrap_or_default();
+                        let kib = line.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+                        peak.fetch_max(kib, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        let (mut cursor, mut seen, mut pages, mut last) = (String::new(), 0, 0, String::new());
+        loop {
+            let request = v1::ListFilesRequest { path: "wide".into(), cursor, ..Default::default() };
+            let Ok(call_result::Result::List(page)) = call(&mut worker, &session, Op::List(request)) else {
+                panic!("no page")
+            };
+            (seen, pages) = (seen + page.files.len(), pages + 1);
+            assert!(page.files.len() <= 10_000 && page.encoded_len() < 5 << 20);
+            assert!(page.files.windows(2).all(|two| two[0].path < two[1].path) && page.files[0].path > last);
+            last = page.files.last().map(|file| file.path.clone()).expect("a page has files");
+            cursor = page.next_cursor;
+            if cursor.is_empty() {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        watch.join().expect("it ends");
+        assert_eq!((seen, pages), (FILES, FILES / 10_000));
+        let peak = peak.load(Ordering::Relaxed);
+        assert!((1..64 << 10).contains(&peak), "{peak} KiB");
+        println!("{pages} pages, at most {peak} KiB");
+    }
+
     fn what_nobody_could_serve_is_refused() {
         let (mut worker, session) = Worker::with_session();
         let stat = |path: &str| Op::Stat(v1::StatFileRequest { path: path.into(), ..Default::default() });
