@@ -136,11 +136,14 @@ impl WorkerLink for Door {
         let cluster = self.cluster.clone();
         match transfer {
             Transfer::Read(body) => {
+                // Nothing goes down. That it ends tells the worker, which keeps one of its places for the call until then.
+                let (held, nothing) = mpsc::channel(1);
                 tokio::spawn(async move {
                     receive(&cluster, &worker, call, &mut ups, body).await;
                     cluster.fleet.transferred(call);
+                    drop(held);
                 });
-                Ok(Response::new(Box::pin(tokio_stream::pending())))
+                Ok(Response::new(Box::pin(ReceiverStream::new(nothing))))
             }
             Transfer::Write(body) => {
                 tokio::spawn(async move {

@@ -4,6 +4,17 @@ use std::fs;
 
 use cooper_tests::{Scratch, shared};
 
+/// A worker serves 32 calls at once: one that has ended must not count.
+#[test]
+fn files_come_out_more_often_than_a_worker_serves_at_once() {
+    let cooper = shared().cooper();
+    let session = cooper.session();
+    cooper.run_with(["files", "put", &session, "-", "small"], b"kept").expect(0);
+    for _ in 0..40 {
+        assert_eq!(cooper.run(["files", "get", &session, "small", "-"]).expect(0).stdout, b"kept");
+    }
+}
+
 #[test]
 fn a_file_goes_in_and_comes_out_as_it_was() {
     let cooper = shared().cooper();
