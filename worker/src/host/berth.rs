@@ -20,10 +20,15 @@ fn name(worker_id: &str, number: u64) -> String {
     format!(".berth-{worker_id}-{number:016x}")
 }
 
-/// Whether a directory is called like a berth of this worker.
+/// Whether a directory is called like a berth of this worker, or like what is left of one whose removal was cut off (see
+/// [`helper::remove`]).
 pub fn is_name(directory: &str, worker_id: &str) -> bool {
-    let number = directory.rsplit_once('-').and_then(|(_, number)| u64::from_str_radix(number, 16).ok());
-    number.is_some_and(|number| name(worker_id, number) == directory)
+    let is_whole = |directory: &str| {
+        let number = directory.rsplit_once('-').and_then(|(_, number)| u64::from_str_radix(number, 16).ok());
+        number.is_some_and(|number| name(worker_id, number) == directory)
+    };
+    let part = directory.rsplit_once('-').filter(|(_, part)| part.parse::<u64>().is_ok());
+    is_whole(directory) || part.is_some_and(|(whole, _)| is_whole(whole))
 }
 
 /// How long what is given up may take to end.
@@ -96,6 +101,8 @@ impl Host {
         }
         let cleared = self.help(Task::Remove { session: None }, &[], move || {
             let mut rounds = END_MS / 2;
+            // At once, however busy their subreapers are.
+            places.iter().filter_map(|(_, group)| group.as_ref()).for_each(cgroup::Group::kill);
             places.into_iter().all(|(home, group)| {
                 while group.as_ref().is_some_and(|group| !group.remove()) && rounds > 0 {
                     rounds -= 1;
@@ -106,6 +113,24 @@ impl Host {
         });
         if let Err(error) = cleared {
             tracing::warn!(%error, "places of interpreters that nobody took stay until the next start");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_berth_is_known_by_its_name_and_others_are_not() {
+        let berth = name("w1", 0xefa9_7152_a8a5_7a79);
+        for ours in [berth.clone(), format!("{berth}-0"), format!("{berth}-12")] {
+            assert!(is_name(&ours, "w1"), "{ours}");
+            assert!(!is_name(&ours, "w1-b") && !is_name(&ours, "w"), "{ours}");
+        }
+        for other in [&name("w1-b", 7), "ses_x", ".berth-w1-", &format!("{berth}-x"), &format!("{berth}-1-2")]
+        {
+            assert!(!is_name(other, "w1"), "{other}");
         }
     }
 }

@@ -35,6 +35,12 @@ pub enum Task {
     Checkpoint(super::checkpoint::Work),
 }
 
+impl Task {
+    pub fn removes(&self) -> bool {
+        matches!(self, Self::Remove { .. })
+    }
+}
+
 /// Ends a helper that takes too long, and what it started.
 pub fn end(pid: Pid) {
     let _ = rustix::process::kill_process_group(pid, Signal::KILL);

@@ -106,7 +106,9 @@ impl Host {
                 for (id, ..) in trees {
                     self.doom(id, Which::default(), None);
                 }
-                self.helpers.keys().for_each(|pid| super::helper::end(*pid));
+                // What removes files is let come to its end: left half done, it would be in the way of nobody but for ever.
+                let others = self.helpers.iter().filter(|(_, task)| !task.removes());
+                others.for_each(|(pid, _)| super::helper::end(*pid));
             }
             Phase::Over => {
                 let me = std::process::id() as i32;
