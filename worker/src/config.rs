@@ -43,7 +43,7 @@ pub struct Config {
     pub preload: Option<String>,
     /// A directory of packages that every session of this worker finds.
     pub layer: Option<PathBuf>,
-    /// Interpreters that are kept forked: below `pool_low` they are made at once, up to `pool_high` when nothing waits.
+    /// Berths that are kept: below `pool_low` they are made at once, up to `pool_high` when nothing waits.
     pub pool_low: u32,
     pub pool_high: u32,
     /// Name and directory of each stack; the first is the default.

@@ -255,7 +255,7 @@ pub const SETTINGS: &[Setting] = &[
         roles: WORKERS,
         kind: Kind::Integer { min: 0, max: zygote::POOL_MAX as u64 },
         default: Default::Number(zygote::POOL_LOW as u64),
-        doc: "Forked interpreters that wait for sessions: below this number they are made at once.",
+        doc: "Places with an interpreter that wait for sessions: below this number they are made at once.",
         ..BLANK
     },
     Setting {

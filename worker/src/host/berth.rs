@@ -100,16 +100,18 @@ impl Host {
             places.push((home, group));
         }
         let cleared = self.help(Task::Remove { session: None }, &[], move || {
-            let mut rounds = END_MS / 2;
+            let (mut rounds, mut well) = (END_MS / 2, true);
             // At once, however busy their subreapers are.
             places.iter().filter_map(|(_, group)| group.as_ref()).for_each(cgroup::Group::kill);
-            places.into_iter().all(|(home, group)| {
+            // One that cannot be cleared away keeps no other.
+            for (home, group) in places {
                 while group.as_ref().is_some_and(|group| !group.remove()) && rounds > 0 {
                     rounds -= 1;
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                helper::remove(&home.dir).is_ok() && rounds > 0
-            })
+                well &= helper::remove(&home.dir).is_ok() && rounds > 0;
+            }
+            well
         });
         if let Err(error) = cleared {
             tracing::warn!(%error, "places of interpreters that nobody took stay until the next start");
