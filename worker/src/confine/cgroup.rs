@@ -204,14 +204,15 @@ impl Group {
         {
             fs::write(dir.join("pids.max"), limits.processes.to_string())?;
         }
-        if let Some(dir) = &self.cpu
-            && limits.cpu_millis > 0
-        {
+        if let Some(dir) = &self.cpu {
             let quota = PERIOD_US * limits.cpu_millis / 1000;
+            let limited = quota > 0;
             if self.unified {
+                let quota = if limited { quota.to_string() } else { "max".to_owned() };
                 fs::write(dir.join("cpu.max"), format!("{quota} {PERIOD_US}"))?;
             } else {
-                fs::write(dir.join("cpu.cfs_quota_us"), quota.to_string())?;
+                let quota = if limited { quota.to_string() } else { "-1".to_owned() };
+                fs::write(dir.join("cpu.cfs_quota_us"), quota)?;
             }
         }
         Ok(())
@@ -353,5 +354,49 @@ mod tests {
         let v2 = "30 25 0:26 / /nowhere rw,relatime - cgroup2 cgroup2 rw\n";
         assert_eq!(unified(v2, "0::/\n"), Some("/nowhere".into()));
         assert_eq!(unified(v1, of_self), None);
+    }
+
+    /// A plain directory in place of a mount of version 2: it shows what is written where, not what the kernel makes of it.
+    #[test]
+    fn version_2_is_told_its_limits_in_its_own_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+        let group = |path: &str| {
+            fs::create_dir(dir.path().join(path)).unwrap();
+            fs::write(dir.path().join(path).join("cgroup.procs"), "").unwrap();
+        };
+        assert!(Root::open_unified(dir.path(), "w").is_none(), "this is no control group");
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io pids\n").unwrap();
+        assert!(Root::open_unified(dir.path(), "w").is_none(), "without memory it is not worth its while");
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        ["w-host", "w"].into_iter().for_each(group);
+
+        let root = Root::open_unified(dir.path(), "w").unwrap();
+        assert_eq!(root.controllers(), Controllers { memory: true, pids: true, cpu: true });
+        assert_eq!(read("w-host/cgroup.procs"), "0", "the host moves out of the way");
+        assert_eq!(read("cgroup.subtree_control"), "+memory +pids +cpu");
+        assert_eq!(read("w/cgroup.subtree_control"), "+memory +pids +cpu");
+
+        group("w/s");
+        let limits = Limits { memory_bytes: 64 << 20, processes: 9, cpu_millis: 1500 };
+        let group = root.make("s", limits).unwrap();
+        assert_eq!(read("w/s/memory.max"), (64 << 20).to_string());
+        assert_eq!(read("w/s/memory.swap.max"), "0");
+        assert_eq!(read("w/s/pids.max"), "9");
+        assert_eq!(read("w/s/cpu.max"), "150000 100000");
+        group.limit(Limits { cpu_millis: 0, ..limits }).unwrap();
+        assert_eq!(read("w/s/cpu.max"), "max 100000");
+        assert_eq!(group.entrances().unwrap().len(), 1, "one hierarchy, one entrance");
+
+        fs::write(
+            dir.path().join("w/s/memory.events"),
+            "low 0\nmax 7\noom 2\noom_kill 3\noom_group_kill 0\n",
+        )
+        .unwrap();
+        fs::write(dir.path().join("w/s/pids.current"), "4\n").unwrap();
+        fs::write(dir.path().join("w/s/cgroup.kill"), "").unwrap();
+        assert_eq!((group.oom_kills(), group.processes()), (3, Some(4)));
+        group.kill();
+        assert_eq!(read("w/s/cgroup.kill"), "1");
     }
 }

@@ -116,6 +116,10 @@ impl Request<'_> {
     }
 }
 
+/// How many parts that were left out are named in one bundle, and how much of each name.
+const TRUNCATED_NAMED_MAX: usize = 64;
+const MIME_BYTES_MAX: usize = 256;
+
 /// What the runner says: hello once, then one answer a request. It is written by a process that runs the session's
 /// code, so nothing in it is believed beyond its own session.
 #[derive(Debug, Default, Deserialize)]
@@ -186,8 +190,11 @@ impl Answer {
 
 impl Bundle {
     fn within(self, room: &mut usize) -> v1::MimeBundle {
-        let mut bundle = v1::MimeBundle { truncated: self.truncated, ..v1::MimeBundle::default() };
-        bundle.truncated.truncate(DISPLAYS_MAX);
+        let named = self.truncated.into_iter().take(TRUNCATED_NAMED_MAX);
+        let mut bundle = v1::MimeBundle {
+            truncated: named.map(|mime| cut(mime, MIME_BYTES_MAX)).collect(),
+            ..v1::MimeBundle::default()
+        };
         let decoded = self.data64.into_iter().filter_map(|(mime, content)| {
             Some((mime, base64::engine::general_purpose::STANDARD.decode(content).ok()?))
         });
@@ -195,7 +202,9 @@ impl Bundle {
             self.data.into_iter().map(|(mime, text)| (mime, text.into_bytes())).chain(decoded)
         {
             if content.len() + mime.len() > *room {
-                bundle.truncated.push(cut(mime, 256));
+                if bundle.truncated.len() < TRUNCATED_NAMED_MAX {
+                    bundle.truncated.push(cut(mime, MIME_BYTES_MAX));
+                }
                 continue;
             }
             *room -= content.len() + mime.len();
@@ -219,10 +228,40 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A bundle in the runner's words, with more in it than a runner would say.
+    fn forged() -> impl Strategy<Value = serde_json::Value> {
+        let text =
+            |longest: usize| prop_oneof![8 => 0_usize..12, 1 => Just(longest)].prop_map(|n| "é".repeat(n));
+        let texts = prop::collection::btree_map(text(300), text(30_000), 0..4);
+        let names = prop::collection::vec(text(300), 0..80);
+        (texts.clone(), texts, names)
+            .prop_map(|(data, data64, truncated)| serde_json::json!({ "data": data, "data64": data64, "truncated": truncated }))
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
         #[test]
         fn a_hostile_answer_is_an_error_not_a_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Answer::parse(&body).map(Answer::into_outcome);
+        }
+
+        #[test]
+        fn what_is_kept_of_a_forged_answer_is_bounded(
+            displays in prop::collection::vec(forged(), 0..4),
+            repeated in 1_usize..20,
+            traceback in (0_usize..100_000).prop_map(|n| "é".repeat(n)),
+            cut_at in any::<prop::sample::Index>(),
+        ) {
+            let displays = vec![displays; repeated].concat();
+            let text = serde_json::json!({ "id": 1, "result": displays.first(), "displays": displays,
+                "exception": { "name": traceback, "value": traceback, "traceback": traceback } });
+            let text = text.to_string();
+            let outcome = Answer::parse(text.as_bytes()).unwrap().into_outcome();
+            let names = (DISPLAYS_MAX + 1) * TRUNCATED_NAMED_MAX * (MIME_BYTES_MAX + 16);
+            let bound = RESULT_BYTES_MAX + 3 * TRACEBACK_BYTES_MAX + names;
+            prop_assert!(prost::Message::encoded_len(&outcome) <= bound);
+            prop_assert!(Answer::parse(&text.as_bytes()[..cut_at.index(text.len())]).is_err(), "half an answer is none");
         }
     }
 

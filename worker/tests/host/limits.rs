@@ -23,6 +23,11 @@ pub const ALL: &[(&str, fn())] = &[
     ("memory_spread_over_children_counts_together", memory_spread_over_children_counts_together),
     ("files_beyond_the_quota_end_what_writes_them", files_beyond_the_quota_end_what_writes_them),
     (
+        "processor_time_is_limited_and_the_limit_can_be_changed",
+        processor_time_is_limited_and_the_limit_can_be_changed,
+    ),
+    ("a_disk_that_gets_full_ends_who_fills_it_alone", a_disk_that_gets_full_ends_who_fills_it_alone),
+    (
         "a_session_granted_again_keeps_its_uid_and_gets_its_limits",
         a_session_granted_again_keeps_its_uid_and_gets_its_limits,
     ),
@@ -183,6 +188,79 @@ fn files_beyond_the_quota_end_what_writes_them() {
             all.still_works();
         }
     });
+}
+
+fn processor_time_is_limited_and_the_limit_can_be_changed() {
+    let mut worker = Worker::start();
+    if !worker.hello.facilities.iter().any(|name| name == "cgroup:cpu") {
+        return println!("left out: processor time is not limited on this machine");
+    }
+    // Two children and the interpreter, of which each would take a processor.
+    let burn = "import os, resource, time\nchildren = []\nbegin = time.monotonic()\nfor _ in range(2):\n    \
+        pid = os.fork()\n    if pid == 0:\n        while time.monotonic() < begin + 1.5: pass\n        \
+        os._exit(0)\n    children.append(pid)\nwhile time.monotonic() < begin + 1.5: pass\n\
+        for pid in children: os.waitpid(pid, 0)\nused = [resource.getrusage(who) for who in \
+        (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n\
+        sum(one.ru_utime + one.ru_stime for one in used)";
+    let limits = |cpu_millis| v1::Limits { cpu_millis, ..v1::Limits::default() };
+    let session = worker.create_session(limits(200));
+    let used: f64 = worker.python(&session, burn).value().parse().unwrap();
+    // A fifth of 1.5 s, a period more at either end, and what the interpreter had used before.
+    assert!((0.05..0.7).contains(&used), "{used} s of a processor");
+
+    let grant = v1::SessionGrant {
+        session_id: session.clone(),
+        fence: worker::fence(),
+        limits: Some(limits(0)),
+        ..v1::SessionGrant::default()
+    };
+    worker.link.send(to_host::Message::SessionCreate(grant));
+    worker.link.session_update(&session);
+    let free: f64 = worker.python(&session, burn).value().parse().unwrap();
+    assert!(free > 2.0 * used, "{free} s after the limit was taken away, {used} s before");
+}
+
+/// A disk of its own for a worker, which goes with it.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn of(bytes: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes},mode=0711");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).stderr(std::process::Stdio::null());
+        let mounted = mount.status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: processes of the worker may still be on their way out.
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+fn a_disk_that_gets_full_ends_who_fills_it_alone() {
+    let Some(disk) = Disk::of(512 << 20) else {
+        return println!("left out: nothing may be mounted here");
+    };
+    let mut worker = Worker::start_on(disk.0.path(), &[]);
+    let neighbour = worker.create_session(v1::Limits::default());
+    worker.python(&neighbour, "kept = 42");
+    let session = worker.create_session(v1::Limits { disk_bytes: 4 << 30, ..v1::Limits::default() });
+    // Removed and open still: in no count of its files.
+    let hidden = "import os, time\nbig = open('big', 'wb')\nos.remove('big')\nwhile True:\n    \
+        big.write(bytes(4 << 20))\n    big.flush()\n    time.sleep(0.01)";
+    let done = worker.python(&session, hidden);
+    assert_eq!(done.error(), "disk_quota", "{:?}", done.outcome.error);
+    let said = done.outcome.error.map(|error| error.message).unwrap_or_default();
+    assert!(said.contains("nearly full"), "{said}");
+    // Its file is gone with its interpreter, and there is room again: for both.
+    assert_eq!(worker.python(&neighbour, "kept").value(), "42");
+    let small = "open('small', 'wb').write(bytes(1 << 20))";
+    assert_eq!(worker.python(&neighbour, small).value(), (1 << 20).to_string());
+    assert_eq!(worker.python(&session, small).value(), (1 << 20).to_string());
 }
 
 fn a_session_granted_again_keeps_its_uid_and_gets_its_limits() {

@@ -164,7 +164,12 @@ impl Worker {
 
     /// With more in the worker's environment.
     pub fn start_in(environment: &[(&str, &str)]) -> Self {
-        let temp = tempfile::tempdir().expect("a directory");
+        Self::start_on(&std::env::temp_dir(), environment)
+    }
+
+    /// With its directory beneath this one.
+    pub fn start_on(disk: &Path, environment: &[(&str, &str)]) -> Self {
+        let temp = tempfile::tempdir_in(disk).expect("a directory");
         // Without namespaces, sessions have to pass it on the way to their homes.
         std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o711)).expect("its mode");
         let dir = std::fs::canonicalize(temp.path()).expect("it exists").join("worker");
