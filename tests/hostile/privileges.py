@@ -1,4 +1,7 @@
 # 20, 21: more rights, other kernels' doors
+import mmap
+
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
 for name, number, arguments in (
     ("setuid", 105, (0,)),
     ("unshare user", 272, (0x10000000,)),
@@ -27,8 +30,6 @@ for command in (["su", "-c", "id"], ["mount", "-t", "tmpfs", "x", "/mnt"], ["uns
 
 
 def by_interrupt():
-    import mmap
-
     page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, getpid; int 0x80; ret
     return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
@@ -44,12 +45,11 @@ for attempt in (by_interrupt, by_number) if os.uname().machine == "x86_64" else 
     if pid == 0:
         try:
             os._exit(0 if attempt() == os.getpid() else 1)
-        except OSError:
+        except BaseException:
             os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+    _, ended = os.waitpid(pid, 0)
+    if os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == 0:
         escaped.append(attempt.__name__)
-status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
 status["CapEff"].strip("0") == "" or escaped.append("capabilities " + status["CapEff"])
 status["NoNewPrivs"] == "1" or escaped.append("new privileges")
 os.getuid() != 0 or escaped.append("root")

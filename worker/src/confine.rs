@@ -14,11 +14,13 @@ use std::{
 use cooper_common::error::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 
+use attributes::Attributes;
 use cage::Cage;
 use facilities::{Facilities, LANDLOCK_WITH_TCP, Mask, Tier};
 use landlock::Places;
 use seccomp::{Network, Program};
 
+pub mod attributes;
 pub mod cage;
 pub mod cgroup;
 pub mod facilities;
@@ -91,6 +93,7 @@ pub struct Confiner {
     alone: Arc<Program>,
     /// What sockets that leaves.
     network: Network,
+    attributes: Attributes,
     /// Python and the layer.
     installed: Vec<PathBuf>,
     cage: Option<Arc<Cage>>,
@@ -134,10 +137,12 @@ impl Confiner {
             false if facilities.network => Network::TcpOut,
             false => Network::NoSockets,
         };
+        let attributes = facilities.attributes();
         Self {
             rules: landlock::base(facilities.landlock, &installed),
-            alone: Arc::new(seccomp::program(network)),
+            alone: Arc::new(seccomp::program(network, attributes)),
             network,
+            attributes,
             installed,
             cage: cage.map(Arc::new),
             groups,
@@ -153,8 +158,9 @@ impl Confiner {
             facilities: Facilities::default(),
             tier_min: Tier::T0,
             rules: landlock::base(0, &[]),
-            alone: Arc::new(seccomp::program(Network::NoSockets)),
+            alone: Arc::new(seccomp::program(Network::NoSockets, Attributes::Fixed)),
             network: Network::NoSockets,
+            attributes: Attributes::Fixed,
             installed: Vec::new(),
             cage: None,
             groups: None,
@@ -206,7 +212,8 @@ impl Confiner {
     }
 
     fn interception(&self) -> io::Result<Option<Interception>> {
-        self.facilities.network.then(Interception::new).transpose()
+        let asked = self.attributes == Attributes::ByHost;
+        self.facilities.network.then(|| Interception::new(asked)).transpose()
     }
 
     /// For an installer, which confines itself after it found its settings; the descriptor goes with the plan.
@@ -218,6 +225,7 @@ impl Confiner {
             seccomp: self.facilities.seccomp,
             installed: self.installed.clone(),
             network: self.facilities.network.then_some(self.network),
+            attributes: self.attributes,
             caged: self.cage.as_ref().map(|cage| mounted(home, cage.private())),
         };
         let mounts = self.cage.as_ref().map(|cage| cage.mounts().try_clone()).transpose()?;
@@ -276,7 +284,7 @@ pub struct Confinement {
     pub namespaces: Option<Inside>,
     /// Of its control group.
     pub entrances: Vec<OwnedFd>,
-    /// Where somebody answers its connects.
+    /// Where somebody answers its connects, and what else it asks.
     pub interception: Option<Interception>,
 }
 
@@ -286,13 +294,15 @@ pub struct Interception {
     pub theirs: Option<OwnedFd>,
     /// Of the host, which does not wait for it. None: another one has it.
     pub ours: Option<OwnedFd>,
+    /// Attributes of files are asked for too.
+    pub attributes: bool,
 }
 
 impl Interception {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(attributes: bool) -> io::Result<Self> {
         let (ours, theirs) = crate::frame::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok(Self { theirs: Some(high(theirs)?), ours: Some(ours) })
+        Ok(Self { theirs: Some(high(theirs)?), ours: Some(ours), attributes })
     }
 }
 
@@ -375,8 +385,8 @@ impl Confinement {
                 .and_then(|()| landlock::restrict(ruleset))
                 .map_err(of(Part::Landlock))?;
         }
-        if let Some(theirs) = self.theirs() {
-            notify::intercept(theirs).map_err(of(Part::Network))?;
+        if let (Some(theirs), Some(interception)) = (self.theirs(), &self.interception) {
+            notify::intercept(theirs, interception.attributes).map_err(of(Part::Network))?;
         }
         self.filter.as_ref().map_or(Ok(()), |filter| seccomp::set(filter)).map_err(of(Part::Seccomp))
     }
@@ -392,6 +402,7 @@ pub struct Plan {
     installed: Vec<PathBuf>,
     /// What sockets it has when its connects are answered by the host; None: it connects by itself.
     network: Option<Network>,
+    attributes: Attributes,
     /// Directories and where they are mounted, when a descriptor of the mount namespace comes along.
     caged: Option<Vec<(PathBuf, PathBuf)>>,
 }
@@ -403,6 +414,11 @@ impl Plan {
     /// Whether a descriptor of the mount namespace came with it.
     pub fn is_caged(&self) -> bool {
         self.caged.is_some()
+    }
+
+    /// Whether attributes of files are the host's to change.
+    pub fn asks_for_attributes(&self) -> bool {
+        self.attributes == Attributes::ByHost
     }
 
     /// Whether its connects are answered by the host, to whom the descriptor after that of the mounts leads.
@@ -429,14 +445,19 @@ impl Plan {
             landlock: base.ruleset(&places)?.map(high).transpose()?,
             filter: self
                 .seccomp
-                .then(|| Arc::new(seccomp::program(self.network.unwrap_or(Network::TcpAndUdp)))),
+                .then(|| seccomp::program(self.network.unwrap_or(Network::TcpAndUdp), self.attributes))
+                .map(Arc::new),
             namespaces: mounts.map(|mounts| Inside {
                 mounts,
                 network: None,
                 own: self.caged.clone().unwrap_or_default(),
             }),
             entrances: Vec::new(),
-            interception: theirs.map(|theirs| Interception { theirs: Some(theirs), ours: None }),
+            interception: theirs.map(|theirs| Interception {
+                theirs: Some(theirs),
+                ours: None,
+                attributes: self.asks_for_attributes(),
+            }),
         })
     }
 }
@@ -449,7 +470,7 @@ fn mounted(home: &Path, private: &[cage::Private]) -> Vec<(PathBuf, PathBuf)> {
 pub const SECRETS: &str = "secrets";
 
 /// Where a session may do what it likes.
-fn own_places(home: &Path, caged: bool) -> Vec<PathBuf> {
+pub fn own_places(home: &Path, caged: bool) -> Vec<PathBuf> {
     let own = ["workspace", "tmp", "cache"].into_iter().chain(caged.then_some("shm"));
     own.map(|name| home.join(name)).collect()
 }

@@ -43,6 +43,7 @@ use trees::Tree;
 
 pub mod archive;
 mod attempt;
+mod attributes;
 mod beneath;
 mod berth;
 mod checkpoint;

@@ -75,6 +75,7 @@ pub const ALL: &[Case] = &[
     case!("signals"),
     case!("kill_everything", then: Then::Ends),
     case!("siblings_files"),
+    case!("attributes"),
     case!("sockets"),
     case!("privileges"),
     case!("core_dump"),

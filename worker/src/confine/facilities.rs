@@ -8,7 +8,7 @@ use std::{fmt, fs, path::Path};
 use cooper_common::error::{Code, Error, Result};
 use rustix::process::geteuid;
 
-use super::{cgroup, landlock, notify, seccomp};
+use super::{attributes::Attributes, cgroup, landlock, notify, seccomp};
 
 /// CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID: what it takes to run sessions under uids of their own and to go on
 /// with their files.
@@ -162,6 +162,15 @@ impl Facilities {
         }
     }
 
+    /// Who decides about modes and times of files. A session that is root is kept from none.
+    pub fn attributes(&self) -> Attributes {
+        match (self.uid || self.root, self.network) {
+            (true, _) => Attributes::ByOwner,
+            (false, true) => Attributes::ByHost,
+            (false, false) => Attributes::Fixed,
+        }
+    }
+
     /// As sessions and workers list them.
     pub fn names(&self) -> Vec<String> {
         let mut names = vec!["rlimits".to_owned()];
@@ -178,6 +187,7 @@ impl Facilities {
         add(self.cgroup.cpu, "cgroup:cpu");
         add(self.namespaces, "namespaces");
         add(self.network, "network");
+        add(self.seccomp && self.attributes() == Attributes::ByHost, "attributes");
         names
     }
 

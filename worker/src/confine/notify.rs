@@ -1,4 +1,5 @@
-//! Seccomp's user notification: every connect(2) of a session stops in the kernel until somebody outside of it answers,
+//! Seccomp's user notification: every connect(2) of a session (where it has the worker's uid, also every change of a file's
+//! attributes, see [`super::attributes`]) stops in the kernel until somebody outside of it answers,
 //! with a socket of their own in the place of the caller's.
 //!
 //! Where the call wanted to go is not looked at: it lies in memory that the caller may change meanwhile. The call itself
@@ -12,6 +13,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::attributes::CALLS;
 use crate::frame;
 
 const LOAD: u16 = 0x20;
@@ -34,10 +36,11 @@ const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
 const RECEIVE: libc::c_ulong = 0xc050_2100;
 const SEND: libc::c_ulong = 0xc018_2101;
 const ADD_DESCRIPTOR: libc::c_ulong = 0x4018_2103;
+const IS_WAITING: libc::c_ulong = 0x4008_2102;
 const ADD_IN_PLACE: u32 = 1;
 
-/// The filter as the kernel takes it: struct sock_filter, one after the other.
-pub fn program() -> Vec<u8> {
+/// The filter as the kernel takes it: struct sock_filter, one after the other. `attributes`: those of files are asked for too.
+pub fn program(attributes: bool) -> Vec<u8> {
     let refuse = ERRNO | libc::EOPNOTSUPP as u32;
     // The lower half of an argument; these machines are little-endian.
     let argument = |number: u32| 16 + 8 * number;
@@ -50,6 +53,9 @@ pub fn program() -> Vec<u8> {
         (IF_EQUAL, 0, 1, libc::SYS_connect as u32),
         (RETURN, 0, 0, NOTIFY),
     ];
+    for (number, ..) in CALLS.iter().filter(|_| attributes) {
+        code.extend([(IF_EQUAL, 0, 1, *number as u32), (RETURN, 0, 0, NOTIFY)]);
+    }
     // Data in the first packet: a connection without a connect.
     for (number, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
         code.extend([
@@ -73,14 +79,14 @@ pub fn program() -> Vec<u8> {
 
 /// Sets the filter for the calling thread, which must have given up new privileges, and all that it starts; whoever has
 /// the other side of `socket` gets the descriptor that answers.
-pub fn intercept(socket: &OwnedFd) -> io::Result<()> {
-    let listener = listen()?;
+pub fn intercept(socket: &OwnedFd, attributes: bool) -> io::Result<()> {
+    let listener = listen(attributes)?;
     frame::send_bytes(socket, b"", &[listener.as_fd()])
 }
 
-fn listen() -> io::Result<OwnedFd> {
+fn listen(attributes: bool) -> io::Result<OwnedFd> {
     // u64 keeps the alignment of struct sock_filter.
-    let words: Vec<u64> = program()
+    let words: Vec<u64> = program(attributes)
         .chunks_exact(8)
         .map(|bytes| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
         .collect();
@@ -100,14 +106,24 @@ fn listen() -> io::Result<OwnedFd> {
     Err(last)
 }
 
-/// A connect that waits for its answer.
+/// A call that waits for its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     pub id: u64,
     /// The thread.
     pub pid: u32,
-    /// Its descriptor.
-    pub fd: u32,
+    pub number: libc::c_long,
+    pub arguments: [u64; 6],
+}
+
+impl Call {
+    pub fn is_connect(&self) -> bool {
+        self.number == libc::SYS_connect
+    }
+    /// What it would connect.
+    pub fn fd(&self) -> u32 {
+        self.arguments[0] as u32
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -135,7 +151,12 @@ pub fn next(listener: &OwnedFd) -> io::Result<Next> {
     let mut call = [0u64; 10];
     // SAFETY: the kernel writes 80 bytes, which is what is there; they have to be zero before.
     match unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE, call.as_mut_ptr()) } {
-        0 => Ok(Next::Call(Call { id: call[0], pid: call[1] as u32, fd: call[4] as u32 })),
+        0 => Ok(Next::Call(Call {
+            id: call[0],
+            pid: call[1] as u32,
+            number: libc::c_long::from(call[2] as u32),
+            arguments: [call[4], call[5], call[6], call[7], call[8], call[9]],
+        })),
         _ => match io::Error::last_os_error() {
             // Its thread ended before anybody looked.
             error if error.raw_os_error() == Some(libc::ENOENT) => Ok(Next::Nothing),
@@ -157,6 +178,12 @@ pub fn replace(listener: &OwnedFd, id: u64, fd: u32, with: &OwnedFd, close_on_ex
     }
 }
 
+/// Whether the thread that made the call still waits: then no other has its number, and what was read of it was its own.
+pub fn is_waiting(listener: &OwnedFd, id: u64) -> bool {
+    // SAFETY: the kernel reads the number, which outlives the call.
+    unsafe { libc::ioctl(listener.as_raw_fd(), IS_WAITING, &raw const id) == 0 }
+}
+
 /// What the call gives: 0, or an error. One that is not there any more is not answered.
 pub fn answer(listener: &OwnedFd, id: u64, errno: i32) {
     // struct seccomp_notif_resp: id; value; error and flags.
@@ -176,7 +203,7 @@ pub struct Flags {
 /// read is as most programs have it.
 pub fn flags(call: Call, uid: Option<u32>) -> Flags {
     let read = || -> Option<Flags> {
-        let text = std::fs::read_to_string(format!("/proc/{}/fdinfo/{}", call.pid, call.fd)).ok()?;
+        let text = std::fs::read_to_string(format!("/proc/{}/fdinfo/{}", call.pid, call.fd())).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
         let flags = i32::from_str_radix(line.trim(), 8).ok()?;
         Some(Flags {
@@ -218,7 +245,7 @@ pub fn works() -> bool {
                     rustix::net::SocketType::STREAM,
                     None,
                 )?;
-                intercept(&theirs)?;
+                intercept(&theirs, false)?;
                 let nobody = std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 1);
                 Ok(rustix::net::connect(&socket, &nobody)?)
             };
@@ -248,7 +275,7 @@ fn answer_one(socket: &OwnedFd) -> io::Result<bool> {
     poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&soon))?;
     let Next::Call(call) = next(&listener)? else { return Ok(false) };
     let (other, _end) = frame::pair()?;
-    replace(&listener, call.id, call.fd, &other, true)?;
+    replace(&listener, call.id, call.fd(), &other, true)?;
     answer(&listener, call.id, 0);
     Ok(true)
 }

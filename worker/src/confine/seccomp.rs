@@ -6,8 +6,10 @@
 
 use std::io;
 
-use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long};
+use libc::{EAFNOSUPPORT, ENOSYS, ENOTTY, EPERM, c_long};
 use serde::{Deserialize, Serialize};
+
+use super::attributes::{Attributes, CALLS, DISOWNED, UNKNOWN_FROM};
 
 /// When a listed call is refused. Arguments count from 0; the kernel reads these as 32 bits.
 enum When {
@@ -55,7 +57,7 @@ pub enum Network {
     TcpAndUdp,
 }
 
-fn table(network: Network) -> Vec<(c_long, Vec<When>)> {
+fn table(network: Network, attributes: Attributes) -> Vec<(c_long, Vec<When>)> {
     let refused: &[c_long] = &[
         // Into other processes.
         libc::SYS_ptrace,
@@ -174,21 +176,33 @@ fn table(network: Network) -> Vec<(c_long, Vec<When>)> {
             vec![Any { argument: 1, mask: SOCKET_TYPE, values: &[libc::SOCK_DGRAM as u32], errno: EPERM }],
         ),
         (libc::SYS_socket, sockets(network)),
-        // Typing into the terminal that somebody else reads.
-        (
-            libc::SYS_ioctl,
-            vec![Any {
-                argument: 1,
-                mask: u32::MAX,
-                values: &[libc::TIOCSTI as u32, libc::TIOCLINUX as u32],
-                errno: EPERM,
-            }],
-        ),
+        (libc::SYS_ioctl, ioctls(attributes)),
     ]);
     if network == Network::TcpOut {
         table.extend([libc::SYS_bind, libc::SYS_listen].map(|number| (number, vec![Always(EPERM)])));
     }
+    if attributes != Attributes::ByOwner {
+        table.extend(DISOWNED.map(|number| (number, vec![Always(ENOSYS)])));
+        // What others make in their directories would be told by name.
+        table.push((libc::SYS_inotify_add_watch, vec![Always(EPERM)]));
+    }
+    if attributes == Attributes::Fixed {
+        table.extend(CALLS.iter().map(|(number, ..)| (*number, vec![Always(EPERM)])));
+    }
     table
+}
+
+fn ioctls(attributes: Attributes) -> Vec<When> {
+    // Typing into the terminal that somebody else reads.
+    const TERMINALS: &[u32] = &[libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
+    // Of files, of XFS and those who took after it, versions, of btrfs: the owner of a file that is open for reading may
+    // change much of it by these. As if the file system had none.
+    const OF_FILES: &[u32] = &[0x6600, 0x5800, 0x7600, 0x9400];
+    let mut whens = vec![Any { argument: 1, mask: u32::MAX, values: TERMINALS, errno: EPERM }];
+    if attributes != Attributes::ByOwner {
+        whens.push(Any { argument: 1, mask: 0xff00, values: OF_FILES, errno: ENOTTY });
+    }
+    whens
 }
 
 fn namespaces() -> Vec<When> {
@@ -250,7 +264,7 @@ const fn argument_at(argument: u32) -> u32 {
 pub struct Program(pub Vec<u8>);
 
 /// The filter of a session.
-pub fn program(network: Network) -> Program {
+pub fn program(network: Network, attributes: Attributes) -> Program {
     let mut code = Vec::new();
     let mut emit = |op: u16, then: u8, otherwise: u8, value: u32| {
         code.extend(op.to_ne_bytes());
@@ -266,7 +280,11 @@ pub fn program(network: Network) -> Program {
         emit(IF_AT_LEAST, 0, 1, 0x4000_0000);
         emit(RETURN, 0, 0, KILL);
     }
-    for (number, whens) in table(network) {
+    if attributes != Attributes::ByOwner {
+        emit(IF_AT_LEAST, 0, 1, UNKNOWN_FROM);
+        emit(RETURN, 0, 0, ERRNO | ENOSYS as u32);
+    }
+    for (number, whens) in table(network, attributes) {
         let body: Vec<_> = whens.iter().flat_map(instructions).chain([(RETURN, 0, 0, ALLOW)]).collect();
         emit(IF_EQUAL, 0, body.len() as u8, number as u32);
         for (op, then, otherwise, value) in body {
@@ -336,7 +354,9 @@ mod tests {
 
     /// What the filter says to a call: a small machine for the five instructions there are.
     fn verdict(network: Network, architecture: u32, number: u32, arguments: [u32; 3]) -> u32 {
-        let code = program(network).0;
+        run(&program(network, Attributes::ByOwner).0, architecture, number, arguments)
+    }
+    fn run(code: &[u8], architecture: u32, number: u32, arguments: [u32; 3]) -> u32 {
         let (mut at, mut held) = (0usize, 0u32);
         loop {
             let op = u16::from_ne_bytes([code[at], code[at + 1]]);
@@ -376,6 +396,28 @@ mod tests {
         assert_eq!(call(libc::SYS_ioprio_set, [1, 7, 0]), NO);
         assert_eq!(call(libc::SYS_read, [0, 0, 0]), ALLOW);
         assert_eq!(call(libc::SYS_ptrace, [0, 0, 0]), NO);
+    }
+
+    #[test]
+    fn where_uids_are_shared_attributes_are_asked_for_or_refused() {
+        let said = |attributes, number: c_long, arguments| {
+            run(&program(Network::Tcp, attributes).0, ARCHITECTURE, number as u32, arguments)
+        };
+        for (number, ..) in CALLS {
+            assert_eq!(said(Attributes::ByOwner, *number, [0; 3]), ALLOW);
+            assert_eq!(said(Attributes::ByHost, *number, [0; 3]), ALLOW, "the other filter asks");
+            assert_eq!(said(Attributes::Fixed, *number, [0; 3]), NO);
+        }
+        let flags = [0, 0x4008_6602, 0];
+        assert_eq!(said(Attributes::ByOwner, libc::SYS_ioctl, flags), ALLOW);
+        for attributes in [Attributes::ByHost, Attributes::Fixed] {
+            assert_eq!(said(attributes, libc::SYS_ioctl, flags), ERRNO | ENOTTY as u32);
+            assert_eq!(said(attributes, libc::SYS_ioctl, [0, libc::FIONBIO as u32, 0]), ALLOW);
+            assert_eq!(said(attributes, libc::SYS_inotify_add_watch, [0; 3]), NO);
+            for number in DISOWNED.into_iter().chain([UNKNOWN_FROM.into(), 1000]) {
+                assert_eq!(said(attributes, number, [0; 3]), ERRNO | ENOSYS as u32);
+            }
+        }
     }
 
     #[test]

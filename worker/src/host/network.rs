@@ -1,5 +1,5 @@
 //! The host's part in what sessions reach: it starts the egress proxy, tells it of sessions and their policies, and hands
-//! on every connect that the kernel stopped.
+//! on every connect that the kernel stopped. Changes of files' attributes stop there too, and are made here.
 //!
 //! Whoever answers a connect waits for the caller's thread; the host never does, so the proxy answers. A proxy that dies
 //! breaks the connections there are; the host keeps every listener and hands them to the next.
@@ -13,17 +13,23 @@ use std::{
 
 use cooper_common::{clock, limits::network::CONNECTS_UNANSWERED_MAX};
 use cooper_proto::{host::to_link, v1};
-use rustix::process::{Pid, Signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal},
+};
 
 use super::{
-    Due, Host, Source,
+    Due, Host, Source, attributes,
     launch::{Launch, Program},
     link::inherited,
     stop::Phase,
     sys, tree,
 };
 use crate::{
-    confine::notify::{self, Next},
+    confine::{
+        notify::{self, Next},
+        own_places,
+    },
     egress::{self, FromEgress, Refused, ToEgress, dial},
     frame,
 };
@@ -317,6 +323,13 @@ impl Host {
             let Some(Connects::Heard { listener, handed }) = &mut tree.connects else { return };
             match notify::next(listener) {
                 Ok(Next::Nothing) => return,
+                Ok(Next::Call(call)) if !call.is_connect() => {
+                    let session = tree.session.as_ref().and_then(|session| self.sessions.get(session));
+                    let own = session.map(|session| own_places(&session.home.dir, false)).unwrap_or_default();
+                    let changed = attributes::change(listener, &call, &own);
+                    let errno = changed.unwrap_or(Err(Errno::NOSYS)).err().map_or(0, Errno::raw_os_error);
+                    notify::answer(listener, call.id, errno);
+                }
                 Ok(Next::Call(call)) if self.egress.socket.is_some() => {
                     let flags = notify::flags(call, uid);
                     if handed.len() >= CONNECTS_UNANSWERED_MAX {
@@ -326,7 +339,7 @@ impl Host {
                     let message = ToEgress::Connect {
                         tree: id,
                         id: call.id,
-                        fd: call.fd,
+                        fd: call.fd(),
                         nonblocking: flags.nonblocking,
                         close_on_exec: flags.close_on_exec,
                     };

@@ -176,7 +176,7 @@ impl Host {
         let mut membership = session.membership().map_err(unspawned)?;
         let mut theirs = None;
         if plan.is_intercepted() {
-            let mut interception = Interception::new().map_err(unspawned)?;
+            let mut interception = Interception::new(plan.asks_for_attributes()).map_err(unspawned)?;
             theirs = interception.theirs.take();
             membership.interception = Some(interception);
         }

@@ -256,7 +256,8 @@ impl<'a> Confinement<'a> {
             notify: confinement
                 .interception
                 .as_ref()
-                .map(|_| base64::engine::general_purpose::STANDARD.encode(crate::confine::notify::program())),
+                .map(|interception| crate::confine::notify::program(interception.attributes))
+                .map(|program| base64::engine::general_purpose::STANDARD.encode(program)),
             filter: confinement.filter.as_deref().map(encode),
         }
     }

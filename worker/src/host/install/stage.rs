@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -156,19 +156,28 @@ fn copied(from: &Path, to: &Path, whole: bool) -> io::Result<()> {
     }
     if meta.is_file() {
         if whole || fs::hard_link(from, to).is_err() {
-            fs::copy(from, to)?;
+            copy_file(from, to, meta.mode())?;
         }
         return Ok(());
     }
     if !meta.is_dir() {
         return Ok(());
     }
-    fs::create_dir(to)?;
+    // Its owner goes on to write there.
+    fs::DirBuilder::new().mode(meta.mode() & 0o7777 | 0o700).create(to)?;
     for entry in fs::read_dir(from)? {
         let name = entry?.file_name();
         copied(&from.join(&name), &to.join(&name), whole || name == "bin")?;
     }
-    fs::set_permissions(to, fs::Permissions::from_mode(meta.mode() & 0o7777))
+    Ok(())
+}
+
+/// Made with its mode, not given it: where the host changes modes for a session it changes none for this process, which
+/// nobody may look into.
+fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut copy = options.write(true).create_new(true).mode(mode & 0o7777).open(to)?;
+    io::copy(&mut File::open(from)?, &mut copy).map(drop)
 }
 
 #[cfg(test)]
