@@ -74,6 +74,9 @@ pub enum Command {
     /// Save sessions, and make new ones from what was saved
     #[command(subcommand, visible_alias = "checkpoints")]
     Checkpoint(Checkpoint),
+    /// List, get and remove artifacts: what sessions wrote beneath artifacts/
+    #[command(subcommand, visible_alias = "artifact")]
+    Artifacts(Artifacts),
     /// Build, list, show and remove templates of sessions
     #[command(subcommand, visible_alias = "templates")]
     Template(Template),
@@ -177,6 +180,39 @@ pub struct Worker {
 pub struct Doctor {
     #[command(flatten)]
     pub settings: WorkerFlags,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Artifacts {
+    /// List the artifacts of a session, newest first; also of one that was destroyed
+    List {
+        /// Id, or name while it lives
+        session: String,
+        /// Only what this execution made
+        #[arg(long)]
+        task: Option<String>,
+    },
+    /// Copy an artifact to this machine; - writes to standard output
+    Get {
+        /// Session and name (the newest of that name), or the id of an artifact
+        session: String,
+        /// Path beneath artifacts/
+        name: Option<String>,
+        /// File or directory here [default: the last part of the name]
+        #[arg(short = 'o', long = "to", value_name = "PATH")]
+        to: Option<PathBuf>,
+        /// First byte wanted
+        #[arg(long, default_value_t = 0)]
+        offset: u64,
+        /// How many bytes; 0: to the end
+        #[arg(long, default_value_t = 0)]
+        length: u64,
+    },
+    /// Delete artifacts
+    Rm {
+        #[arg(required = true)]
+        artifacts: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! The user's commands: each asks the coordinator and shows the answer.
 
 mod admin;
+mod artifacts;
 mod attach;
 mod checkpoint;
 mod config;
@@ -48,6 +49,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         match command {
             Command::Session(args) => session::run(context, args).await,
             Command::Checkpoint(args) => checkpoint::run(context, args).await,
+            Command::Artifacts(args) => artifacts::run(context, args).await,
             Command::Template(args) => template::run(context, args).await,
             Command::Secret(args) => secret::run(context, args).await,
             Command::Exec(args) => exec::exec(context, args).await,

@@ -48,6 +48,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
         keep: keep(&config),
         checkpoints: checkpoints(&config),
+        artifacts: artifacts(&config),
         quota: quota(&config),
         network: config.text("network").map_or(Ok(Policy::default()), |text| Policy::parse(&text))?,
     };
@@ -95,6 +96,15 @@ fn checkpoints(config: &Config) -> cooper_coordinator::checkpoints::Quota {
         checkpoints: config.integer("quota_checkpoints").unwrap_or(default.checkpoints),
         bytes: config.integer("quota_checkpoint_mib").map_or(default.bytes, |mib| mib << 20),
         days: config.integer("keep_checkpoint_days").unwrap_or(default.days),
+    }
+}
+
+fn artifacts(config: &Config) -> cooper_coordinator::artifacts::Quota {
+    let default = cooper_coordinator::artifacts::Quota::default();
+    cooper_coordinator::artifacts::Quota {
+        artifacts: config.integer("quota_artifacts").unwrap_or(default.artifacts),
+        bytes: config.integer("quota_artifact_mib").map_or(default.bytes, |mib| mib << 20),
+        days: config.integer("keep_artifact_days").unwrap_or(default.days),
     }
 }
 

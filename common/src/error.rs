@@ -64,7 +64,7 @@ codes! {
     SecretNotFound = "secret_not_found", NotFound, "see `cooper secret list`";
     TaskNotFound = "task_not_found", NotFound, "see `cooper tasks list`";
     RunNotFound = "run_not_found", NotFound, "see `cooper runs list`";
-    ArtifactNotFound = "artifact_not_found", NotFound, "see `cooper runs artifacts RUN`";
+    ArtifactNotFound = "artifact_not_found", NotFound, "see `cooper runs artifacts RUN` and `cooper artifacts list SESSION`";
     StackNotFound = "stack_not_found", NotFound, "see `cooper stacks`; register one with COOPER_STACKS=name=dir on a worker, or give a directory with --stack";
     ServiceNotFound = "service_not_found", NotFound, "name a service of the stack's compose file";
     TokenNotFound = "token_not_found", NotFound, "see `cooper token list`";

@@ -14,6 +14,8 @@ pub mod name {
     pub const DISPATCH_BEFORE_ACK: &str = "dispatch-before-ack";
     /// Coordinator: output of a result is appended, its end is not recorded.
     pub const OUTPUT_BEFORE_RESULT: &str = "output-before-result";
+    /// Coordinator: an artifact is on the disk, and no row and no worker knows.
+    pub const ARTIFACT_BEFORE_KEPT: &str = "artifact-before-kept";
     /// Coordinator: a session's archive has arrived, and is not kept.
     pub const PACKED_BEFORE_KEPT: &str = "packed-before-kept";
     /// Coordinator: a session's archive was sent to its new worker, which has not unpacked it.
@@ -26,6 +28,8 @@ pub mod name {
     pub const UNPACKED_BEFORE_READY: &str = "unpacked-before-ready";
     /// Worker's link: an assignment arrived, the host does not know.
     pub const ASSIGN_BEFORE_HOST: &str = "assign-before-host";
+    /// Worker's link: the coordinator has an attempt's artifacts, and its result was not said.
+    pub const ARTIFACTS_BEFORE_RESULT: &str = "artifacts-before-result";
     /// Worker's link: a result was acked, the host still keeps it.
     pub const ACK_BEFORE_HOST: &str = "ack-before-host";
 }

@@ -139,6 +139,10 @@ id!(
     TemplateId, "tpl", "template"
 );
 id!(
+    /// A file that a session made and that is kept.
+    ArtifactId, "art", "artifact"
+);
+id!(
     /// What a tenant sets and its sessions are given.
     SecretId, "sec", "secret"
 );

@@ -382,6 +382,35 @@ pub mod run {
     pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;
 }
 
+/// Artifacts of sessions.
+pub mod artifact {
+    /// One file; a larger one is not kept. As of a run's.
+    pub const FILE_BYTES_MAX: u64 = 64 << 20;
+    /// Files and bytes that become artifacts at the end of one execution; the others come with the next.
+    pub const PER_EXECUTION_MAX: usize = 100;
+    pub const EXECUTION_BYTES_MAX: u64 = 256 << 20;
+    /// Files beneath `artifacts/` that are looked at, in the order of their names.
+    pub const LOOKED_AT_MAX: usize = 2_000;
+    /// With no more files and directories than this the worker sees by itself that none has changed.
+    pub const GLANCE_MAX: usize = 64;
+    /// A path beneath `artifacts/`.
+    pub const NAME_BYTES_MAX: usize = 512;
+    /// Files that a result names of those that were not kept; the others are counted.
+    pub const SKIPPED_NAMED_MAX: usize = 20;
+    /// Looking for them and copying them is ended after this.
+    pub const LOOK_MS: u64 = 30_000;
+    /// On a worker, of all results that are not acked yet.
+    pub const WORKER_BYTES_MAX: u64 = 1 << 30;
+    /// Attempts of a worker whose artifacts are sent at once.
+    pub const UPLOADS_MAX: usize = 2;
+    /// Sending that was cut begins again after this.
+    pub const RETRY_MS: u64 = 1_000;
+    /// Defaults of what a tenant may keep (`quota_artifacts`, `quota_artifact_mib`, `keep_artifact_days`).
+    pub const PER_TENANT_MAX: u64 = 10_000;
+    pub const MIB_PER_TENANT_MAX: u64 = 1_024;
+    pub const DAYS: u64 = 30;
+}
+
 /// How long anything may take to stop.
 pub mod stop {
     /// Ctrl-C to nothing left (budget 5 s).

@@ -207,6 +207,32 @@ impl Blobs {
         }))
     }
 
+    /// `length` of its bytes from `offset` on, in chunks, as far as there are any. Of a part nothing says whether it is
+    /// damaged; all of it is checked as in [`stream`](Self::stream).
+    pub fn stream_range(
+        &self,
+        digest: Digest,
+        offset: u64,
+        length: u64,
+    ) -> Result<futures::stream::BoxStream<'static, Result<Bytes>>> {
+        use std::io::Seek as _;
+        if offset == 0 && length >= self.len(digest)? {
+            return Ok(Box::pin(self.stream(digest)?));
+        }
+        let mut file = self.file(digest)?;
+        file.seek(io::SeekFrom::Start(offset))?;
+        Ok(Box::pin(stream::try_unfold((file, length), move |(mut file, left)| async move {
+            let read = tokio::task::spawn_blocking(move || {
+                let mut chunk = Vec::new();
+                let most = left.min(limits::link::CHUNK_BYTES_MAX as u64);
+                Read::by_ref(&mut file).take(most).read_to_end(&mut chunk)?;
+                let left = left - chunk.len() as u64;
+                Ok((!chunk.is_empty()).then(|| (Bytes::from(chunk), (file, left))))
+            });
+            read.await.map_err(io::Error::other)?
+        })))
+    }
+
     /// Deletes every blob that is not in `referenced` and was not written in the last hour. Blocks: not for a thread
     /// that serves. Returns how many went.
     pub fn remove_unreferenced(&self, referenced: &HashSet<Digest>) -> Result<usize> {
@@ -345,6 +371,13 @@ mod tests {
         assert_eq!(blobs.read(digest).await.unwrap(), bytes);
         assert_eq!(streamed(&blobs, digest).await.unwrap(), bytes);
         assert_eq!(blobs.len(digest).unwrap(), 300_000);
+        for (offset, length, there) in
+            [(0, 10, 0..10), (70_000, 150_000, 70_000..220_000), (299_990, 99, 299_990..300_000)]
+        {
+            let part: Vec<Bytes> =
+                blobs.stream_range(digest, offset, length).unwrap().try_collect().await.unwrap();
+            assert_eq!(part.concat(), bytes[there]);
+        }
         let empty = blobs.put(Bytes::new()).await.unwrap();
         assert!(streamed(&blobs, empty).await.unwrap().is_empty());
     }

@@ -1,5 +1,6 @@
 //! The coordinator: owns sessions, plans, runs, approvals and tasks, and serves every door on one port.
 
+pub mod artifacts;
 pub mod blobs;
 pub mod bus;
 pub mod caller;

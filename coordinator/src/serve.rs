@@ -18,6 +18,7 @@ use tonic::{
 use tonic_health::ServingStatus;
 
 use crate::{
+    artifacts::{self, Artifacts},
     blobs::Blobs,
     bus::Bus,
     checkpoints::{self, Checkpoints},
@@ -46,6 +47,8 @@ pub struct Config {
     pub keep: Keep,
     /// What tenants may keep of checkpoints.
     pub checkpoints: checkpoints::Quota,
+    /// What tenants may keep of artifacts.
+    pub artifacts: artifacts::Quota,
     /// What one tenant may hold.
     pub quota: Quota,
     /// What sessions reach that do not say so.
@@ -63,6 +66,7 @@ pub struct Coordinator {
     runs: Arc<Runs>,
     blobs: Arc<Blobs>,
     checkpoints: Arc<Checkpoints>,
+    artifacts: Arc<Artifacts>,
     tokens: Arc<Tokens>,
     bus: Bus,
 }
@@ -84,7 +88,8 @@ impl Coordinator {
         let runs = Runs::start(cluster.clone(), blobs.clone()).await?;
         let checkpoints =
             Checkpoints::open(cluster.clone(), blobs.clone(), &config.data, config.checkpoints)?;
-        Ok(Self { cluster, config, runs, blobs, checkpoints, tokens, bus })
+        let artifacts = Artifacts::load(cluster.clone(), blobs.clone(), config.artifacts).await?;
+        Ok(Self { cluster, config, runs, blobs, checkpoints, artifacts, tokens, bus })
     }
 
     /// Answers every door on the connections that come in until `shutdown` resolves or the store breaks. `started` is
@@ -101,8 +106,9 @@ impl Coordinator {
         let cluster = self.cluster;
         let clock = tokio::spawn(tick(cluster.clone()));
         let Config { data, keep, keepalive, .. } = self.config;
+        let (checkpoints, artifacts) = (self.checkpoints.clone(), self.artifacts.clone());
         let upkeep =
-            tokio::spawn(upkeep::run(cluster.clone(), self.blobs, self.checkpoints.clone(), data, keep));
+            tokio::spawn(upkeep::run(cluster.clone(), self.blobs, checkpoints, artifacts, data, keep));
         let carrying = tokio::spawn(self.checkpoints.clone().run());
         let stocking = tokio::spawn(templates::spares::run(cluster.clone(), self.checkpoints.clone()));
         let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -114,7 +120,10 @@ impl Coordinator {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(1024)
             .layer(doors::auth::Layer::new(self.tokens.clone()))
-            .add_routes(routes(&cluster, &self.checkpoints, &self.runs, &self.tokens, &self.bus).await)
+            .add_routes(
+                routes(&cluster, &self.checkpoints, &self.artifacts, &self.runs, &self.tokens, &self.bus)
+                    .await,
+            )
             .serve_with_incoming_shutdown(incoming, async move {
                 let mut stopped = stopped;
                 let _ = stopped.wait_for(|stop| *stop).await;
@@ -150,6 +159,7 @@ impl Coordinator {
 async fn routes(
     cluster: &Arc<Cluster>,
     checkpoints: &Arc<Checkpoints>,
+    artifacts: &Arc<Artifacts>,
     runs: &Arc<Runs>,
     tokens: &Arc<Tokens>,
     bus: &Bus,
@@ -172,14 +182,15 @@ async fn routes(
     let executions = ExecutionsServer::new(grpc::Executions { cluster: cluster.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
-    let runs_service = RunsServer::new(grpc::Runs { runs: runs.clone(), cluster: cluster.clone() })
-        .max_decoding_message_size(max)
-        .max_encoding_message_size(max);
+    let runs_service =
+        grpc::Runs { runs: runs.clone(), cluster: cluster.clone(), artifacts: artifacts.clone() };
+    let runs_service =
+        RunsServer::new(runs_service).max_decoding_message_size(max).max_encoding_message_size(max);
     let admin =
         AdminServer::new(grpc::Admin { cluster: cluster.clone(), tokens: tokens.clone(), bus: bus.clone() });
-    let link = WorkerLinkServer::new(doors::link::Door { cluster: cluster.clone(), runs: runs.clone() })
-        .max_decoding_message_size(max)
-        .max_encoding_message_size(max);
+    let link =
+        doors::link::Door { cluster: cluster.clone(), runs: runs.clone(), artifacts: artifacts.clone() };
+    let link = WorkerLinkServer::new(link).max_decoding_message_size(max).max_encoding_message_size(max);
     let routes = Routes::from(doors::http::router(cluster.clone()));
     let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
     let templates = grpc::Templates { cluster: cluster.clone(), checkpoints: checkpoints.clone() };

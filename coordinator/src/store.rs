@@ -137,11 +137,12 @@ impl Keep {
         match aggregate {
             Aggregate::Task => Some(self.ended_tasks),
             Aggregate::Run => Some(self.ended_runs),
-            Aggregate::Step | Aggregate::Plan | Aggregate::Approval | Aggregate::Artifact => None,
+            Aggregate::Step | Aggregate::Plan | Aggregate::Approval => None,
             Aggregate::Session
             | Aggregate::Token
             | Aggregate::Worker
             | Aggregate::Stack
+            | Aggregate::Artifact
             | Aggregate::Checkpoint
             | Aggregate::Template
             | Aggregate::Secret => Some(self.ended_rows),
@@ -152,7 +153,7 @@ impl Keep {
 /// Whose rows belong to one of this aggregate, by `parent`, and are nothing without it.
 pub(crate) fn parts(aggregate: Aggregate) -> &'static [Aggregate] {
     match aggregate {
-        Aggregate::Run => &[Aggregate::Step, Aggregate::Plan, Aggregate::Approval, Aggregate::Artifact],
+        Aggregate::Run => &[Aggregate::Step, Aggregate::Plan, Aggregate::Approval],
         _ => &[],
     }
 }

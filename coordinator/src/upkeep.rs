@@ -17,7 +17,7 @@ use cooper_core::change::Aggregate;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use self::hold::Hold;
-use crate::{blobs::Blobs, checkpoints::Checkpoints, cluster::Cluster, store};
+use crate::{artifacts::Artifacts, blobs::Blobs, checkpoints::Checkpoints, cluster::Cluster, store};
 
 /// How much stays of what has ended (`keep_…` in docs/configuration.md). What is older than the newest so many goes.
 #[derive(Debug, Clone, Copy)]
@@ -67,10 +67,11 @@ pub async fn run(
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
     checkpoints: Arc<Checkpoints>,
+    artifacts: Arc<Artifacts>,
     data: PathBuf,
     keep: Keep,
 ) {
-    let upkeep = Upkeep { cluster, blobs, checkpoints, data, keep };
+    let upkeep = Upkeep { cluster, blobs, checkpoints, artifacts, data, keep };
     let every = |ms| {
         let mut interval = interval(Duration::from_millis(ms));
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -108,6 +109,7 @@ struct Upkeep {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
     checkpoints: Arc<Checkpoints>,
+    artifacts: Arc<Artifacts>,
     data: PathBuf,
     keep: Keep,
 }
@@ -129,6 +131,7 @@ impl Upkeep {
     /// Rows and events beyond what is kept, and the output of tasks that went.
     async fn retain(&self) -> Result<()> {
         self.checkpoints.retain().await?;
+        self.artifacts.retain().await?;
         let removed = self.cluster.store.retain(self.keep.now()).await?;
         let tasks = removed.rows.into_iter().filter(|(aggregate, _)| *aggregate == Aggregate::Task);
         self.forget_output(tasks.map(|(_, id)| id).collect()).await

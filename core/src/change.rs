@@ -67,7 +67,7 @@ pub struct Row {
     pub state: String,
     /// No further change of state will come: such rows are not loaded at start and fall to retention.
     pub ended: bool,
-    /// What it belongs to: a task's session, a step's run, an artifact's run.
+    /// What it belongs to: a task's session, a step's run, an artifact's session.
     pub parent: String,
     /// Unique per aggregate and tenant where not empty: idempotency key, session name, token hash.
     pub key: String,

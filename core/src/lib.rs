@@ -2,6 +2,7 @@
 //! rolls dice. The coordinator performs; simulation and property tests drive the very same code.
 #![forbid(unsafe_code)]
 
+pub mod artifact;
 pub mod change;
 pub mod cluster;
 pub mod credit;

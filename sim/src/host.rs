@@ -447,7 +447,7 @@ impl Host {
             ..v1::Outcome::default()
         };
         let (fence, state) = (attempt.assign.fence, attempt.state.into());
-        let ended = Ended { task_id: key.0.clone(), fence, state, outcome: Some(outcome) };
+        let ended = Ended { task_id: key.0.clone(), fence, state, outcome: Some(outcome), artifacts: vec![] };
         self.tell(to_link::Message::Ended(ended), fds);
     }
 }

@@ -101,6 +101,7 @@ impl Control {
             // How full the disk of this machine is must not matter.
             keep: Keep { free_bytes: 0, ..Keep::default() },
             checkpoints: cooper_coordinator::checkpoints::Quota::default(),
+            artifacts: cooper_coordinator::artifacts::Quota::default(),
             quota: Quota::default(),
             network: Default::default(),
         };

@@ -42,6 +42,7 @@ use timers::Timers;
 use trees::Tree;
 
 pub mod archive;
+mod artifacts;
 mod attempt;
 mod attributes;
 mod beneath;

@@ -32,6 +32,7 @@ use health::Status;
 use host_socket::HostSocket;
 use ledger::{Ledger, Order};
 
+mod artifacts;
 mod attach;
 mod attached;
 mod calls;

@@ -196,6 +196,23 @@ pub fn show_end(out: &Output, task: &Task, through: &Through) -> Result<()> {
             out.note(&format!("note: {name} was longer than the session keeps; the rest was cut"));
         }
     }
+    if out.stderr_tty {
+        for artifact in &outcome.artifacts {
+            out.note(&format!(
+                "note: artifact {} ({})",
+                artifact.name,
+                crate::units::human_bytes(artifact.size_bytes)
+            ));
+        }
+    }
+    for skipped in &outcome.artifacts_skipped {
+        let name = if skipped.name.is_empty() { "some" } else { &skipped.name };
+        out.note(&format!("note: artifacts: {name} not kept ({})", skipped.reason));
+    }
+    let unnamed = outcome.artifacts_skipped_count.saturating_sub(outcome.artifacts_skipped.len() as u64);
+    if unnamed > 0 {
+        out.note(&format!("note: artifacts: {unnamed} more not kept"));
+    }
     if outcome.interpreter_restarted && out.stderr_tty {
         out.note("note: the interpreter was started anew; variables from before are gone");
     }

@@ -76,7 +76,7 @@ fn text(run: &Run) -> String {
 }
 
 async fn artifacts(context: &Context, client: &Client, run_id: String, to: Option<&Path>) -> Result<()> {
-    let request = ListArtifactsRequest { run_id: run_id.clone() };
+    let request = ListArtifactsRequest { run_id: run_id.clone(), ..ListArtifactsRequest::default() };
     let list = client.runs().list_artifacts(request).await?.into_inner().artifacts;
     if let Some(dir) = to {
         fs::create_dir_all(dir).map_err(|error| {
@@ -118,7 +118,8 @@ async fn artifact(context: &Context, client: &Client, run_id: String, name: Stri
         read(client, &run_id, &name, &mut stdout).await?;
         return stdout.finish(0);
     }
-    let request = ReadArtifactRequest { run_id: run_id.clone(), name: name.clone() };
+    let request =
+        ReadArtifactRequest { run_id: run_id.clone(), name: name.clone(), ..ReadArtifactRequest::default() };
     let mut parts = client.runs().read_artifact(request).await?.into_inner();
     let mut content = Vec::new();
     while let Some(part) = parts.message().await? {
@@ -130,7 +131,11 @@ async fn artifact(context: &Context, client: &Client, run_id: String, name: Stri
 }
 
 async fn read(client: &Client, run_id: &str, name: &str, to: &mut Receiving) -> Result<()> {
-    let request = ReadArtifactRequest { run_id: run_id.to_owned(), name: name.to_owned() };
+    let request = ReadArtifactRequest {
+        run_id: run_id.to_owned(),
+        name: name.to_owned(),
+        ..ReadArtifactRequest::default()
+    };
     let mut parts = client.runs().read_artifact(request).await?.into_inner();
     while let Some(part) = parts.message().await? {
         to.write(&part.data)?;

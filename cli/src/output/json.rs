@@ -162,6 +162,13 @@ fn outcome_fields(outcome: &v1::Outcome) -> Map<String, Value> {
         "interpreter_restarted": outcome.interpreter_restarted,
         "restart_required": outcome.restart_required,
         "restart_modules": outcome.restart_modules,
+        "artifacts": outcome.artifacts.iter().map(artifact_ref).collect::<Vec<_>>(),
+        "artifacts_skipped": outcome
+            .artifacts_skipped
+            .iter()
+            .map(|it| json!({"name": it.name, "reason": it.reason}))
+            .collect::<Vec<_>>(),
+        "artifacts_skipped_count": outcome.artifacts_skipped_count,
         "error": error_or_null(&outcome.error),
     });
     match fields {
@@ -242,6 +249,31 @@ pub fn artifact(artifact: &v1::Artifact) -> Value {
         "size_bytes": artifact.size_bytes,
         "digest": artifact.digest,
         "created_at_ms": artifact.created_at_ms,
+    })
+}
+
+/// Of a session.
+pub fn made_artifact(artifact: &v1::Artifact) -> Value {
+    json!({
+        "artifact_id": artifact.id,
+        "name": artifact.name,
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "media_type": artifact.media_type,
+        "session_id": artifact.session_id,
+        "task_id": artifact.task_id,
+        "created_at_ms": artifact.created_at_ms,
+    })
+}
+
+/// As an outcome names it.
+fn artifact_ref(artifact: &v1::ArtifactRef) -> Value {
+    json!({
+        "artifact_id": artifact.id,
+        "name": artifact.name,
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "media_type": artifact.media_type,
     })
 }
 

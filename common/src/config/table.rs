@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{checkpoint, link, store, zygote};
+use crate::limits::{artifact, checkpoint, link, store, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -537,6 +537,33 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 0, max: 36_500 },
         default: Default::Number(0),
         doc: "Days that checkpoints are kept at most; 0: until they are deleted.",
+        ..BLANK
+    },
+    Setting {
+        key: "quota_artifacts",
+        env: &["COOPER_QUOTA_ARTIFACTS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_000_000 },
+        default: Default::Number(artifact::PER_TENANT_MAX),
+        doc: "Artifacts of sessions that one tenant keeps at most.",
+        ..BLANK
+    },
+    Setting {
+        key: "quota_artifact_mib",
+        env: &["COOPER_QUOTA_ARTIFACT_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1 << 30 },
+        default: Default::Number(artifact::MIB_PER_TENANT_MAX),
+        doc: "Artifacts of one tenant's sessions together, in MiB.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_artifact_days",
+        env: &["COOPER_KEEP_ARTIFACT_DAYS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 36_500 },
+        default: Default::Number(artifact::DAYS),
+        doc: "Days that artifacts of sessions are kept at most; 0: until they are deleted.",
         ..BLANK
     },
 ];

@@ -33,6 +33,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{BoxStream, caller, status};
 use crate::{
+    artifacts::Artifacts,
     caller::Caller,
     cluster::{Cluster, durable},
     fleet::{Reply, Transfer},
@@ -53,6 +54,7 @@ const REASON_BYTES_MAX: usize = 32;
 pub struct Door {
     pub cluster: Arc<Cluster>,
     pub runs: Arc<Runs>,
+    pub artifacts: Arc<Artifacts>,
 }
 
 fn fence(fence: Option<v1::Fence>) -> Fence {
@@ -84,9 +86,9 @@ impl WorkerLink for Door {
             _ => return Err(status(Error::invalid("the first message of an attach is Hello"))),
         };
         let (worker, attach, downs) = attach(&self.cluster, &caller, hello).await.map_err(status)?;
-        let (cluster, runs) = (self.cluster.clone(), self.runs.clone());
+        let (cluster, runs, artifacts) = (self.cluster.clone(), self.runs.clone(), self.artifacts.clone());
         tokio::spawn(async move {
-            let goodbye = listen(&cluster, &runs, &worker, attach, &mut ups).await;
+            let goodbye = listen(&cluster, &runs, &artifacts, &worker, attach, &mut ups).await;
             cluster.fleet.closed(&worker, attach);
             cluster.tell(|core, now| core.detach(now, &worker, attach, goodbye));
             tracing::info!(%worker, attach, goodbye, "detached");
@@ -126,9 +128,13 @@ impl WorkerLink for Door {
     ) -> Result<Response<Self::TransferStream>, Status> {
         let (worker, _) = self.attached(&request)?;
         let mut ups = request.into_inner();
-        let Some(Ok(v1::TransferUp { part: Some(v1::transfer_up::Part::CallId(call)) })) = ups.next().await
-        else {
-            return Err(status(Error::invalid("the first message of a transfer names its call")));
+        use v1::transfer_up::Part;
+        let call = match ups.next().await {
+            Some(Ok(v1::TransferUp { part: Some(Part::CallId(call)) })) => call,
+            Some(Ok(v1::TransferUp { part: Some(Part::Artifact(up)) })) => {
+                return Ok(self.artifact(worker, up, ups));
+            }
+            _ => return Err(status(Error::invalid("the first message of a transfer names its call"))),
         };
         let transfer = self.cluster.fleet.transfer(&worker, call);
         let transfer =
@@ -157,6 +163,48 @@ impl WorkerLink for Door {
 }
 
 impl Door {
+    /// Takes an artifact in, and says what became of it. What breaks on the way ends the transfer without a word: the
+    /// worker sends it again.
+    fn artifact(
+        &self,
+        worker: WorkerId,
+        up: v1::ArtifactUp,
+        mut ups: Streaming<v1::TransferUp>,
+    ) -> Response<BoxStream<v1::TransferDown>> {
+        use v1::transfer_up::Part;
+        let (answer, answered) = mpsc::channel(1);
+        let artifacts = self.artifacts.clone();
+        tokio::spawn(async move {
+            let done = async {
+                let mut incoming = artifacts.begin(&worker, up)?;
+                loop {
+                    match ups.next().await {
+                        Some(Ok(v1::TransferUp { part: Some(Part::Data(data)) })) => incoming.write(&data)?,
+                        Some(Ok(v1::TransferUp { part: Some(Part::Done(_)) })) => break,
+                        _ => return Err(Error::new(Code::Unavailable, "the transfer was cut")),
+                    }
+                }
+                artifacts.take(incoming).await
+            };
+            let said = match done.await {
+                Ok(()) => {
+                    failpoint::pass(failpoint::name::ARTIFACT_BEFORE_KEPT);
+                    Ok(v1::transfer_down::Part::Kept(true))
+                }
+                Err(error) if matches!(error.code, Code::QuotaExceeded | Code::StoreFull) => {
+                    Ok(v1::transfer_down::Part::Refused(v1::Error {
+                        code: error.code.as_str().to_owned(),
+                        hint: error.hint().to_owned(),
+                        message: error.message,
+                    }))
+                }
+                Err(error) => Err(status(error)),
+            };
+            let _ = answer.send(said.map(|part| v1::TransferDown { part: Some(part) })).await;
+        });
+        Response::new(Box::pin(ReceiverStream::new(answered)))
+    }
+
     /// Which attach a data stream belongs to.
     fn attached<T>(&self, request: &Request<T>) -> Result<(WorkerId, u64), Status> {
         caller(request)?.require(&[Scope::Worker]).map_err(status)?;
@@ -332,6 +380,7 @@ fn welcomed(cluster: &Cluster, welcome: Welcome, protocol: u32, epoch: u64) -> R
             })
             .collect(),
         coordinator_version: VERSION.to_owned(),
+        artifacts: true,
     })
 }
 
@@ -350,6 +399,7 @@ fn stopping(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, draining: v1
 async fn listen(
     cluster: &Arc<Cluster>,
     runs: &Runs,
+    artifacts: &Artifacts,
     worker: &WorkerId,
     attach: u64,
     ups: &mut Streaming<v1::Up>,
@@ -374,7 +424,7 @@ async fn listen(
                         said.push(Said::Started { task, fence: fence(started.fence) });
                     }
                 }
-                Some(Message::Result(result)) => match ended(cluster, result).await {
+                Some(Message::Result(result)) => match ended(cluster, artifacts, result).await {
                     Ok(result) => said.push(result),
                     Err(error) => {
                         // Not acked, so it is sent again at the next attach; the cut makes that now.
@@ -391,12 +441,12 @@ async fn listen(
                 }
                 Some(Message::Session(update)) => {
                     // A session's end decides about its tasks: what was said of them before comes first.
-                    hear(cluster, worker, attach, &mut said);
+                    hear(cluster, artifacts, worker, attach, &mut said);
                     session(cluster, worker, attach, update);
                 }
                 Some(Message::Draining(draining)) => {
                     // What is missing in its list was not taken, unless it has ended: that comes first.
-                    hear(cluster, worker, attach, &mut said);
+                    hear(cluster, artifacts, worker, attach, &mut said);
                     stopping(cluster, worker, attach, draining);
                 }
                 Some(Message::CallResult(result)) => call_result(cluster, worker, result),
@@ -413,7 +463,7 @@ async fn listen(
                 Some(Message::Hello(_)) | None => {}
             }
         }
-        hear(cluster, worker, attach, &mut said);
+        hear(cluster, artifacts, worker, attach, &mut said);
         if let Some(goodbye) = end {
             return goodbye;
         }
@@ -421,11 +471,28 @@ async fn listen(
     false
 }
 
-fn hear(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, said: &mut Vec<Said>) {
-    if !said.is_empty() {
-        let said = std::mem::take(said);
-        cluster.tell(|core, now| core.hear(now, worker, attach, said));
+fn hear(cluster: &Arc<Cluster>, artifacts: &Artifacts, worker: &WorkerId, attach: u64, said: &mut Vec<Said>) {
+    if said.is_empty() {
+        return;
     }
+    let said = std::mem::take(said);
+    let made: Vec<_> = said
+        .iter()
+        .filter_map(|said| match said {
+            Said::Result { task, fence, artifacts, .. } if !artifacts.is_empty() => {
+                Some((*task, *fence, artifacts.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    cluster.tell(|core, now| {
+        for (task, fence, made) in made {
+            if core.is_current(worker, attach) && core.is_held(worker, task, fence) {
+                artifacts.decided(task, fence, &made);
+            }
+        }
+        core.hear(now, worker, attach, said)
+    });
 }
 
 /// False = another attach took this one's place, or it was given up: the stream ends.
@@ -466,7 +533,7 @@ fn refusals(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, refused: Vec
 }
 
 /// A result as the core takes it, once the output before it is on the disk.
-async fn ended(cluster: &Arc<Cluster>, result: v1::Result) -> Result<Said> {
+async fn ended(cluster: &Arc<Cluster>, artifacts: &Artifacts, result: v1::Result) -> Result<Said> {
     failpoint::pass(failpoint::name::DISPATCH_BEFORE_ACK);
     let task: TaskId = result.task_id.parse().map_err(|_| Error::invalid("task_id is malformed"))?;
     let fence = fence(result.fence);
@@ -505,8 +572,10 @@ async fn ended(cluster: &Arc<Cluster>, result: v1::Result) -> Result<Said> {
         }
     }
     failpoint::pass(failpoint::name::OUTPUT_BEFORE_RESULT);
-    let result = result.outcome.unwrap_or_default().encode_to_vec();
-    Ok(Said::Result { task, fence, end, result, output: inline })
+    let mut outcome = result.outcome.unwrap_or_default();
+    let made = if ours { artifacts.of_result(task, fence, &mut outcome)? } else { Vec::new() };
+    let result = outcome.encode_to_vec();
+    Ok(Said::Result { task, fence, end, result, output: inline, artifacts: made })
 }
 
 fn stream_of(output: &v1::Output) -> Result<Stream> {
@@ -601,7 +670,7 @@ async fn receive(
                 return;
             }
             Some(Part::Done(_)) => return,
-            Some(Part::CallId(_)) | None => {}
+            Some(Part::CallId(_) | Part::Artifact(_)) | None => {}
         }
     }
     let cut = Error::new(Code::Unavailable, "the transfer from the worker was cut");
@@ -616,7 +685,8 @@ async fn written(ups: &mut Streaming<v1::TransferUp>) -> Result<v1::FileStat> {
         match up.part {
             Some(Part::Stat(stat)) => return Ok(stat),
             Some(Part::Error(error)) => return Err(error_of(error)),
-            Some(Part::Data(_) | Part::Done(_) | Part::CallId(_) | Part::Summary(_)) | None => {}
+            Some(Part::Data(_) | Part::Done(_) | Part::CallId(_) | Part::Summary(_) | Part::Artifact(_))
+            | None => {}
         }
     }
     Err(Error::new(Code::Unavailable, "the transfer to the worker was cut; nothing was written"))

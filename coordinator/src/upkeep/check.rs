@@ -116,12 +116,13 @@ fn read(aggregate: Aggregate, record: &Record) -> Result<(), String> {
             cooper_repair::RepairPlan::from_json(&row.body).map(drop).map_err(|error| error.to_string())
         }
         Aggregate::Checkpoint => checkpoints::manifest(record).map(drop).map_err(|error| error.message),
+        Aggregate::Artifact => {
+            serde_json::from_str::<cooper_core::artifact::Artifact>(&row.body).map(drop).map_err(said)
+        }
         Aggregate::Secret => secrets::readable(record).map_err(|error| error.message),
-        Aggregate::Step
-        | Aggregate::Approval
-        | Aggregate::Artifact
-        | Aggregate::Stack
-        | Aggregate::Template => serde_json::from_str::<serde_json::Value>(&row.body).map(drop).map_err(said),
+        Aggregate::Step | Aggregate::Approval | Aggregate::Stack | Aggregate::Template => {
+            serde_json::from_str::<serde_json::Value>(&row.body).map(drop).map_err(said)
+        }
     }
 }
 
@@ -138,6 +139,13 @@ async fn artifacts(store: &Sqlite, data: &Path, found: &mut Findings) -> Result<
     files::each(store, Aggregate::Checkpoint, |record| {
         if let Ok(Some(digest)) = files::archive_of(&record) {
             wanted.entry(digest.to_string()).or_insert_with(|| format!("checkpoint {}", record.id));
+        }
+        Ok(())
+    })
+    .await?;
+    files::each(store, Aggregate::Artifact, |record| {
+        if let Ok(Some(digest)) = files::content_of(&record) {
+            wanted.entry(digest.to_string()).or_insert_with(|| format!("artifact {}", record.id));
         }
         Ok(())
     })

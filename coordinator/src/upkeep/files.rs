@@ -9,6 +9,7 @@ use cooper_common::{
 use cooper_core::{change::Aggregate, run};
 
 use crate::{
+    artifacts,
     blobs::Digest,
     checkpoints,
     store::{Filter, Record, Store},
@@ -46,9 +47,22 @@ pub fn archive_of(record: &Record) -> Result<Option<Digest>> {
     Ok(Some(checkpoints::manifest(record)?.digest.parse()?))
 }
 
+/// The file of a session's artifact; none of one that was deleted.
+pub fn content_of(record: &Record) -> Result<Option<Digest>> {
+    if record.row.ended {
+        return Ok(None);
+    }
+    Ok(Some(artifacts::body(record)?.digest.parse()?))
+}
+
 /// The artifacts that any row refers to. Fails rather than leaves out one.
 pub async fn artifacts(store: &dyn Store) -> Result<HashSet<Digest>> {
     let mut all = artifacts_of_runs(store).await?;
+    each(store, Aggregate::Artifact, |record| {
+        all.extend(content_of(&record)?);
+        Ok(())
+    })
+    .await?;
     each(store, Aggregate::Checkpoint, |record| {
         all.extend(archive_of(&record)?);
         Ok(())

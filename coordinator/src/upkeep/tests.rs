@@ -27,7 +27,8 @@ async fn upkeep(data: &Path, keep: Keep) -> Upkeep {
     .unwrap();
     let blobs = Arc::new(Blobs::open(data).unwrap());
     let checkpoints = Checkpoints::open(cluster.clone(), blobs.clone(), data, Default::default()).unwrap();
-    Upkeep { cluster, blobs, checkpoints, data: data.to_owned(), keep }
+    let artifacts = Artifacts::load(cluster.clone(), blobs.clone(), Default::default()).await.unwrap();
+    Upkeep { cluster, blobs, checkpoints, artifacts, data: data.to_owned(), keep }
 }
 
 async fn task(upkeep: &Upkeep, ended: bool, output: usize) -> TaskId {

@@ -11,6 +11,7 @@ use cooper_common::{
 use super::{Cluster, Effect, Message, Out};
 use crate::{
     Now,
+    artifact::Artifact,
     change::InlineOutput,
     lease::Fence,
     retry::{self, Budget, When},
@@ -38,6 +39,8 @@ pub enum Said {
         end: End,
         result: Vec<u8>,
         output: Vec<InlineOutput>,
+        /// Of its session: on the disk already.
+        artifacts: Vec<Artifact>,
     },
 }
 
@@ -283,7 +286,10 @@ impl Cluster {
                     room = true;
                 }
                 Said::Started { task, fence } => self.started(now, task, fence, &mut out),
-                Said::Result { task, fence, end, result, output } => {
+                Said::Result { task, fence, end, result, output, artifacts } => {
+                    if self.is_held(&worker, task, fence) {
+                        self.artifacts_made(now, task, &artifacts, &mut out);
+                    }
                     room |= self.result(now, &worker, task, fence, end, result, output, &mut out);
                 }
             }
@@ -321,9 +327,7 @@ impl Cluster {
         out: &mut Out,
     ) -> bool {
         out.full = true;
-        let current = self.tasks.get(&id).is_some_and(|task| {
-            task.held() && task.body.fence == fence && task.body.worker.as_deref() == Some(&**worker)
-        });
+        let current = self.is_held(worker, id, fence);
         self.send(worker, Message::ResultAck { task: id, fence, stale: !current }, out);
         if !current {
             return false;
@@ -344,6 +348,20 @@ impl Cluster {
             self.pump_session(now, session, out);
         }
         true
+    }
+
+    /// Whether this attempt is the one whose word counts.
+    pub fn is_held(&self, worker: &str, id: TaskId, fence: Fence) -> bool {
+        self.tasks.get(&id).is_some_and(|task| {
+            task.held() && task.body.fence == fence && task.body.worker.as_deref() == Some(worker)
+        })
+    }
+
+    /// In the commit of the result that names them, whatever becomes of the task.
+    fn artifacts_made(&self, now: Now, id: TaskId, artifacts: &[Artifact], out: &mut Out) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let Some(session) = task.body.session else { return };
+        out.changes.extend(artifacts.iter().map(|artifact| artifact.made(now, &task.tenant, session)));
     }
 
     /// What the end of a held attempt means to its task.

@@ -210,7 +210,8 @@ impl World {
         let body = &self.cluster.task(id).expect("it is held").body;
         let (worker, fence) = (body.worker.clone().expect("it is held"), body.fence);
         let attach = self.attaches[&worker];
-        let said = vec![Said::Result { task: id, fence, end, result: vec![], output: vec![] }];
+        let said =
+            vec![Said::Result { task: id, fence, end, result: vec![], output: vec![], artifacts: vec![] }];
         let out = self.cluster.hear(self.now, &worker, attach, said);
         self.take(out);
     }

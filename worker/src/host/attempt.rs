@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use crate::frame;
 
 use super::{
-    Due, Host, LEFTOVERS_MAX, Source, install,
+    Due, Host, LEFTOVERS_MAX, Source, artifacts, install,
     interpreter::Answer,
     outcome::{self, End, Kind, Why},
     spool::{self, Stream},
@@ -66,6 +66,8 @@ pub struct Attempt {
     pub terminal: Option<OwnedFd>,
     /// Sent before its process was there.
     pub signals: Vec<Signal>,
+    /// What it made, once it has ended.
+    pub artifacts: Option<artifacts::Collected>,
     /// The result is not wanted any more.
     forgotten: bool,
 }
@@ -79,6 +81,8 @@ pub enum State {
     Interpreter(u64),
     /// It ended, so: what it left behind is being killed first.
     Ending(End, Option<u64>),
+    /// It ended, so: what it made is being collected.
+    Collecting(End),
     /// Kept until it is forgotten.
     Ended(wire::Ended),
 }
@@ -88,7 +92,7 @@ impl Attempt {
         v1::Fence { epoch: self.key.1, attempt: self.key.2 }
     }
     pub fn has_ended(&self) -> bool {
-        matches!(self.state, State::Ended(_))
+        matches!(self.state, State::Collecting(_) | State::Ended(_))
     }
 
     /// Opens what its standard input is written to, or its terminal.
@@ -137,6 +141,9 @@ impl Attempt {
     pub fn unname(&mut self) {
         for stream in self.streams.iter_mut().flatten() {
             (stream.named, stream.announced) = (false, 0);
+        }
+        if let Some(artifacts) = &mut self.artifacts {
+            artifacts.named = false;
         }
     }
 }
@@ -196,6 +203,7 @@ impl Host {
             stdin_read: None,
             terminal: None,
             signals: Vec::new(),
+            artifacts: None,
             forgotten: false,
         };
         let id = self.new_id();
@@ -485,12 +493,7 @@ impl Host {
         attempt.spec = None;
         attempt.branch = None;
         attempt.terminal = None;
-        attempt.state = State::Ended(wire::Ended {
-            task_id: attempt.key.0.clone(),
-            fence: Some(attempt.fence()),
-            state: state.into(),
-            outcome: Some(outcome),
-        });
+        attempt.state = State::Collecting((state, outcome));
         if attempt.kind == Kind::Install
             && let Some(session) = attempt.session.as_ref().and_then(|id| self.sessions.get_mut(id))
         {
@@ -504,7 +507,27 @@ impl Host {
         if forgotten {
             return self.drop_attempt(id);
         }
-        self.tell_ended(id);
+        if !self.collect(id) {
+            self.say_end(id);
+        }
+    }
+
+    /// What it made is collected: its result can be said.
+    pub(super) fn say_end(&mut self, id: u64) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        match std::mem::replace(&mut attempt.state, State::Waiting) {
+            State::Collecting((state, outcome)) => {
+                attempt.state = State::Ended(wire::Ended {
+                    task_id: attempt.key.0.clone(),
+                    fence: Some(attempt.fence()),
+                    state: state.into(),
+                    outcome: Some(outcome),
+                    artifacts: attempt.artifacts.as_ref().map_or(Vec::new(), |it| it.parts.clone()),
+                });
+                self.tell_ended(id);
+            }
+            other => attempt.state = other,
+        }
     }
 
     /// A child that outlives its execution may go on writing: it is read and dropped, so that it does not stop.
@@ -546,8 +569,16 @@ impl Host {
         let State::Ended(ended) = &attempt.state else { return false };
         failpoint::pass(failpoint::name::SPOOLED_BEFORE_SENT);
         if self.link.greeted {
-            let fds = attempt.streams.iter_mut().flatten().flat_map(name_to_link).collect();
-            self.link.tell(to_link::Message::Ended(ended.clone()), fds);
+            let ended = ended.clone();
+            let mut fds: Vec<OwnedFd> = attempt.streams.iter_mut().flatten().flat_map(name_to_link).collect();
+            if let Some(artifacts) = attempt.artifacts.as_mut().filter(|artifacts| !artifacts.named) {
+                match artifacts.file.try_clone() {
+                    Ok(file) => fds.push(file),
+                    Err(error) => tracing::error!(%error, "artifacts cannot be handed over"),
+                }
+                artifacts.named = true;
+            }
+            self.link.tell(to_link::Message::Ended(ended), fds);
         }
         true
     }

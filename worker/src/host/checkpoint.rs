@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Due, Host,
     archive::{self, Bounds, Summary, tar},
+    artifacts::Known,
     files::sweep,
     globals,
     helper::{self, Task},
@@ -219,7 +220,7 @@ impl Host {
     }
 
     /// A file without a name, beside the sessions: an archive may be as large as they are.
-    fn spool(&self) -> Result<OwnedFd> {
+    pub(super) fn spool(&self) -> Result<OwnedFd> {
         let path = self.dir.base.join(format!(".spool-{:016x}", rand::random::<u64>()));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| internal(e.into()))?;
@@ -293,6 +294,7 @@ impl Host {
         if session.state != State::Initializing || !session.record.restoring {
             return Err(Error::new(Code::SessionEnded, format!("session {id} has ended meanwhile")));
         }
+        session.artifacts = Known::unpacked(&session.home.dir).map_err(internal)?;
         session.record.restoring = false;
         let globals = session.home.workspace().join(globals::FILE);
         session.record.globals = std::fs::symlink_metadata(globals).is_ok_and(|found| found.is_file());

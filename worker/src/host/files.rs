@@ -33,7 +33,7 @@ mod edit;
 mod find;
 mod pack;
 pub mod sweep;
-mod walk;
+pub mod walk;
 pub mod work;
 
 /// Files being written: temporary files beside the file they will become.

@@ -33,6 +33,8 @@ pub enum Task {
     },
     /// Packs a session, or unpacks into it.
     Checkpoint(super::checkpoint::Work),
+    /// Copies what an execution made.
+    Artifacts(super::artifacts::Work),
 }
 
 impl Task {
@@ -134,6 +136,7 @@ impl Host {
             Task::Sweep if !well => tracing::warn!("not all that was left of calls could be looked for"),
             Task::Sweep => {}
             Task::Checkpoint(work) => self.checkpoint_work_done(work, well),
+            Task::Artifacts(work) => self.collecting_done(work, well),
         }
     }
 

@@ -43,7 +43,7 @@ impl Host {
     /// First rung. The first reason counts; repeating it changes nothing.
     pub(super) fn interrupt(&mut self, id: u64, why: Why, grace_ms: u64) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
-        if matches!(attempt.state, State::Ending(..) | State::Ended(_)) {
+        if matches!(attempt.state, State::Ending(..) | State::Collecting(_) | State::Ended(_)) {
             return;
         }
         let first = attempt.why.is_none();
@@ -74,7 +74,7 @@ impl Host {
         let main = match attempt.state {
             State::Tree(tree) => self.trees.get(&tree).and_then(|tree| tree.main),
             State::Interpreter(interpreter) => self.interpreter_of(interpreter).and_then(|(_, main)| main),
-            State::Waiting | State::Ending(..) | State::Ended(_) => None,
+            State::Waiting | State::Ending(..) | State::Collecting(_) | State::Ended(_) => None,
         };
         if let (Kind::Python, State::Tree(tree)) = (attempt.kind, &attempt.state) {
             return self.trees.get(tree).is_some_and(|tree| tree.signal_main(Signal::INT));
@@ -101,7 +101,7 @@ impl Host {
         match attempt.state {
             State::Tree(tree) => self.doom(tree, Which::default(), None),
             State::Interpreter(interpreter) => self.end_interpreter(interpreter),
-            State::Waiting | State::Ending(..) | State::Ended(_) => {}
+            State::Waiting | State::Ending(..) | State::Collecting(_) | State::Ended(_) => {}
         }
     }
 

@@ -13,7 +13,9 @@ use cooper_proto::{host::to_link, v1};
 use rustix::process::{Resource, Signal};
 
 use super::{
-    Due, Host, Source, globals,
+    Due, Host, Source,
+    artifacts::Known,
+    globals,
     home::{Home, Record},
     interpreter::{Answer, Running, Seat, Start},
     outcome::{self, Why},
@@ -56,6 +58,10 @@ pub struct Session {
     /// Its control group, where there are any.
     pub group: Option<cgroup::Group>,
     pub disk: super::watchdog::Disk,
+    /// Which artifacts were collected.
+    pub artifacts: Known,
+    /// A process collects artifacts; attempts that have ended and wait until it is done.
+    pub collecting: Option<VecDeque<u64>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +101,8 @@ impl Session {
     pub fn found(record: Record, home: Home) -> Self {
         let state = if record.restoring { State::Initializing } else { State::Ready };
         let globals = record.globals.then(globals::lost);
-        Self { restarted: true, state, globals, ..Self::new(record, home) }
+        let artifacts = Known::read(&home.dir);
+        Self { restarted: true, state, globals, artifacts, ..Self::new(record, home) }
     }
 
     fn new(record: Record, home: Home) -> Self {
@@ -114,6 +121,8 @@ impl Session {
             trees: BTreeSet::new(),
             group: None,
             disk: super::watchdog::Disk::default(),
+            artifacts: Known::default(),
+            collecting: None,
         }
     }
 
@@ -396,7 +405,9 @@ impl Host {
     pub(super) fn advance(&mut self, id: &str) {
         let Some(session) = self.sessions.get_mut(id) else { return };
         match session.state {
-            State::Destroying if session.trees.is_empty() && !self.work.is_on(id) => {
+            State::Destroying
+                if session.trees.is_empty() && session.collecting.is_none() && !self.work.is_on(id) =>
+            {
                 session.state = State::Removing;
                 let dir = session.home.dir.clone();
                 if let Err(error) = self.remove_session_files(id, &dir) {

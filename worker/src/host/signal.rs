@@ -63,7 +63,7 @@ impl Host {
                 }
                 return true;
             }
-            State::Waiting | State::Ending(..) | State::Ended(_) => return true,
+            State::Waiting | State::Ending(..) | State::Collecting(_) | State::Ended(_) => return true,
         };
         let Some((root, main)) = self.trees.get(&tree).and_then(super::trees::Tree::root_and_main) else {
             return self.trees.get(&tree).is_none_or(super::trees::Tree::has_exited);

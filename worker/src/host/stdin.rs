@@ -124,7 +124,7 @@ impl Host {
         let id = *self.by_key.get(&key).ok_or_else(gone)?;
         let attempt = self.attempts.get_mut(&id).ok_or_else(gone)?;
         match attempt.state {
-            State::Ending(..) | State::Ended(_) => Err(gone()),
+            State::Ending(..) | State::Collecting(_) | State::Ended(_) => Err(gone()),
             State::Waiting | State::Tree(_) | State::Interpreter(_) => Ok((id, attempt)),
         }
     }

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::{
     End, Host, Link,
+    artifacts::Artifacts,
     attach::Left,
     calls::Calls,
     dial::{Bulk, Failure},
@@ -36,6 +37,7 @@ pub struct Attached {
     down: Streaming<v1::Down>,
     output: Output,
     calls: Calls,
+    artifacts: Artifacts,
 }
 
 impl Attached {
@@ -47,7 +49,8 @@ impl Attached {
         host_version: u32,
     ) -> Self {
         let calls = Calls::new(bulk.clone(), host_version);
-        Self { up, down, output: Output::new(bulk, timing), calls }
+        let artifacts = Artifacts::new(bulk.clone());
+        Self { up, down, output: Output::new(bulk, timing), calls, artifacts }
     }
     /// What the host has to be told now that nobody waits for the calls any more.
     pub fn abandon(self) -> Vec<to_host::Message> {
@@ -68,6 +71,7 @@ impl<H: Host> Link<H> {
                 return Ok(failure.into());
             }
             self.flush_output(now, &mut at.output);
+            at.artifacts.begin(&mut self.ledger);
             self.show_status(true);
             if self.may_end(now, true) {
                 return Err(self.say_goodbye(at).await);
@@ -121,6 +125,7 @@ impl<H: Host> Link<H> {
                     }
                 }
                 event = at.output.event() => at.output.take(event, clock::mono_ms(), &mut self.ledger),
+                done = at.artifacts.done() => at.artifacts.take(done, &mut self.ledger),
                 request = at.calls.request() => at.calls.take(request, &mut self.ledger),
                 () = alarm.as_mut() => {}
             }

@@ -12,16 +12,17 @@ use std::{
 use cooper_common::{
     error::Code,
     limits::{
+        artifact,
         exec::INTERRUPT_GRACE_MS,
         link::{ATTEMPT_WINDOW_BYTES, CHUNK_BYTES_MAX, WORKER_WINDOW_BYTES},
     },
 };
 use cooper_proto::{
-    host::{Ended, Forget, Grew, HostHello, to_host},
+    host::{ArtifactPart, Ended, Forget, Grew, HostHello, to_host},
     v1::{self, up},
 };
 
-use attempt::{Attempt, End};
+use attempt::{Artifacts, Attempt, End, Sending};
 pub use attempt::{Fence, Key};
 
 mod attempt;
@@ -44,6 +45,22 @@ pub struct Piece {
     pub offset: u64,
     pub len: usize,
     pub file: Arc<File>,
+}
+
+/// Artifacts to be sent before their attempt's result.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    pub key: Key,
+    pub parts: Vec<ArtifactPart>,
+    pub file: Arc<File>,
+}
+
+/// What became of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    Kept,
+    /// Why it is not to be kept.
+    Refused(String),
 }
 
 /// Something for the control stream.
@@ -74,6 +91,8 @@ pub enum Order {
 enum Timer {
     Started(Key),
     Output(Key),
+    /// Artifacts whose sending was cut.
+    Upload(Key),
 }
 
 /// Times and terms of the current attach.
@@ -87,6 +106,8 @@ struct Terms {
     credit_told: Option<(u32, u64)>,
     /// Version of the link protocol of this attach.
     protocol: u32,
+    /// The coordinator takes artifacts.
+    artifacts: bool,
 }
 
 #[derive(Debug)]
@@ -127,6 +148,8 @@ pub struct Ledger {
     line: VecDeque<Key>,
     /// Attempts whose result may be ready.
     results: VecDeque<Key>,
+    /// Attempts whose artifacts are to be sent.
+    uploads: VecDeque<Key>,
     to_host: VecDeque<to_host::Message>,
     updates: VecDeque<up::Message>,
     /// What network policies refused, for the next heartbeat.
@@ -154,6 +177,7 @@ impl Ledger {
             timers: BTreeSet::new(),
             line: VecDeque::new(),
             results: VecDeque::new(),
+            uploads: VecDeque::new(),
             to_host: VecDeque::new(),
             updates: VecDeque::new(),
             refused: Vec::new(),
@@ -358,6 +382,48 @@ impl Ledger {
         self.results.push_back(piece.key.clone());
     }
 
+    /// The next attempt whose artifacts are to be sent.
+    pub fn poll_upload(&mut self) -> Option<Upload> {
+        while let Some(key) = self.uploads.pop_front() {
+            let end = self.attempts.get_mut(&key).filter(|it| !it.discarded).and_then(|it| it.end.as_mut());
+            let Some(artifacts) = end.map(|end| &mut end.artifacts) else { continue };
+            if artifacts.sending != Sending::Wanted {
+                continue;
+            }
+            if let Some(file) = artifacts.file.clone() {
+                artifacts.sending = Sending::UnderWay;
+                return Some(Upload { key, parts: artifacts.parts.clone(), file });
+            }
+        }
+        None
+    }
+
+    /// The coordinator has them, or said what it does not keep.
+    pub fn uploaded(&mut self, now: u64, key: &Key, sent: &[Sent]) {
+        let Some(end) = self.attempts.get_mut(key).and_then(|attempt| attempt.end.as_mut()) else { return };
+        end.artifacts.sending = Sending::Done;
+        for (part, sent) in end.artifacts.parts.iter().zip(sent) {
+            match sent {
+                Sent::Kept => end.outcome.artifacts.push(v1::ArtifactRef {
+                    name: part.name.clone(),
+                    size_bytes: part.size_bytes,
+                    sha256: part.sha256.clone(),
+                    ..v1::ArtifactRef::default()
+                }),
+                Sent::Refused(reason) => skip(&mut end.outcome, &part.name, reason),
+            }
+        }
+        self.review(now, key);
+    }
+
+    /// Sending broke while the attach lives: again, in a while.
+    pub fn upload_cut(&mut self, now: u64, key: &Key) {
+        if let Some(end) = self.attempts.get_mut(key).and_then(|attempt| attempt.end.as_mut()) {
+            end.artifacts.sending = Sending::Wanted;
+            self.timers.insert((now + artifact::RETRY_MS, Timer::Upload(key.clone())));
+        }
+    }
+
     /// When `tick` has something to do.
     pub fn next_deadline(&self) -> Option<u64> {
         let terms = self.terms.as_ref()?;
@@ -384,6 +450,27 @@ impl Ledger {
         if attempt.has_young_output() && !attempt.ageing {
             attempt.ageing = true;
             self.timers.insert((now + OUTPUT_AGE_MS, Timer::Output(key.clone())));
+        }
+        let takes = self.terms.as_ref().is_some_and(|terms| terms.artifacts);
+        if let Some(end) = attempt.end.as_mut().filter(|_| !attempt.discarded)
+            && !end.artifacts.parts.is_empty()
+            && end.artifacts.sending == Sending::Wanted
+        {
+            let why = match (takes, &end.artifacts.file) {
+                (true, Some(_)) => None,
+                // The host broke its word.
+                (true, None) => Some("unreadable"),
+                (false, _) => Some("not_supported"),
+            };
+            match why {
+                None => self.uploads.push_back(key.clone()),
+                Some(reason) => {
+                    end.artifacts.sending = Sending::Done;
+                    for part in &end.artifacts.parts {
+                        skip(&mut end.outcome, &part.name, reason);
+                    }
+                }
+            }
         }
         if attempt.result_ready() {
             self.results.push_back(key.clone());
@@ -427,6 +514,14 @@ impl Ledger {
     fn tell_host_to_forget(&mut self, key: &Key) {
         let (task_id, fence) = (key.task.to_string(), key.fence.into());
         self.to_host.push_back(to_host::Message::Forget(Forget { task_id, fence }));
+    }
+}
+
+fn skip(outcome: &mut v1::Outcome, name: &str, reason: &str) {
+    outcome.artifacts_skipped_count += 1;
+    if outcome.artifacts_skipped.len() < artifact::SKIPPED_NAMED_MAX {
+        let skipped = v1::ArtifactSkipped { name: name.to_owned(), reason: reason.to_owned() };
+        outcome.artifacts_skipped.push(skipped);
     }
 }
 

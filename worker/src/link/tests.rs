@@ -46,7 +46,7 @@ async fn started_task(host: &mut Host) -> String {
 async fn end_task(host: &Host, task: &str, stdout: &[u8]) {
     let outcome = Some(v1::Outcome { stdout_bytes: stdout.len() as u64, ..v1::Outcome::default() });
     let state = v1::TaskState::Succeeded.into();
-    let ended = host::Ended { task_id: task.into(), fence: fence(1, 1), state, outcome };
+    let ended = host::Ended { task_id: task.into(), fence: fence(1, 1), state, outcome, artifacts: vec![] };
     let file = spool(stdout);
     let fds = if stdout.is_empty() { vec![] } else { vec![file.as_fd()] };
     host.say(to_link::Message::Ended(ended), &fds).await;

@@ -289,7 +289,10 @@ pub async fn receive_body(
                     }
                 }
                 Ok(Some(TransferDown { part: Some(transfer_down::Part::Done(_)) })) => return true,
-                Ok(Some(TransferDown { part: None })) => {}
+                // Of artifacts, and of a newer coordinator.
+                Ok(Some(TransferDown {
+                    part: None | Some(transfer_down::Part::Kept(_) | transfer_down::Part::Refused(_)),
+                })) => {}
                 Ok(None) | Err(_) => return false,
             }
         }

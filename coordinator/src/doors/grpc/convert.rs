@@ -6,6 +6,7 @@ use cooper_proto::v1;
 use prost::Message as _;
 
 use crate::{
+    artifacts,
     cluster::Cluster,
     runs::{self, Loaded},
     sessions, store, tasks,
@@ -254,7 +255,24 @@ pub fn artifact(artifact: &run::Artifact) -> v1::Artifact {
         size_bytes: artifact.size_bytes,
         digest: artifact.digest.clone(),
         created_at_ms: artifact.created_ms,
+        ..v1::Artifact::default()
     }
+}
+
+/// Of a session.
+pub fn made_artifact(record: &store::Record) -> Result<v1::Artifact> {
+    let artifact = artifacts::body(record).map_err(crate::doors::status)?;
+    Ok(v1::Artifact {
+        name: artifact.name,
+        size_bytes: artifact.size_bytes,
+        digest: artifact.digest,
+        created_at_ms: record.row.created_ms,
+        id: record.id.clone(),
+        sha256: artifact.sha256,
+        media_type: artifact.media_type,
+        session_id: record.row.parent.clone(),
+        task_id: artifact.task.to_string(),
+    })
 }
 
 pub fn stack(stack: &runs::Stack) -> v1::Stack {

@@ -9,10 +9,12 @@ use cooper_common::{error::Error, limits, token::Scope};
 use cooper_core::run::StepState;
 use cooper_proto::v1::{self, runs_server, watch_run_response::Event};
 use tokio::sync::broadcast::error::RecvError;
+use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
 use super::convert;
 use crate::{
+    artifacts::Artifacts,
     caller::Caller,
     cluster::Cluster,
     doors::{BoxStream, caller, status},
@@ -24,6 +26,15 @@ use crate::{
 pub struct Runs {
     pub runs: Arc<runs::Runs>,
     pub cluster: Arc<Cluster>,
+    pub artifacts: Arc<Artifacts>,
+}
+
+/// Whose artifacts are meant has to be said, and once.
+fn one_of(named: &[&str], fields: &str) -> Result<(), Status> {
+    match named.iter().filter(|name| !name.is_empty()).count() {
+        1 => Ok(()),
+        _ => Err(status(Error::invalid(format!("one of {fields} has to be given")))),
+    }
 }
 
 fn client<T>(request: &Request<T>) -> Result<Caller, Status> {
@@ -96,9 +107,17 @@ impl runs_server::Runs for Runs {
         request: Request<v1::ListArtifactsRequest>,
     ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
         let caller = client(&request)?;
-        let loaded = self.runs.get(&caller, &request.get_ref().run_id).await.map_err(status)?;
+        let request = request.into_inner();
+        one_of(&[&request.run_id, &request.session_id], "run_id and session_id")?;
+        if !request.session_id.is_empty() {
+            let (records, next) = self.artifacts.list(&caller, request).await.map_err(status)?;
+            let artifacts = records.iter().map(convert::made_artifact).collect::<Result<_, _>>();
+            let next_cursor = next.map_or(String::new(), |next| next.to_string());
+            return Ok(Response::new(v1::ListArtifactsResponse { artifacts: artifacts?, next_cursor }));
+        }
+        let loaded = self.runs.get(&caller, &request.run_id).await.map_err(status)?;
         let artifacts = loaded.run.body.artifacts.iter().map(convert::artifact).collect();
-        Ok(Response::new(v1::ListArtifactsResponse { artifacts }))
+        Ok(Response::new(v1::ListArtifactsResponse { artifacts, next_cursor: String::new() }))
     }
 
     async fn read_artifact(
@@ -107,13 +126,42 @@ impl runs_server::Runs for Runs {
     ) -> Result<Response<Self::ReadArtifactStream>, Status> {
         let caller = client(&request)?;
         let request = request.into_inner();
+        one_of(
+            &[&request.run_id, &request.session_id, &request.artifact_id],
+            "run_id, session_id and artifact_id",
+        )?;
+        if request.run_id.is_empty() {
+            let record = match request.artifact_id.as_str() {
+                "" => self.artifacts.named(&caller, &request.session_id, &request.name).await,
+                id => self.artifacts.get(&caller, id).await,
+            };
+            let record = record.map_err(status)?;
+            let artifact = convert::made_artifact(&record)?;
+            let body = crate::artifacts::body(&record).map_err(status)?;
+            let content = self.artifacts.read(&body, request.offset_bytes, request.length_bytes);
+            let first = v1::ReadArtifactResponse { data: Vec::new(), artifact: Some(artifact) };
+            let pieces = content.map_err(status)?.map(|piece| match piece {
+                Ok(piece) => Ok(v1::ReadArtifactResponse { data: piece.to_vec(), artifact: None }),
+                Err(error) => Err(status(error)),
+            });
+            return Ok(Response::new(Box::pin(tokio_stream::iter([Ok(first)]).chain(pieces))));
+        }
         let content =
             self.runs.read_artifact(&caller, &request.run_id, &request.name).await.map_err(status)?;
         let pieces: Vec<_> = content
             .chunks(limits::link::CHUNK_BYTES_MAX)
-            .map(|piece| Ok(v1::ReadArtifactResponse { data: piece.to_vec() }))
+            .map(|piece| Ok(v1::ReadArtifactResponse { data: piece.to_vec(), artifact: None }))
             .collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn delete_artifact(
+        &self,
+        request: Request<v1::DeleteArtifactRequest>,
+    ) -> Result<Response<v1::Artifact>, Status> {
+        let caller = client(&request)?;
+        let record = self.artifacts.delete(&caller, &request.get_ref().artifact_id).await.map_err(status)?;
+        Ok(Response::new(convert::made_artifact(&record)?))
     }
 
     async fn list_stacks(

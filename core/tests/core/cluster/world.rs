@@ -69,7 +69,7 @@ impl Host {
 
 /// An attempt's end as its worker says it.
 pub fn result(task: TaskId, fence: Fence, end: End) -> Said {
-    Said::Result { task, fence, end, result: Vec::new(), output: Vec::new() }
+    Said::Result { task, fence, end, result: Vec::new(), output: Vec::new(), artifacts: Vec::new() }
 }
 
 pub struct World {

@@ -3,7 +3,7 @@
 use std::{fs::File, sync::Arc};
 
 use cooper_common::limits::link::INLINE_OUTPUT_BYTES_MAX;
-use cooper_proto::v1;
+use cooper_proto::{host::ArtifactPart, v1};
 
 /// What is left of a stream at the end rides inside the result if it is no longer than this.
 const INLINE: u64 = INLINE_OUTPUT_BYTES_MAX as u64;
@@ -90,12 +90,47 @@ impl Spool {
 }
 
 /// How an attempt ended, until the coordinator acks it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct End {
     pub state: i32,
     pub outcome: v1::Outcome,
     /// Handed out in this attach.
     pub sent: bool,
+    pub artifacts: Artifacts,
+    /// Of artifacts, the host's word alone: those that were not collected, and their number.
+    pub said: (Vec<v1::ArtifactSkipped>, u64),
+}
+
+impl End {
+    /// What the coordinator said of artifacts was said in an attach that is over.
+    pub fn unsay_artifacts(&mut self) {
+        self.outcome.artifacts.clear();
+        (self.outcome.artifacts_skipped, self.outcome.artifacts_skipped_count) = self.said.clone();
+    }
+}
+
+/// Artifacts of an attempt that has ended: with the coordinator before its result is.
+#[derive(Debug, Default)]
+pub struct Artifacts {
+    pub parts: Vec<ArtifactPart>,
+    /// Given by the host with the end.
+    pub file: Option<Arc<File>>,
+    pub sending: Sending,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sending {
+    #[default]
+    Wanted,
+    UnderWay,
+    /// The coordinator has all of them, in this attach: one that was started anew does not know of them.
+    Done,
+}
+
+impl Artifacts {
+    pub fn settled(&self) -> bool {
+        self.parts.is_empty() || self.sending == Sending::Done
+    }
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +170,7 @@ impl Attempt {
     /// The result may go: all that came before its tails is with the coordinator.
     pub fn result_ready(&self) -> bool {
         !self.discarded
-            && self.end.as_ref().is_some_and(|end| !end.sent)
+            && self.end.as_ref().is_some_and(|end| !end.sent && end.artifacts.settled())
             && self.stdout.settled()
             && self.stderr.settled()
     }

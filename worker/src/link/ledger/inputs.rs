@@ -37,6 +37,7 @@ impl Ledger {
             credit_told: None,
             // A coordinator that names none is of the first.
             protocol: welcome.protocol.max(1),
+            artifacts: welcome.artifacts,
         });
         self.drained = false;
         self.say_stopping();
@@ -84,6 +85,7 @@ impl Ledger {
         self.timers.clear();
         self.line.clear();
         self.results.clear();
+        self.uploads.clear();
         // Ended sessions are told of by their absence in the inventory; all else is told again.
         self.updates.clear();
         self.in_flight = 0;
@@ -93,6 +95,10 @@ impl Ledger {
             (attempt.aged, attempt.ageing, attempt.in_line) = (false, false, false);
             if let Some(end) = &mut attempt.end {
                 end.sent = false;
+                if end.artifacts.sending != Sending::Wanted {
+                    end.artifacts.sending = Sending::Wanted;
+                    end.unsay_artifacts();
+                }
             }
         }
     }
@@ -124,6 +130,7 @@ impl Ledger {
             let Some((_, timer)) = self.timers.pop_first() else { break };
             match timer {
                 Timer::Started(key) => self.say_started(&key),
+                Timer::Upload(key) => self.review(now, &key),
                 Timer::Output(key) => {
                     if let Some(attempt) = self.attempts.get_mut(&key) {
                         (attempt.ageing, attempt.aged) = (false, true);
@@ -223,8 +230,7 @@ impl Ledger {
         if noop {
             // Answered here and at once: what it measures is the road, not the host.
             self.counters.noops += 1;
-            let end =
-                End { state: v1::TaskState::Succeeded.into(), outcome: v1::Outcome::default(), sent: false };
+            let end = End { state: v1::TaskState::Succeeded.into(), ..End::default() };
             self.attempts.insert(key.clone(), Attempt { end: Some(Box::new(end)), ..Attempt::default() });
             self.results.push_back(key);
         } else {
@@ -346,8 +352,17 @@ impl Ledger {
             }
         }
         self.running -= usize::from(attempt.running());
-        let sent = attempt.end.as_ref().is_some_and(|end| end.sent);
-        attempt.end = Some(Box::new(End { state, outcome, sent }));
+        match &mut attempt.end {
+            // Said again: what came of it so far stays.
+            Some(end) => end.state = state,
+            None => {
+                let file = fds.next().filter(|_| !ended.artifacts.is_empty());
+                let file = file.map(|fd| Arc::new(File::from(fd)));
+                let artifacts = Artifacts { parts: ended.artifacts, file, sending: Sending::Wanted };
+                let said = (outcome.artifacts_skipped.clone(), outcome.artifacts_skipped_count);
+                attempt.end = Some(Box::new(End { state, outcome, sent: false, artifacts, said }));
+            }
+        }
         if attempt.discarded {
             self.forget(&key);
         } else {

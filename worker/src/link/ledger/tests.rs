@@ -59,7 +59,7 @@ fn ack(ledger: &mut Ledger, task: &str, fence: Option<v1::Fence>) {
 fn ended(ledger: &mut Ledger, now: u64, task: &str, stdout_bytes: u64, fds: Vec<OwnedFd>) {
     let outcome = Some(v1::Outcome { stdout_bytes, ..v1::Outcome::default() });
     let state = v1::TaskState::Succeeded.into();
-    let ended = Ended { task_id: task.into(), fence: fence(1, 1), state, outcome };
+    let ended = Ended { task_id: task.into(), fence: fence(1, 1), state, outcome, artifacts: vec![] };
     ledger.host_says(now, to_link::Message::Ended(ended), fds);
 }
 
@@ -380,8 +380,13 @@ fn a_result_too_large_for_the_link_goes_without_what_makes_it_large() {
     let mut ledger = attached();
     python(&mut ledger, "a", fence(1, 1));
     let outcome = Some(v1::Outcome { step_json: vec![0; 9 << 20], ..v1::Outcome::default() });
-    let end =
-        Ended { task_id: "a".into(), fence: fence(1, 1), state: v1::TaskState::Succeeded.into(), outcome };
+    let end = Ended {
+        task_id: "a".into(),
+        fence: fence(1, 1),
+        state: v1::TaskState::Succeeded.into(),
+        outcome,
+        artifacts: vec![],
+    };
     ledger.host_says(0, to_link::Message::Ended(end), vec![]);
     let Some(Control::Result { result, .. }) = ledger.poll_control() else { panic!("no result") };
     let outcome = result.outcome.unwrap();

@@ -108,7 +108,8 @@ async fn output_across_cuts(content: &[u8], cuts_after: &[i64]) -> (Vec<u8>, i64
         }
         let outcome = Some(v1::Outcome { stdout_bytes: content.len() as u64, ..v1::Outcome::default() });
         let state = v1::TaskState::Succeeded.into();
-        let ended = host::Ended { task_id: "t".into(), fence: fence(1, 1), state, outcome };
+        let ended =
+            host::Ended { task_id: "t".into(), fence: fence(1, 1), state, outcome, artifacts: vec![] };
         host.say(to_link::Message::Ended(ended), &[]).await;
     };
 
