@@ -377,7 +377,7 @@ pub enum Secret {
     },
     /// List secrets: names and when they were set
     List,
-    /// Remove secrets; sessions that have one keep it until they are moved, woken or updated
+    /// Remove secrets; sessions that have one have it no more
     Rm {
         #[arg(required = true)]
         names: Vec<String>,
@@ -428,9 +428,11 @@ pub struct SessionCreate {
     /// A note of your own; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
     pub metadata: Vec<(String, String)>,
-    /// Secret of the tenant to give it, as the file $COOPER_SECRETS/NAME; repeatable
-    #[arg(long, value_name = "NAME")]
-    pub secret: Vec<String>,
+    /// Secret of the tenant to give it; repeatable. NAME alone: as the file $COOPER_SECRETS/NAME. NAME=host:HOST[:PORT]: put
+    /// into its requests to that host on the way, without it ever holding the secret. Then also ,http for a host without TLS,
+    /// and at the end ,header=HEADER, in which {} stands for the secret [default: "Authorization: Bearer {}"]
+    #[arg(long, value_name = "NAME[=host:HOST]", value_parser = units::secret)]
+    pub secret: Vec<units::Secret>,
     #[command(flatten)]
     pub network: Network,
 }

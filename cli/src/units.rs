@@ -1,7 +1,7 @@
 //! Durations, sizes, times and pairs as people write and read them.
 
 use cooper_common::clock;
-use cooper_proto::v1::TaskState;
+use cooper_proto::v1::{SecretInjection, TaskState};
 
 /// `500ms`, `30s`, `5m`, `2h`, `7d`; a bare number is seconds.
 pub fn duration_ms(text: &str) -> Result<u64, String> {
@@ -57,6 +57,28 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not NAME=VALUE")),
     }
+}
+
+/// What `--secret` says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Secret {
+    File(String),
+    Inject(SecretInjection),
+}
+
+/// `NAME`, or `NAME=host:api.example.com:8443,http,header=x-api-key: {}`.
+pub fn secret(text: &str) -> Result<Secret, String> {
+    let Some((name, how)) = text.split_once('=') else { return Ok(Secret::File(text.to_owned())) };
+    let invalid = || format!("{text:?} is neither NAME nor NAME=host:HOST[,http][,header=\"Name: {{}}\"]");
+    let how = how.strip_prefix("host:").ok_or_else(invalid)?;
+    // What a header is made of may hold commas: it is the last.
+    let (how, header) = how.split_once(",header=").unwrap_or((how, ""));
+    let (host, plain_http) = how.strip_suffix(",http").map_or((how, false), |host| (host, true));
+    if name.is_empty() || host.is_empty() || host.contains(',') {
+        return Err(invalid());
+    }
+    let (secret, host, header) = (name.to_owned(), host.to_owned(), header.to_owned());
+    Ok(Secret::Inject(SecretInjection { secret, host, header, plain_http }))
 }
 
 /// `queued`, `dead_letter`.

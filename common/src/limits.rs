@@ -101,6 +101,8 @@ pub mod secret {
     pub const PER_TENANT_MAX: usize = 256;
     pub const PER_SESSION_MAX: usize = 16;
     pub const VALUE_BYTES_MAX: usize = 32 << 10;
+    /// A value that is put into requests.
+    pub const INJECTED_BYTES_MAX: usize = 8 << 10;
 }
 
 /// Calls into a session's files.
@@ -437,6 +439,8 @@ pub mod network {
     pub const HEAD_BYTES_MAX: usize = 32 << 10;
     /// Until that has arrived.
     pub const HEAD_MS_MAX: u64 = 10_000;
+    /// Where secrets are put into requests: until the next one has arrived.
+    pub const KEPT_MS_MAX: u64 = 60_000;
     /// Until a name is resolved and its host answers.
     pub const CONNECT_MS_MAX: u64 = 15_000;
     /// A page of a package index that takes a password.

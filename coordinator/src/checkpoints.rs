@@ -437,6 +437,10 @@ impl Checkpoints {
                 true => self.cluster.secrets.known(&caller.tenant, saved.secrets),
                 false => asked.secrets,
             },
+            inject: match asked.inject.is_empty() {
+                true => self.cluster.secrets.known_injections(&caller.tenant, saved.inject),
+                false => asked.inject,
+            },
             checkpoint_id: record.id,
             // They are in it.
             packages: Vec::new(),

@@ -21,7 +21,6 @@ use cooper_core::{
     task::{self, Task},
     worker::Worker,
 };
-use cooper_proto::v1;
 use tokio::sync::{Notify, broadcast, oneshot};
 
 use crate::{
@@ -29,7 +28,7 @@ use crate::{
     hub::Hub,
     keys::Keys,
     output::OutputLog,
-    secrets::Secrets,
+    secrets::{Granted, Secrets},
     store::{Batch, Durability, RESTORED_EPOCH, Store},
     upkeep::Space,
 };
@@ -268,12 +267,12 @@ impl Cluster {
     }
 
     /// What goes with a grant and is recorded nowhere in plain.
-    fn granted(&self, message: &cluster::Message) -> Vec<v1::GrantedSecret> {
+    fn granted(&self, message: &cluster::Message) -> Granted {
         match message {
             cluster::Message::SessionGrant { spec, secrets_of: Some(tenant), .. } => {
                 self.secrets.of_grant(tenant, spec)
             }
-            _ => Vec::new(),
+            _ => Granted::default(),
         }
     }
 

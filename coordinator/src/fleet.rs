@@ -20,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use cooper_core::{cluster::Message, worker::WorkerId};
 
+use crate::secrets::Granted;
+
 /// A worker answers a call within this time, or it failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for one that may take the worker time, whose own limit it is above.
@@ -158,13 +160,7 @@ impl Fleet {
     }
 
     /// `secrets` are a grant's.
-    pub fn send_core(
-        &self,
-        worker: &WorkerId,
-        attach: u64,
-        message: Message,
-        secrets: Vec<v1::GrantedSecret>,
-    ) {
+    pub fn send_core(&self, worker: &WorkerId, attach: u64, message: Message, secrets: Granted) {
         match down(message, secrets) {
             Ok(message) => self.send(worker, attach, message),
             Err(error) => tracing::error!(%worker, %error, "a stored spec cannot be read; not sent"),
@@ -335,10 +331,7 @@ impl Fleet {
 }
 
 /// The wire form of what the core wants sent.
-fn down(
-    message: Message,
-    secrets: Vec<v1::GrantedSecret>,
-) -> std::result::Result<v1::down::Message, prost::DecodeError> {
+fn down(message: Message, secrets: Granted) -> std::result::Result<v1::down::Message, prost::DecodeError> {
     let fence =
         |fence: cooper_core::lease::Fence| Some(v1::Fence { epoch: fence.epoch, attempt: fence.attempt });
     Ok(match message {
@@ -368,7 +361,8 @@ fn down(
                 limits: spec.limits,
                 network: spec.network,
                 restore,
-                secrets,
+                secrets: secrets.files,
+                inject: secrets.inject,
                 python_version: python,
             })
         }

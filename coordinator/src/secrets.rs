@@ -3,10 +3,12 @@
 //! A row's `spec` is the value, sealed under the key of the data directory; its body and its events name it and no more. All
 //! live ones are held in memory, sealed, so that a grant is filled on the store's thread without a read.
 
+mod inject;
 mod seal;
 #[cfg(test)]
 mod tests;
 
+pub use inject::checked as checked_injections;
 pub use seal::KEY_FILE;
 
 use std::{
@@ -42,6 +44,13 @@ struct Body {
     name: String,
     /// Whose token set or deleted it.
     by: String,
+}
+
+/// What a grant is filled with.
+#[derive(Default)]
+pub struct Granted {
+    pub files: Vec<v1::GrantedSecret>,
+    pub inject: Vec<v1::GrantedInjection>,
 }
 
 /// Every secret of the installation.
@@ -145,20 +154,29 @@ impl Secrets {
     pub fn usable(&self, tenant: &str, names: &[String]) -> Result<()> {
         check::at_most("secrets", names.len() as u64, limits::PER_SESSION_MAX as u64)?;
         for (at, name) in names.iter().enumerate() {
-            check_name(name)?;
             if names[..at].contains(name) {
                 return Err(Error::invalid(format!("secret {name:?} is named twice")));
             }
-            let record = self.get(tenant, name).ok_or_else(|| not_found(name))?;
-            if self.key.open(&record).is_none() {
-                return Err(Error::new(
-                    Code::DataUnusable,
-                    format!("the value of secret {name:?} cannot be read"),
-                )
-                .with_hint(format!("set it again, or put the {KEY_FILE} of its time back and start anew")));
-            }
+            self.value(tenant, name)?;
         }
         Ok(())
+    }
+
+    /// Whether the values of injections that [`checked_injections`] took can be put in.
+    ///
+    /// # Errors
+    /// As [`Self::usable`].
+    pub fn injectable(&self, tenant: &str, wanted: &[v1::SecretInjection]) -> Result<()> {
+        wanted.iter().try_for_each(|it| inject::valued(it, &self.value(tenant, &it.secret)?).map(drop))
+    }
+
+    fn value(&self, tenant: &str, name: &str) -> Result<Vec<u8>> {
+        check_name(name)?;
+        let record = self.get(tenant, name).ok_or_else(|| not_found(name))?;
+        self.key.open(&record).ok_or_else(|| {
+            Error::new(Code::DataUnusable, format!("the value of secret {name:?} cannot be read"))
+                .with_hint(format!("set it again, or put the {KEY_FILE} of its time back and start anew"))
+        })
     }
 
     /// Those of the names that there are.
@@ -167,17 +185,33 @@ impl Secrets {
         names
     }
 
-    /// What a grant of this spec (an encoded `CreateSessionRequest`) is filled with. What was deleted meanwhile is left out.
-    pub fn of_grant(&self, tenant: &str, spec: &[u8]) -> Vec<v1::GrantedSecret> {
-        let names = v1::CreateSessionRequest::decode(spec).unwrap_or_default().secrets;
-        let granted = names.into_iter().filter_map(|name| {
-            let value = self.get(tenant, &name).and_then(|record| self.key.open(&record));
+    /// Those of the injections whose secret there is.
+    pub fn known_injections(
+        &self,
+        tenant: &str,
+        mut wanted: Vec<v1::SecretInjection>,
+    ) -> Vec<v1::SecretInjection> {
+        wanted.retain(|it| self.get(tenant, &it.secret).is_some());
+        wanted
+    }
+
+    /// What a grant of this spec (an encoded `CreateSessionRequest`) is filled with. A file of a secret that was deleted
+    /// meanwhile is left out; an injection of one stays, without a value.
+    pub fn of_grant(&self, tenant: &str, spec: &[u8]) -> Granted {
+        let spec = v1::CreateSessionRequest::decode(spec).unwrap_or_default();
+        let value = |name: &str| {
+            let value = self.get(tenant, name).and_then(|record| self.key.open(&record));
             if value.is_none() {
                 tracing::warn!(tenant, secret = name, "a session goes without a secret that is no more");
             }
-            Some(v1::GrantedSecret { name, value: value? })
+            value
+        };
+        let files = spec.secrets.into_iter().filter_map(|name| {
+            let value = value(&name)?;
+            Some(v1::GrantedSecret { name, value })
         });
-        granted.collect()
+        let inject = spec.inject.iter().filter_map(|it| inject::granted(it, value(&it.secret).as_deref()));
+        Granted { files: files.collect(), inject: inject.collect() }
     }
 
     fn get(&self, tenant: &str, name: &str) -> Option<Record> {

@@ -1,7 +1,7 @@
 //! Sessions: create, find, destroy.
 
 mod first;
-mod network;
+pub(crate) mod network;
 mod update;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +22,7 @@ use crate::{
     check,
     checkpoints::Checkpoints,
     cluster::{Cluster, durable},
+    secrets::checked_injections,
     store::{Filter, Page, Record},
     templates,
 };
@@ -51,6 +52,8 @@ pub async fn create(
     request.limits = Some(with_defaults(request.limits.unwrap_or_default())?);
     request.network = Some(network::of(request.network.take(), &cluster.network)?);
     cluster.secrets.usable(&caller.tenant, &request.secrets)?;
+    request.inject = checked_injections(request.inject, request.network.as_ref())?;
+    cluster.secrets.injectable(&caller.tenant, &request.inject)?;
     let _turn = cluster.keys.turn(Aggregate::Session, &caller.tenant, &request.idempotency_key).await;
     let known = known(cluster, caller, &request).await?;
     let spare = match &template {
@@ -159,6 +162,7 @@ fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) ->
         python: request.python_version.clone(),
         spare: None,
         secrets: !request.secrets.is_empty(),
+        injects: !request.inject.is_empty(),
         spec: request.encode_to_vec().into(),
     }
 }

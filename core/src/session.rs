@@ -156,6 +156,9 @@ pub struct Body {
     /// Its worker has to know secrets.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub secrets: bool,
+    /// Its worker has to put secrets into its requests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub injects: bool,
 }
 
 /// Made of a template before anybody asked for it.
@@ -219,6 +222,8 @@ pub struct Create {
     pub spare: Option<Spare>,
     /// Its spec names some: its worker has to know them.
     pub secrets: bool,
+    /// Its spec says where its worker puts some.
+    pub injects: bool,
     /// Encoded cooper.v1.CreateSessionRequest.
     pub spec: Arc<[u8]>,
 }
@@ -301,6 +306,7 @@ impl Session {
                 last_checkpoint: None,
                 spare: create.spare,
                 secrets: create.secrets,
+                injects: create.injects,
             },
             spec: create.spec,
             queue: Queue::default(),

@@ -27,6 +27,8 @@ pub const HIBERNATE: &str = "hibernate";
 
 /// Capability of a worker that gives sessions the secrets of their grants.
 pub const SECRETS: &str = "secrets";
+/// Capability of a worker whose proxy puts secrets into requests of sessions.
+pub const INJECT: &str = "inject";
 
 /// Capability of a worker that knows the formats of archives, and makes their directories anew.
 pub const ARCHIVES: &str = "archives";

@@ -199,7 +199,7 @@ impl Confiner {
     ) -> io::Result<Confinement> {
         let caged = self.cage.is_some();
         let own = own_places(home, caged);
-        let readable = [home.join(SECRETS)];
+        let readable = [home.join(SECRETS), home.join(TRUST)];
         let places = Places { own: &own, readable: &readable, network: false, scope_signals: uid.is_none() };
         Ok(Confinement {
             uid,
@@ -433,9 +433,10 @@ impl Plan {
         readable: &[PathBuf],
     ) -> io::Result<Confinement> {
         let own = own_places(&self.home, self.is_caged());
+        let readable = [readable, &[self.home.join(TRUST)]].concat();
         let places = Places {
             own: &own,
-            readable,
+            readable: &readable,
             network: !self.is_intercepted(),
             scope_signals: self.uid.is_none(),
         };
@@ -468,6 +469,8 @@ fn mounted(home: &Path, private: &[cage::Private]) -> Vec<(PathBuf, PathBuf)> {
 
 /// Of a session's home: what it may read and its installers may not.
 pub const SECRETS: &str = "secrets";
+/// What both may read.
+pub const TRUST: &str = "trust";
 
 /// Where a session may do what it likes.
 pub fn own_places(home: &Path, caged: bool) -> Vec<PathBuf> {

@@ -24,17 +24,20 @@ use cooper_common::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, net::UnixDatagram, sync::watch};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, rustls::ServerConfig};
 
 use crate::{confine::notify, frame};
 use dial::{Place, Rules};
 use refusals::Refusals;
 
 pub mod address;
+pub mod authority;
 mod connection;
 pub mod dial;
 pub mod head;
 pub mod index;
+pub mod inject;
+mod mask;
 pub mod pip;
 mod refusals;
 
@@ -54,6 +57,10 @@ pub struct Config {
     pub passwords: Vec<index::Index>,
     /// Certificates that are trusted besides the public ones, as PEM.
     pub authorities: String,
+    /// By which it is the hosts that secrets are put in for; none where that could not be made.
+    pub authority: Option<authority::Authority>,
+    /// Certificates that programs of this machine trust, as PEM: by which those hosts are verified.
+    pub roots: String,
 }
 
 /// host -> egress, JSON in the framing of `frame`.
@@ -63,6 +70,7 @@ pub enum ToEgress {
     Session {
         session: String,
         policy: Policy,
+        inject: Vec<inject::Injection>,
     },
     End {
         session: String,
@@ -129,6 +137,10 @@ pub enum Reason {
     Unresolvable,
     /// The connection named nobody.
     Unreadable,
+    /// Where a secret is put in: a name that is not the connection's.
+    Mismatch,
+    /// The secret for it is no more.
+    Secret,
     TooMany,
     /// Several kinds of refusals, of which there were too many to tell of each.
     Others,
@@ -145,6 +157,8 @@ impl Reason {
             Reason::Address => "address",
             Reason::Unresolvable => "unresolvable",
             Reason::Unreadable => "unreadable",
+            Reason::Mismatch => "mismatch",
+            Reason::Secret => "secret",
             Reason::TooMany => "too_many",
             Reason::Others => "others",
             Reason::Unreachable => "unreachable",
@@ -168,6 +182,11 @@ pub fn main() -> ExitCode {
         }
     };
     telemetry::init(&config.log_level);
+    // It holds what sessions must not: nobody looks into it, and it leaves nothing behind.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%error, "the egress proxy can be looked into by processes of its uid");
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().thread_stack_size(128 << 10).build();
     let served = runtime.and_then(|runtime| {
@@ -202,6 +221,14 @@ struct Proxy {
     passwords: Vec<index::Index>,
     /// Where an index wants it.
     tls: Option<TlsConnector>,
+    authority: Option<authority::Authority>,
+    roots: RefCell<Roots>,
+}
+
+/// Read when they are wanted first: few sessions have secrets.
+enum Roots {
+    Unread(String),
+    Read(TlsConnector),
 }
 
 /// A process tree whose connects are answered.
@@ -215,6 +242,9 @@ struct Tree {
 struct Session {
     id: String,
     policy: watch::Sender<Policy>,
+    inject: RefCell<Vec<inject::Injection>>,
+    /// By the host that it is.
+    servers: RefCell<BTreeMap<String, Arc<ServerConfig>>>,
     open: Cell<usize>,
     refusals: RefCell<Refusals>,
 }
@@ -226,6 +256,8 @@ impl Proxy {
         let tls = tls.then(|| index::connector(&config.authorities)).transpose()?;
         Ok(Self {
             tls,
+            authority: config.authority,
+            roots: RefCell::new(Roots::Unread(config.roots)),
             passwords: config.passwords,
             host: UnixDatagram::from_std(socket.into())?,
             rules: config.rules,
@@ -263,8 +295,11 @@ impl Proxy {
 
     fn take(self: &Rc<Self>, message: ToEgress, fds: Vec<OwnedFd>) {
         match message {
-            ToEgress::Session { session, policy } => {
-                self.session(&session).policy.send_if_modified(|known| {
+            ToEgress::Session { session, policy, inject } => {
+                let session = self.session(&session);
+                session.servers.borrow_mut().retain(|host, _| inject.iter().any(|it| it.host == *host));
+                *session.inject.borrow_mut() = inject;
+                session.policy.send_if_modified(|known| {
                     let changed = *known != policy;
                     *known = policy;
                     changed
@@ -300,11 +335,37 @@ impl Proxy {
             Rc::new(Session {
                 id: id.to_owned(),
                 policy: watch::Sender::new(Policy::default()),
+                inject: RefCell::default(),
+                servers: RefCell::default(),
                 open: Cell::new(0),
                 refusals: RefCell::default(),
             })
         };
         Rc::clone(self.sessions.borrow_mut().entry(id.to_owned()).or_insert_with(fresh))
+    }
+
+    /// By which it is a host to a session.
+    fn server_for(&self, session: &Session, host: &str) -> io::Result<Arc<ServerConfig>> {
+        if let Some(known) = session.servers.borrow().get(host) {
+            return Ok(Arc::clone(known));
+        }
+        let authority =
+            self.authority.as_ref().ok_or_else(|| io::Error::other("this worker has no authority"))?;
+        let made = authority.server(host)?;
+        session.servers.borrow_mut().insert(host.to_owned(), Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// By which hosts are verified that secrets go to.
+    fn verifying(&self) -> io::Result<TlsConnector> {
+        let mut roots = self.roots.borrow_mut();
+        if let Roots::Unread(pem) = &*roots {
+            *roots = Roots::Read(index::connector(pem)?);
+        }
+        match &*roots {
+            Roots::Read(connector) => Ok(connector.clone()),
+            Roots::Unread(_) => Err(io::Error::other("the trusted certificates cannot be read")),
+        }
     }
 
     /// Gives a caller its connection, and listens to what it says over it.

@@ -30,6 +30,7 @@ use rustix::{
 use crate::{
     config::Config,
     confine::{Confiner, uids::Uids},
+    egress::authority::Authority,
 };
 use attempt::Attempt;
 use dir::Dir;
@@ -133,6 +134,8 @@ struct Host {
     index: install::Reached,
     /// How programs of sessions find the proxy and the package index.
     reach_env: Vec<(String, String)>,
+    /// By which the proxy is a host that secrets are put in for; where sessions can have a network.
+    authority: Option<Authority>,
     /// The event loop waits for room in the link's socket.
     link_watched_for_room: bool,
     sessions: BTreeMap<String, Session>,
@@ -279,6 +282,7 @@ impl Host {
             egress: network::Egress::default(),
             index: install::Reached::default(),
             reach_env: Vec::new(),
+            authority: None,
             link_watched_for_room: false,
             pythons: Pythons::default(),
             sessions: BTreeMap::new(),

@@ -127,8 +127,12 @@ pub async fn run_over(host: impl Host, dial: Dial, config: LinkConfig) -> Result
     let mut buffer = Buffer::default();
 
     // The host speaks first of what it has; without that there is nothing to say to a coordinator.
-    let versions =
-        LinkHello { version_min: HOST_PROTOCOL_MIN, version_max: HOST_PROTOCOL_MAX, secrets: true };
+    let versions = LinkHello {
+        version_min: HOST_PROTOCOL_MIN,
+        version_max: HOST_PROTOCOL_MAX,
+        secrets: true,
+        inject: true,
+    };
     let hello = to_host::Message::Hello(versions);
     host.writable().await.map_err(broken)?;
     if host.try_send(hello).map_err(broken)?.is_err() {

@@ -84,6 +84,13 @@ fn limits(exec_timeout: Option<u64>, args: &args::SessionLimits) -> Limits {
 
 async fn create(context: &Context, client: &Client, args: args::SessionCreate) -> Result<u8> {
     let limits = limits(args.exec_timeout, &args.limits);
+    let (mut secrets, mut inject) = (Vec::new(), Vec::new());
+    for secret in args.secret {
+        match secret {
+            units::Secret::File(name) => secrets.push(name),
+            units::Secret::Inject(injection) => inject.push(injection),
+        }
+    }
     let request = CreateSessionRequest {
         idempotency_key: idempotency_key(),
         name: args.name.unwrap_or_default(),
@@ -100,7 +107,8 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         packages: args.package,
         network: args.network.request(),
         template: args.template.unwrap_or_default(),
-        secrets: args.secret,
+        secrets,
+        inject,
         python_version: args.python.unwrap_or_default(),
     };
     let session = client.sessions().create_session(request).await?.into_inner();

@@ -63,6 +63,7 @@ pub fn session(session: &v1::Session) -> Value {
         "network_refused": session.network_refused,
         "template": session.template,
         "secrets": session.secrets,
+        "inject": session.inject.iter().map(injection).collect::<Vec<_>>(),
         "spare": session.spare,
         "last_checkpoint_id": session.last_checkpoint_id,
         "hibernate_after_ms": session.hibernate_after_ms,
@@ -84,6 +85,10 @@ pub fn globals(globals: &v1::GlobalsSummary) -> Value {
         "bytes": globals.bytes,
         "error": globals.error,
     })
+}
+
+fn injection(it: &v1::SecretInjection) -> Value {
+    json!({"secret": it.secret, "host": it.host, "header": it.header, "plain_http": it.plain_http})
 }
 
 fn network(policy: Option<&v1::NetworkPolicy>) -> Value {

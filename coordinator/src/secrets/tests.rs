@@ -26,7 +26,7 @@ fn set(name: &str, value: &[u8]) -> v1::SetSecretRequest {
 
 fn granted(secrets: &Secrets, tenant: &str, name: &str) -> Vec<v1::GrantedSecret> {
     let spec = v1::CreateSessionRequest { secrets: vec![name.to_owned()], ..Default::default() };
-    secrets.of_grant(tenant, &spec.encode_to_vec())
+    secrets.of_grant(tenant, &spec.encode_to_vec()).files
 }
 
 #[tokio::test]

@@ -221,7 +221,7 @@ impl Cluster {
                 }
                 // A worker that was away during an update, or whose host has no secrets any more.
                 (session::State::Ready, Some(item))
-                    if session.body.updated || session.body.secrets || item.sealed =>
+                    if session.body.updated || session.has_secrets() || item.sealed =>
                 {
                     let grant = session.grant(restore);
                     self.send(worker, grant, out);

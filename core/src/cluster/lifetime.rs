@@ -68,6 +68,27 @@ impl Cluster {
         Ok(out)
     }
 
+    /// A tenant's secret has another value, or none: its sessions that have secrets are granted anew. Those whose worker is
+    /// away, or takes nothing for them just now, are when it is there again.
+    pub fn secrets_changed(&mut self, now: Now, tenant: &str) -> Out {
+        let mut out = Out::default();
+        let grants: Vec<_> = self
+            .sessions
+            .values()
+            .filter(|session| *session.tenant == *tenant && session.has_secrets())
+            .filter(|session| session.body.state == State::Ready)
+            .filter_map(|session| {
+                let worker = self.workers.get(session.body.worker.as_str())?.id.clone();
+                Some((worker, session.grant(false)))
+            })
+            .collect();
+        for (worker, grant) in grants {
+            self.send(&worker, grant, &mut out);
+        }
+        self.finish(now, &mut out);
+        out
+    }
+
     /// Something that is not a task happened in a session: it does not idle.
     pub fn touch_session(&mut self, now: Now, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {

@@ -364,7 +364,7 @@ impl Cluster {
             .filter(|worker| !self.is_anothers(worker, &session.tenant))
             .filter(|worker| worker.can_checkpoint() && worker.body.offers(python))
             .filter(|worker| {
-                !session.body.secrets || worker.body.capabilities.contains(crate::worker::SECRETS)
+                super::sessions::gives_secrets(worker, session.body.secrets, session.body.injects)
             })
             .max_by_key(|worker| {
                 let other = *worker.id != *session.body.worker;

@@ -14,7 +14,7 @@ use crate::{
     python,
     session::{Create, Reason, Session, State},
     task::End,
-    worker::{CHECKPOINT, SECRETS, Worker},
+    worker::{CHECKPOINT, INJECT, SECRETS, Worker},
 };
 
 /// What a worker says about a session it was granted.
@@ -30,7 +30,18 @@ pub enum Update {
     Destroyed,
 }
 
+/// Whether a worker can do what a session with secrets needs of it.
+pub(super) fn gives_secrets(worker: &Worker, files: bool, injects: bool) -> bool {
+    let can = |capability| worker.body.capabilities.contains(capability);
+    (!files || can(SECRETS)) && (!injects || can(INJECT))
+}
+
 impl Session {
+    /// Its grants come with secrets.
+    pub(super) fn has_secrets(&self) -> bool {
+        self.body.secrets || self.body.injects
+    }
+
     /// What tells its worker that it is there.
     pub(super) fn grant(&self, restore: bool) -> Message {
         Message::SessionGrant {
@@ -38,7 +49,7 @@ impl Session {
             fence: self.body.fence,
             spec: self.spec.clone(),
             restore,
-            secrets_of: self.body.secrets.then(|| self.tenant.clone()),
+            secrets_of: self.has_secrets().then(|| self.tenant.clone()),
             python: self.python().to_owned(),
         }
     }
@@ -68,7 +79,7 @@ impl Cluster {
             .filter(|worker| worker.free_sessions() > 0 && worker.has(&create.worker_labels))
             .filter(|worker| !self.is_anothers(worker, &create.tenant))
             .filter(|worker| fits(worker, &create))
-            .filter(|worker| !create.secrets || worker.body.capabilities.contains(SECRETS))
+            .filter(|worker| gives_secrets(worker, create.secrets, create.injects))
             .max_by_key(|worker| (worker.free_sessions(), std::cmp::Reverse(worker.id.clone())))
             .map(|worker| worker.id.clone())
             .ok_or_else(|| self.no_room(&create))?;
@@ -138,6 +149,15 @@ impl Cluster {
             if hosts.is_empty() {
                 return Error::new(Code::NotSupported, format!("no attached worker{on} knows secrets"))
                     .with_hint("upgrade the workers, or create the session without secrets");
+            }
+        }
+        if create.injects {
+            hosts.retain(|worker| worker.body.capabilities.contains(INJECT));
+            if hosts.is_empty() {
+                let lack = format!("no attached worker{on} can put secrets into requests");
+                return Error::new(Code::NotSupported, lack).with_hint(
+                    "that takes a worker of this version with the facility `network` (docs/isolation.md)",
+                );
             }
         }
         if let Some(refused) = hosts.iter().find_map(|worker| worker.body.sessions_refused.as_ref())

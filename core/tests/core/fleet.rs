@@ -163,6 +163,7 @@ impl World {
             python: String::new(),
             spare: None,
             secrets: false,
+            injects: false,
             share: session::Share::default(),
             exec_timeout_ms: 1,
             output_limit_bytes: 1,

@@ -1,5 +1,7 @@
 //! Secrets: set once by a tenant, files of the sessions that ask for them, and nowhere else.
 
+mod inject;
+
 use std::{fs, path::Path};
 
 use cooper_tests::{Cooper, fleet::Fleet, program::Finished, seconds};

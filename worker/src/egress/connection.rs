@@ -1,6 +1,7 @@
 //! One connection of a session: what it wants, whether it may, and then bytes both ways until somebody ends it.
 
 use std::{
+    cell::Cell,
     net::TcpStream as StdStream,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -22,17 +23,17 @@ use super::{
     Proxy, Reason, Session,
     dial::Reached,
     head::{self, Head, Kind, Parsed},
-    index, pip,
+    index, inject, pip,
 };
 
 const COPY_BYTES: usize = 16 << 10;
 /// How often an idle connection is looked for.
 const IDLE_LOOKS: u64 = 4;
 /// TLS: fatal, access denied.
-const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 49];
-const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+pub(super) const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 49];
+pub(super) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
-pub(super) async fn serve(proxy: Rc<Proxy>, session: &Session, stream: StdStream) {
+pub(super) async fn serve(proxy: Rc<Proxy>, session: &Rc<Session>, stream: StdStream) {
     let Ok(mut client) = TcpStream::from_std(stream) else { return };
     // Before anything is decided by it: a change meanwhile must not be missed.
     let mut policy = session.policy.subscribe();
@@ -51,7 +52,16 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Session, stream: StdStream
         return index::serve(&proxy, session, client, &begun, number).await;
     }
     let now = policy.borrow_and_update().clone();
-    let reached = match proxy.judge(&now, &head.host, head.port) {
+    let judged = proxy.judge(&now, &head.host, head.port);
+    let refused = |policy: &Policy| proxy.judge(policy, &head.host, head.port).is_err();
+    if judged.is_ok()
+        && let Some(plain) = inject::wanted(session, &head)
+    {
+        let moved = Rc::new(Cell::new(0));
+        let served = inject::serve(&proxy, session, client, &head, begun, plain, &moved);
+        return watched(served, || moved.get(), &mut policy, refused).await;
+    }
+    let reached = match judged {
         Err(reason) => Err(reason),
         Ok(()) => {
             let plain = matches!(head.kind, Kind::Absolute { .. });
@@ -85,7 +95,6 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Session, stream: StdStream
     };
     if begin.await.is_ok() {
         drop(begun);
-        let refused = |policy: &Policy| proxy.judge(policy, &head.host, head.port).is_err();
         tunnel(client, server, &mut policy, refused).await;
     }
 }
@@ -162,7 +171,7 @@ async fn say_no(client: &mut TcpStream, head: &Head, reason: Reason) {
     let _ = timeout(Duration::from_secs(1), rest).await;
 }
 
-/// Carries bytes both ways, until both are done, nothing moves for too long, or the policy says no.
+/// Carries bytes both ways, until both are done.
 async fn tunnel(
     mut client: TcpStream,
     mut server: TcpStream,
@@ -175,19 +184,29 @@ async fn tunnel(
     let both = async {
         tokio::join!(carry(from_client, to_server, &moved), carry(from_server, to_client, &moved));
     };
-    tokio::pin!(both);
+    watched(both, || moved.load(Ordering::Relaxed), policy, refused).await;
+}
+
+/// Does its work until it is done, nothing moves for too long, or the policy says no.
+async fn watched(
+    work: impl Future<Output = ()>,
+    moved: impl Fn() -> u64,
+    policy: &mut watch::Receiver<Policy>,
+    refused: impl Fn(&Policy) -> bool,
+) {
+    tokio::pin!(work);
     let mut looks = tokio::time::interval(Duration::from_millis(IDLE_MS_MAX / IDLE_LOOKS));
     let (mut before, mut still) = (0, 0);
     loop {
         tokio::select! {
-            () = &mut both => return,
+            () = &mut work => return,
             changed = policy.changed() => {
                 if changed.is_err() || refused(&policy.borrow_and_update()) {
                     return;
                 }
             }
             _ = looks.tick() => {
-                let now = moved.load(Ordering::Relaxed);
+                let now = moved();
                 still = if now == before { still + 1 } else { 0 };
                 before = now;
                 if still > IDLE_LOOKS {

@@ -13,7 +13,18 @@ use cooper_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use super::python::{self, Python};
-use crate::confine::{SECRETS, cgroup, uids};
+use crate::confine::{SECRETS, TRUST, cgroup, uids};
+
+/// Variables by which programs find the certificates that they trust.
+const TRUSTING: [&str; 7] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+    "AWS_CA_BUNDLE",
+];
 
 /// Places of one session.
 #[derive(Debug, Clone)]
@@ -43,10 +54,28 @@ impl Home {
         self.dir.join(SECRETS)
     }
 
+    /// Certificates that its programs trust, where they are not the machine's alone.
+    pub fn trusted(&self) -> PathBuf {
+        self.dir.join(TRUST).join("certificates.pem")
+    }
+
+    /// Has its programs trust these, as PEM. They read them, and change nothing there.
+    pub fn put_trusted(&self, certificates: &str, uid: Option<u32>) -> io::Result<()> {
+        self.make_shown_dir(TRUST, uid)?;
+        let (file, fresh) = (self.trusted(), self.dir.join(TRUST).join(".certificates.pem"));
+        if fresh.exists() {
+            fs::remove_file(&fresh)?;
+        }
+        let mut opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o440).open(&fresh)?;
+        io::Write::write_all(&mut opened, certificates.as_bytes())?;
+        std::os::unix::fs::fchown(&opened, None, uid)?;
+        fs::rename(fresh, file)
+    }
+
     /// Puts these secrets, and no others, where the session finds them.
     pub fn put_secrets(&self, secrets: &[v1::GrantedSecret], uid: Option<u32>) -> io::Result<()> {
         let dir = self.secrets();
-        self.make_secrets_dir(uid)?;
+        self.make_shown_dir(SECRETS, uid)?;
         for entry in fs::read_dir(&dir)? {
             let name = entry?.file_name();
             if !secrets.iter().any(|secret| *secret.name == *name) {
@@ -74,8 +103,8 @@ impl Home {
     }
 
     /// The worker's directory: the session's group may look into it and change nothing there.
-    fn make_secrets_dir(&self, uid: Option<u32>) -> io::Result<()> {
-        let dir = self.secrets();
+    fn make_shown_dir(&self, name: &str, uid: Option<u32>) -> io::Result<()> {
+        let dir = self.dir.join(name);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         if uid.is_some() {
             std::os::unix::fs::chown(&dir, None, uid)?;
@@ -110,7 +139,7 @@ impl Home {
             .and_then(|()| python::make_venv(python, &self.venv(), layer))
             .and_then(|()| uid.map_or(Ok(()), |uid| self.give_to(uid)))
             // There before it is wanted: whoever waits here is confined already.
-            .and_then(|()| self.make_secrets_dir(uid));
+            .and_then(|()| [SECRETS, TRUST].iter().try_for_each(|name| self.make_shown_dir(name, uid)));
         made.inspect_err(|_| self.clear())
     }
 
@@ -159,6 +188,9 @@ impl Home {
             ("MPLBACKEND".to_owned(), "Agg".to_owned()),
         ]);
         env.extend(reach.iter().cloned());
+        if !record.inject.is_empty() {
+            env.extend(TRUSTING.map(|name| (name.to_owned(), text(self.trusted()))));
+        }
         env.extend(record.env.clone());
         env.extend(extra);
         // By these a later host finds what this one left; they cannot be overridden.
@@ -173,6 +205,15 @@ impl Home {
 
 fn or(value: u64, default: u64) -> u64 {
     if value == 0 { default } else { value }
+}
+
+/// A place that secrets go to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Injected {
+    pub host: String,
+    pub port: u16,
+    pub plain: bool,
+    pub header: String,
 }
 
 /// `session.json`: what a host started later needs to go on with the session.
@@ -216,6 +257,9 @@ pub struct Record {
     /// It was given some; which, and what they are, is not recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_secrets: bool,
+    /// Where secrets are put into its requests; what they are is not recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inject: Vec<Injected>,
     /// Version of its Python; empty in what an older host left: the first.
     #[serde(default)]
     pub python: String,
@@ -241,6 +285,13 @@ impl Record {
         let limits = grant.limits.unwrap_or_default();
         let network = grant.network.as_ref().map(policy).unwrap_or_default();
         let fence = grant.fence.unwrap_or_default();
+        let inject = grant.inject.iter().map(|it| Injected {
+            host: it.host.clone(),
+            port: u16::try_from(it.port).unwrap_or(0),
+            plain: it.plain_http,
+            header: it.header.clone(),
+        });
+        let inject = inject.collect();
         Self {
             session_id: grant.session_id,
             worker_id: worker_id.to_owned(),
@@ -262,6 +313,7 @@ impl Record {
             sealed: false,
             globals: false,
             has_secrets: !grant.secrets.is_empty(),
+            inject,
             python: grant.python_version,
         }
     }

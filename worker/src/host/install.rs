@@ -388,8 +388,29 @@ pub fn index(base_python: &Path) -> Reached {
     let mut settings = Settings::of_worker(base_python);
     let (hosts, told) = (settings.hosts(base_python), settings.for_sessions());
     let passwords = settings.hide_passwords();
-    let authorities = if passwords.is_empty() { String::new() } else { settings.authorities() };
-    Reached { hosts, told, passwords, authorities }
+    let authorities = settings.authorities();
+    let roots = format!("{}{authorities}", machines_roots(base_python));
+    Reached { hosts, told, passwords, authorities, roots }
+}
+
+/// Where systems keep the certificates that their programs trust.
+const ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// What programs of this machine trust, as PEM; on one that has nothing of its own, what pip does.
+fn machines_roots(base_python: &Path) -> String {
+    let found = ROOTS.iter().filter_map(|file| fs::read_to_string(file).ok()).find(|pem| !pem.is_empty());
+    let of_pip = || {
+        let mut command = Command::new(base_python);
+        command.args(["-I", "-c", "from pip._vendor import certifi; print(certifi.where())"]);
+        let said = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?.stdout;
+        fs::read_to_string(String::from_utf8(said).ok()?.trim()).ok()
+    };
+    found.or_else(of_pip).map(|pem| pem + "\n").unwrap_or_default()
 }
 
 /// The worker's package indexes.
@@ -400,8 +421,10 @@ pub struct Reached {
     pub told: Vec<(String, String)>,
     /// Those that take a password.
     pub passwords: Vec<Index>,
-    /// Certificates that are trusted, as PEM; where there are passwords.
+    /// Certificates that are trusted by these settings, as PEM.
     pub authorities: String,
+    /// The same with those that the machine's programs trust.
+    pub roots: String,
 }
 
 /// What installers use of the machine's files, besides the system's own.

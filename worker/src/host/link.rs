@@ -34,6 +34,8 @@ pub struct Link {
     pub version: u32,
     /// It passes on secrets of grants.
     pub secrets: bool,
+    /// It passes on injections of grants.
+    pub inject: bool,
     /// The program that an upgrade put there gave no working link: take this host's own.
     distrusts_upgrade: bool,
     /// It was greeted at some time.

@@ -20,6 +20,7 @@ use rustix::{
 
 use super::{
     Due, Host, Source, attributes,
+    home::Home,
     launch::{Launch, Program},
     link::inherited,
     stop::Phase,
@@ -30,7 +31,7 @@ use crate::{
         notify::{self, Next},
         own_places,
     },
-    egress::{self, FromEgress, Refused, ToEgress, dial},
+    egress::{self, FromEgress, Refused, ToEgress, authority::Authority, dial},
     frame,
 };
 
@@ -117,6 +118,12 @@ impl Host {
                 self.reach_env.push((name, PROXY.to_owned()));
             }
         }
+        match Authority::make() {
+            Ok(authority) => self.authority = Some(authority),
+            Err(error) => {
+                tracing::warn!(%error, "no secrets are put into requests here: no authority could be made")
+            }
+        }
         self.start_egress();
     }
 
@@ -172,7 +179,7 @@ impl Host {
             env: inherited(&self.dir.path),
             cwd: "/".into(),
             fds: vec![null()?, stderr()?, stderr()?, theirs, told],
-            limits: Vec::new(),
+            limits: vec![(rustix::process::Resource::Core, 0)],
             uid: rustix::process::geteuid().is_root().then_some(self.config.egress_uid),
             terminal: false,
             confinement: None,
@@ -202,6 +209,8 @@ impl Host {
                 hosts: config.egress_hosts.clone(),
                 upstream: dial::Upstream::of_environment(),
             },
+            authority: self.authority.clone(),
+            roots: self.index.roots.clone(),
             index: self.index.hosts.clone(),
             passwords: self.index.passwords.clone(),
             authorities: self.index.authorities.clone(),
@@ -267,8 +276,18 @@ impl Host {
     /// Tells the proxy what a session may reach from now on.
     pub(super) fn tell_policy(&mut self, id: &str) {
         if let Some(session) = self.sessions.get(id) {
-            let policy = session.record.network.clone();
-            self.egress.tell(ToEgress::Session { session: id.to_owned(), policy }, None);
+            let (policy, inject) = (session.record.network.clone(), session.injections());
+            self.egress.tell(ToEgress::Session { session: id.to_owned(), policy, inject }, None);
+        }
+    }
+
+    /// Has the programs of a session believe the proxy where it is a host to them.
+    pub(super) fn put_trust(&self, home: &Home, uid: Option<u32>) {
+        let Some(authority) = &self.authority else { return };
+        let certificates = format!("{}{}", self.index.roots, authority.certificate);
+        if let Err(error) = home.put_trusted(&certificates, uid) {
+            // They reach the hosts all the same, and do not trust what they find.
+            tracing::warn!(dir = %home.dir.display(), %error, "certificates for a session could not be put in place");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Sessions on this worker: made, listed, advanced, destroyed; and the interpreter of each.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cooper_common::{
     clock,
@@ -16,7 +16,7 @@ use super::{
     Due, Host, Source,
     artifacts::Known,
     globals,
-    home::{Home, Record},
+    home::{Home, Injected, Record},
     interpreter::{Answer, Running, Seat, Start},
     outcome::{self, Why},
     python::Python,
@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     confine::{Confinement, Confiner, cgroup},
+    egress::inject::Injection,
     frame,
 };
 
@@ -62,6 +63,9 @@ pub struct Session {
     pub artifacts: Known,
     /// A process collects artifacts; attempts that have ended and wait until it is done.
     pub collecting: Option<VecDeque<u64>>,
+    /// Value of the header and the secret in it, by host, port and header: what its requests are given. Here and in the proxy,
+    /// and nowhere else on this machine.
+    inject: BTreeMap<(String, u16, String), (String, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -123,7 +127,29 @@ impl Session {
             disk: super::watchdog::Disk::default(),
             artifacts: Known::default(),
             collecting: None,
+            inject: BTreeMap::new(),
         }
+    }
+
+    /// What its requests are given, as far as that is known: a host that was started anew learns it with the next grant.
+    pub fn injections(&self) -> Vec<Injection> {
+        let injection = |it: &Injected| {
+            let place = (it.host.clone(), it.port, it.header.clone());
+            let (value, secret) = self.inject.get(&place).cloned().unwrap_or_default();
+            let Injected { host, port, plain, header } = it.clone();
+            Injection { host, port, plain, header, value, secret }
+        };
+        self.record.inject.iter().map(injection).collect()
+    }
+
+    /// Whether anything of it changed.
+    fn give_injections(&mut self, given: &[v1::GrantedInjection]) -> bool {
+        let given = given.iter().map(|it| {
+            let place = (it.host.clone(), u16::try_from(it.port).unwrap_or(0), it.header.clone());
+            (place, (it.value.clone(), it.secret.clone()))
+        });
+        let before = std::mem::replace(&mut self.inject, given.collect());
+        before != self.inject
     }
 
     /// As the inventory lists it; a session that is being destroyed is not there any more.
@@ -238,10 +264,12 @@ impl Host {
                 return;
             }
             // Granted again: under the newest grant, with its limits and secrets; and it is said again how it stands.
-            if session.record.is_renewed_by(&grant)
-                && let Err(error) = session.home.put_secrets(&grant.secrets, session.uid())
-            {
-                tracing::warn!(session = %id, %error, "secrets of the session could not be renewed");
+            let mut injects_others = false;
+            if session.record.is_renewed_by(&grant) {
+                if let Err(error) = session.home.put_secrets(&grant.secrets, session.uid()) {
+                    tracing::warn!(session = %id, %error, "secrets of the session could not be renewed");
+                }
+                injects_others = session.give_injections(&grant.inject);
             }
             let renewed = session.record.renewed(grant, &self.dir.worker_id);
             if renewed != session.record {
@@ -254,11 +282,15 @@ impl Host {
                 {
                     tracing::warn!(session = %id, %error, "a limit of the session could not be changed");
                 }
+                injects_others = true;
+            }
+            if injects_others {
                 self.tell_policy(&id);
             }
             return self.tell_session(&id);
         }
         let secrets = std::mem::take(&mut grant.secrets);
+        let inject = grant.inject.clone();
         let mut record =
             Record { has_secrets: !secrets.is_empty(), ..Record::of(grant, &self.dir.worker_id) };
         let home = Home::new(&self.dir.base, &id);
@@ -272,7 +304,11 @@ impl Host {
                 )
             })
         });
+        if made.is_ok() && !inject.is_empty() {
+            self.put_trust(&home, record.uid);
+        }
         let mut session = Session::new(record, home);
+        session.give_injections(&inject);
         match made {
             Ok((group, interpreter)) => {
                 session.group = group;

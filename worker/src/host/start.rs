@@ -119,7 +119,8 @@ impl Host {
             );
             return self.link.end(Signal::KILL);
         }
-        (self.link.hello, self.link.version, self.link.secrets) = (true, version, hello.secrets);
+        (self.link.hello, self.link.version) = (true, version);
+        (self.link.secrets, self.link.inject) = (hello.secrets, hello.inject);
         self.greet_waiting_link();
     }
 
@@ -159,6 +160,9 @@ impl Host {
         }
         if !self.pythons.is_empty() && self.link.secrets {
             capabilities.push("secrets".to_owned());
+        }
+        if !self.pythons.is_empty() && self.link.inject && self.authority.is_some() {
+            capabilities.push("inject".to_owned());
         }
         if self.compose == Compose::Works {
             capabilities.push("compose".to_owned());
@@ -262,6 +266,9 @@ impl Host {
         for mut record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
             let home = Home::new(&self.dir.base, &record.session_id);
             let owned = self.own_found(&mut record, &home);
+            if !record.inject.is_empty() {
+                self.put_trust(&home, record.uid);
+            }
             let mut session = Session::found(record, home);
             let python =
                 self.python_of(&session).map(drop).ok_or_else(|| self.pythons.lack(&session.record.python));

@@ -68,6 +68,7 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         hibernated: body.hibernated,
         globals: crate::checkpoints::read_opaque(&body.globals),
         secrets: spec.secrets,
+        inject: spec.inject,
         last_checkpoint_id: body.last_checkpoint.map(|id| id.to_string()).unwrap_or_default(),
     })
 }

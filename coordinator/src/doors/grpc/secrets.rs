@@ -24,6 +24,7 @@ impl secrets_server::Secrets for Secrets {
         let caller = caller(&request)?;
         caller.require(&[Scope::Operator]).map_err(status)?;
         let secret = self.cluster.secrets.set(&caller, request.into_inner()).await.map_err(status)?;
+        self.cluster.tell(|core, now| core.secrets_changed(now, &caller.tenant));
         Ok(Response::new(secret))
     }
 
@@ -43,6 +44,7 @@ impl secrets_server::Secrets for Secrets {
         let caller = caller(&request)?;
         caller.require(&[Scope::Operator]).map_err(status)?;
         self.cluster.secrets.delete(&caller, &request.get_ref().name).await.map_err(status)?;
+        self.cluster.tell(|core, now| core.secrets_changed(now, &caller.tenant));
         Ok(Response::new(v1::DeleteSecretResponse {}))
     }
 }

@@ -877,6 +877,7 @@ pub fn create(id: SessionId) -> session::Create {
         python: String::new(),
         spare: None,
         secrets: false,
+        injects: false,
         share: session::Share::default(),
         spec: Arc::from([]),
     }
