@@ -597,11 +597,11 @@ claims! {
         // A link of before an upgrade, on a host of after it.
         signal(worker.link.pid, Signal::KILL);
         worker.next_silent_link();
-        assert_eq!(worker.link.greet_in(wire::LinkHello { version_max: 1, version_min: 1, secrets: false }).version, 1);
+        assert_eq!(worker.link.greet_in(wire::LinkHello { version_max: 1, version_min: 1, secrets: false, inject: false }).version, 1);
         // One that is too new is sent away; the next may be another.
         signal(worker.link.pid, Signal::KILL);
         worker.next_silent_link();
-        worker.link.send(to_host::Message::Hello(wire::LinkHello { version_min: 4, version_max: 9, secrets: true }));
+        worker.link.send(to_host::Message::Hello(wire::LinkHello { version_min: 4, version_max: 9, secrets: true, inject: true }));
         worker.next_link();
         assert_eq!(worker.hello.version, 3);
 

@@ -444,7 +444,7 @@ impl Link {
 
     fn greet(&mut self) -> wire::HostHello {
         let (version_min, version_max) = (HOST_PROTOCOL_MIN, HOST_PROTOCOL_MAX);
-        self.greet_in(wire::LinkHello { version_min, version_max, secrets: true })
+        self.greet_in(wire::LinkHello { version_min, version_max, secrets: true, inject: true })
     }
 
     /// As a link does that speaks these versions.

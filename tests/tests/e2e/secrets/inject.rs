@@ -31,7 +31,7 @@ impl Server {
         let mut lines =
             BufReader::new(process.stdout.take().expect("its output")).lines().map_while(Result::ok);
         let port = lines.next().expect("its port").parse().expect("a port");
-        let (tell, asked) = mpsc::channel();
+        let (tell, asked) = mpsc::sync_channel(64);
         std::thread::spawn(move || {
             for line in lines {
                 let _ = tell.send(serde_json::from_str(&line).expect("a request"));
