@@ -248,7 +248,7 @@ fn an_injection_is_granted_only_where_it_can_be_kept() {
     says_nothing(&cooper.run_with(["secret", "set", "LINES"], b"one\ntwo").expect(0));
     assert_eq!(code("LINES=host:api.test", "public"), "invalid_argument");
 
-    // A worker's host that starts anew has no secrets until it is granted them; and then a new authority.
+    // A session made anew of a checkpoint has it too.
     let secret = format!("API_KEY=host:api.test:{}", bed.tls.port);
     bed.create(&cooper, "has", &[secret]);
     let fetched = format!("{CLIENT}\nprint(fetch('https://api.test:{}/'))", bed.tls.port);
