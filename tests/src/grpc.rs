@@ -1,8 +1,9 @@
 //! The contract, spoken directly.
 
 use cooper_proto::v1::{
-    CreateSessionRequest, Error, Session, admin_client::AdminClient, executions_client::ExecutionsClient,
-    runs_client::RunsClient, sessions_client::SessionsClient, tasks_client::TasksClient,
+    CreateSessionRequest, Error, Session, admin_client::AdminClient, checkpoints_client::CheckpointsClient,
+    executions_client::ExecutionsClient, runs_client::RunsClient, sessions_client::SessionsClient,
+    tasks_client::TasksClient,
 };
 use tonic::{
     Request, Status,
@@ -52,6 +53,9 @@ impl Client {
     }
     pub fn runs(&self) -> RunsClient<Service> {
         RunsClient::new(self.service.clone())
+    }
+    pub fn checkpoints(&self) -> CheckpointsClient<Service> {
+        CheckpointsClient::new(self.service.clone())
     }
     pub fn admin(&self) -> AdminClient<Service> {
         AdminClient::new(self.service.clone())

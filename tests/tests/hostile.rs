@@ -3,11 +3,17 @@
 
 #[path = "hostile/cases.rs"]
 mod cases;
+#[path = "hostile/doors.rs"]
+mod doors;
 
 mod e2e {
     use std::{
-        path::Path,
-        sync::{Mutex, PoisonError},
+        num::NonZero,
+        path::{Path, PathBuf},
+        sync::{
+            Mutex, PoisonError,
+            atomic::{AtomicBool, Ordering},
+        },
         time::Duration,
     };
 
@@ -17,20 +23,25 @@ mod e2e {
         TaskSpec, execute_response::Event, task_spec::Kind,
     };
     use cooper_tests::{
-        binary, grpc,
+        binary, docker, grpc,
         program::{Running, command},
         scratch::Scratch,
         seconds,
     };
     use serde_json::Value;
 
-    use super::cases::{AFTER_A_SIBLING, ALL, Case, PRELUDE, Then};
+    use super::{
+        cases::{AFTER_A_SIBLING, ALL, Case, DOORS, PRELUDE, Then},
+        doors,
+    };
 
     const CANARY: &str = "canary-5f1c0d";
     /// Where everybody may read it; the one that is found first may lie in somebody's home.
     const PYTHON: &str = "/usr/bin/python3";
     /// Nobody's.
     const UID: &str = "53124";
+    /// In a container.
+    const PORT: &str = "50051";
     const PROBES: usize = 50;
     const P95_MS: u64 = 100;
     const CASE: Duration = seconds(60);
@@ -39,10 +50,23 @@ mod e2e {
 
     /// A cluster of one, without some facilities, as root or as nobody in particular.
     struct Place {
-        up: Running,
-        data: std::path::PathBuf,
-        ready: Value,
-        scratch: Scratch,
+        _up: Running,
+        url: String,
+        token: String,
+        /// As hostile code there would name them.
+        data: PathBuf,
+        layer: PathBuf,
+        pid: NonZero<i32>,
+        container: Option<String>,
+        _scratch: Scratch,
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            if let Some(container) = &self.container {
+                docker::docker(&["rm", "-f", container]);
+            }
+        }
     }
 
     impl Place {
@@ -89,24 +113,63 @@ mod e2e {
             let line = up.await_said("what runs", seconds(60), |up| {
                 up.stdout().split_once('\n').map(|(line, _)| line.to_owned())
             });
-            let ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            Some(Self { up, data, ready, scratch })
+            let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            Some(Self {
+                url: ready["url"].as_str().expect("a URL").to_owned(),
+                token: std::fs::read_to_string(data.join("admin.token")).expect("a token"),
+                pid: up.pid().as_raw_nonzero(),
+                _up: up,
+                data,
+                layer,
+                container: None,
+                _scratch: scratch,
+            })
+        }
+
+        /// The same in a container with Docker's default profile: nothing added, nothing mounted for it.
+        fn start_in_container(name: &'static str) -> Self {
+            let scratch = Scratch::new(name);
+            let layer = scratch.join("layer");
+            std::fs::create_dir(&layer).expect("a directory");
+            std::fs::write(layer.join("readable.py"), "").expect("a file");
+            let container = format!("cooper-{name}-{}", std::process::id());
+            let mut up = command("docker");
+            up.args(["run", "--rm", "--name", &container, "-e", &format!("CANARY={CANARY}")]);
+            up.args(["-e", "MAX_SESSIONS=64", "-e", "COOPER_POOL_HIGH=4", "-e", "COOPER_LAYER=/layer"]);
+            up.arg("-v").arg(format!("{}:/cooper:ro", binary().display()));
+            up.arg("-v").arg(format!("{}:/layer:ro", layer.display()));
+            up.args(["python:3.11-slim", "/cooper", "up", "--json", "--no-compose", "--data", "/data"]);
+            up.args(["--listen", &format!("0.0.0.0:{PORT}")]);
+            let mut up = Running::start(up, b"");
+            up.await_said("what runs", seconds(60), |up| {
+                up.stdout().split_once('\n').map(|(line, _)| line.to_owned())
+            });
+            let address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+            let address = docker::docker(&["inspect", "-f", address, &container]).expect(0).out();
+            let token = docker::docker(&["exec", &container, "cat", "/data/admin.token"]).expect(0).out();
+            Self {
+                url: format!("http://{}:{PORT}", address.trim()),
+                token,
+                data: "/data".into(),
+                layer: "/layer".into(),
+                pid: NonZero::new(1).expect("it is not zero"),
+                _up: up,
+                container: Some(container),
+                _scratch: scratch,
+            }
         }
 
         async fn client(&self) -> grpc::Client {
-            let token = std::fs::read_to_string(self.data.join("admin.token")).expect("a token");
-            let url = self.ready["url"].as_str().expect("a URL");
-            grpc::Client::connect(url, Some(token.trim())).await
+            grpc::Client::connect(&self.url, Some(self.token.trim())).await
         }
 
         /// What hostile code is told, as Python.
         fn known(&self, neighbour: &Session) -> String {
             let data = self.data.display();
-            let layer = self.scratch.join("layer");
-            let layer = layer.display();
+            let layer = self.layer.display();
             let base = format!("{data}/worker/sessions");
-            let port = self.ready["url"].as_str().and_then(|url| url.rsplit(':').next()).expect("a port");
-            let up = self.up.pid().as_raw_nonzero();
+            let port = self.url.rsplit(':').next().expect("a port");
+            let up = self.pid;
             let shared = if neighbour.tier == "T3" { "False" } else { "True" };
             format!(
                 "known = {{'canary': '-'.join(['canary', '5f1c0d']), 'data': '{data}', 'base': '{base}', 'layer': '{layer}', \
@@ -151,10 +214,10 @@ mod e2e {
         panic!("the stream ended before the task")
     }
 
-    /// How long the neighbour waits for its answers, in milliseconds, sorted.
-    async fn probe(client: &grpc::Client, neighbour: &Session) -> Vec<u64> {
+    /// How long the neighbour waits for its answers, in milliseconds, sorted. Asked at least so often, and `while_set`.
+    async fn probe(client: &grpc::Client, neighbour: &Session, while_set: &AtomicBool) -> Vec<u64> {
         let mut waited = Vec::with_capacity(PROBES);
-        for _ in 0..PROBES {
+        while waited.len() < PROBES || while_set.load(Ordering::Relaxed) {
             let begin = clock::mono_ms();
             let (task, _) = run(client, neighbour, "6 * 7".to_owned(), 0).await;
             waited.push(clock::mono_ms() - begin);
@@ -180,9 +243,9 @@ mod e2e {
         (!well).then(|| format!("{}: {:?} {code:?} {:?}\n{end}", case.name, task.state(), outcome.exception))
     }
 
-    fn hostile_code_is_contained(name: &'static str, tier: &str, mask: &str, as_root: bool) {
+    fn hostile_code_is_contained(name: &'static str, tier: &str, place: impl FnOnce() -> Option<Place>) {
         let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(place) = Place::start(name, mask, as_root, "T0") else { return };
+        let Some(place) = place() else { return };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let found = runtime.expect("a runtime").block_on(attempt_all(&place, tier));
         assert!(found.is_empty(), "at {name}:\n{}", found.join("\n"));
@@ -194,12 +257,12 @@ mod e2e {
         assert_eq!(neighbour.tier, tier, "{:?}", neighbour.facilities);
         run(&client, &neighbour, "open('secret', 'w').write('s'); kept = 41".to_owned(), 0).await;
         let known = place.known(&neighbour);
-        let mut found = Vec::new();
+        let (mut found, once) = (Vec::new(), AtomicBool::new(false));
         for case in ALL {
             let victim = session(&client, case.limits()).await;
             let code = format!("{known}{PRELUDE}{}", case.code);
             let attempt = tokio::time::timeout(CASE, run(&client, &victim, code, case.timeout_ms));
-            let (attempted, waited) = tokio::join!(attempt, probe(&client, &neighbour));
+            let (attempted, waited) = tokio::join!(attempt, probe(&client, &neighbour, &once));
             match attempted {
                 Ok((task, printed)) => found.extend(judge(case, &task, &printed)),
                 Err(_) => found.push(format!("{}: it does not end", case.name)),
@@ -219,11 +282,17 @@ mod e2e {
             }
             destroy(&client, &victim).await;
         }
+        found.extend(attempt_doors(&client, &neighbour, &known).await);
         let after = session(&client, v1::Limits::default()).await;
         let (task, printed) =
             run(&client, &after, format!("{known}{PRELUDE}{}", AFTER_A_SIBLING.code), 0).await;
         found.extend(judge(&AFTER_A_SIBLING, &task, &printed));
         let (task, _) = run(&client, &neighbour, "open('secret').read(), kept + 1".to_owned(), 0).await;
+        let (_, there) =
+            run(&client, &neighbour, "import os; print(sorted(os.listdir()))".to_owned(), 0).await;
+        if there.trim() != "['.venv', 'secret']" {
+            found.push(format!("beside the neighbour's own file there is {there}"));
+        }
         let value = task.outcome.and_then(|outcome| outcome.result);
         let value = value.and_then(|bundle| bundle.data.get("text/plain").cloned()).unwrap_or_default();
         if value != b"('s', 42)" {
@@ -232,19 +301,54 @@ mod e2e {
         found
     }
 
-    #[test]
-    fn hostile_code_is_contained_with_everything_the_machine_has() {
-        hostile_code_is_contained("hostile-t3", "T3", "", true);
+    /// What is asked of Cooper about a workspace that is a trap, beside the neighbour.
+    async fn attempt_doors(client: &grpc::Client, neighbour: &Session, known: &str) -> Vec<String> {
+        let victim = session(client, DOORS.limits()).await;
+        let code = format!("{known}{PRELUDE}{}", DOORS.code);
+        let (task, printed) = run(client, &victim, code, 30_000).await;
+        let mut found: Vec<String> = judge(&DOORS, &task, &printed).into_iter().collect();
+        let goes_on = AtomicBool::new(true);
+        let asked = async {
+            let possible = doors::attempts(client, &victim).await;
+            goes_on.store(false, Ordering::Relaxed);
+            possible
+        };
+        let (possible, waited) = tokio::join!(asked, probe(client, neighbour, &goes_on));
+        found.extend(possible.into_iter().map(|what| format!("doors: {what}")));
+        let p95 = waited[waited.len() * 95 / 100];
+        if p95 > P95_MS {
+            found.push(format!("doors: the neighbour waited {p95} ms"));
+        }
+        let (_, stolen) =
+            run(client, &victim, "import os; print(os.path.exists('stolen'))".to_owned(), 20_000).await;
+        if stolen.trim() == "True" {
+            found.push("doors: a checkpoint read a sibling's file".to_owned());
+        }
+        destroy(client, &victim).await;
+        found
     }
 
     #[test]
-    fn hostile_code_is_contained_by_uids_alone() {
-        hostile_code_is_contained("hostile-t1", "T1", "namespaces,cgroup", true);
+    fn hostile_code_is_contained_with_everything_the_machine_has() {
+        let name = "hostile-t3";
+        hostile_code_is_contained(name, "T3", || Place::start(name, "", true, "T0"));
+    }
+
+    /// Where Docker is not wanted, beside the tests and without what a container has not got.
+    #[test]
+    fn hostile_code_is_contained_in_a_container_with_the_default_profile() {
+        let wanted = docker::wanted("hostile_code_is_contained_in_a_container_with_the_default_profile");
+        let name = "hostile-t1";
+        hostile_code_is_contained(name, "T1", || match wanted {
+            true => Some(Place::start_in_container(name)),
+            false => Place::start(name, "namespaces,cgroup", true, "T0"),
+        });
     }
 
     #[test]
     fn hostile_code_is_contained_where_nobody_is_root() {
-        hostile_code_is_contained("hostile-t0", "T0", "", false);
+        let name = "hostile-t0";
+        hostile_code_is_contained(name, "T0", || Place::start(name, "", false, "T0"));
     }
 
     /// Holes that are there on purpose: facilities that are taken away, and the cases that have to notice, each by what it

@@ -22,6 +22,7 @@ use seccomp::{Network, Program};
 
 pub mod attributes;
 pub mod cage;
+pub mod capabilities;
 pub mod cgroup;
 pub mod facilities;
 pub mod landlock;

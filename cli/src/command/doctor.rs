@@ -2,7 +2,10 @@
 //! nobody: it probes as a worker with the same settings does.
 
 use cooper_worker::{
-    confine::facilities::{Facilities, LANDLOCK_WITH_SCOPES, LANDLOCK_WITH_TCP},
+    confine::{
+        capabilities,
+        facilities::{Facilities, LANDLOCK_WITH_SCOPES, LANDLOCK_WITH_TCP},
+    },
     host::doctor::{Survey, survey},
 };
 use serde_json::json;
@@ -15,6 +18,7 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
     let Survey { facilities, notes, pythons } = survey(&config);
     let tier = facilities.tier();
     let takes = tier >= config.tier_min && !pythons.is_empty();
+    let kept = capabilities::names(capabilities::needed(&facilities));
     let (enforced, watched, open) = (enforced(&facilities), watched(&facilities), not_contained(&facilities));
     let document = || {
         json!({
@@ -26,6 +30,7 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
             "python": pythons.first(),
             "pythons": pythons,
             "facilities": facilities.names(),
+            "capabilities_kept": kept,
             "enforced": enforced,
             "watched": watched,
             "not_contained": open,
@@ -44,6 +49,10 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
             format!("kernel    {}", facilities.kernel),
             format!("python    {python}"),
             format!("has       {}", facilities.names().join(", ")),
+            format!(
+                "keeps     {}",
+                if kept.is_empty() { "no capability".to_owned() } else { kept.join(", ") }
+            ),
         ];
         for (title, list) in [("enforced", &enforced), ("watched", &watched), ("not contained", &open)] {
             lines.push(format!("{title}:"));

@@ -57,6 +57,8 @@ macro_rules! case {
 }
 
 pub const PRELUDE: &str = include_str!("../../hostile/prelude.py");
+/// Lays out what [`super::doors`] opens.
+pub const DOORS: Case = case!("doors", memory_mib: 2048, disk_mib: 256);
 /// In a session that came after.
 pub const AFTER_A_SIBLING: Case = case!("after_a_sibling");
 

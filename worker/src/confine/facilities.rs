@@ -8,12 +8,7 @@ use std::{fmt, fs, path::Path};
 use cooper_common::error::{Code, Error, Result};
 use rustix::process::geteuid;
 
-use super::{attributes::Attributes, cgroup, landlock, notify, seccomp};
-
-/// CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID: what it takes to run sessions under uids of their own and to go on
-/// with their files.
-const FOR_UIDS: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7;
-const SYS_ADMIN: u64 = 1 << 21;
+use super::{attributes::Attributes, capabilities, cgroup, landlock, notify, seccomp};
 
 /// The first version of Landlock that keeps signals and abstract sockets within a session.
 pub const LANDLOCK_WITH_SCOPES: u32 = 6;
@@ -210,12 +205,12 @@ impl Facilities {
 
 /// Whether sessions can have a uid each.
 pub fn has_uids() -> bool {
-    capabilities() & FOR_UIDS == FOR_UIDS
+    capabilities::effective().contains(capabilities::FOR_UIDS)
 }
 
 /// Whether this process may make namespaces; it is certain only when it did.
 pub fn may_make_namespaces() -> bool {
-    capabilities() & SYS_ADMIN != 0
+    capabilities::effective().contains(capabilities::FOR_NAMESPACES)
 }
 
 /// The first directory on the way to `path` that others may not pass; sessions under uids of their own could not either.
@@ -223,13 +218,6 @@ pub fn impassable(path: &Path) -> Option<&Path> {
     use std::os::unix::fs::PermissionsExt;
     let closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 == 0);
     path.ancestors().filter(closed).last()
-}
-
-/// The effective capabilities of this process.
-fn capabilities() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ impl PlainChild {
             fds: vec![null()?, null()?, null()?, self.runner.try_clone()?, theirs],
             limits: start.seat.limits,
             uid: None,
+            powerless: false,
             terminal: false,
             confinement: Some(start.confinement),
         })?;

@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::sys;
-use crate::confine::{Confinement, Failed, Part, of};
+use crate::confine::{Confinement, Failed, Part, capabilities, of};
 
 pub enum Program {
     Path(PathBuf),
@@ -27,6 +27,8 @@ pub struct Launch {
     /// Become the child's descriptors 0, 1, 2, …; it gets no others.
     pub fds: Vec<OwnedFd>,
     pub limits: Vec<(Resource, u64)>,
+    /// With none of the host's capabilities, nor any that a program could bring.
+    pub powerless: bool,
     /// Runs as this uid; only when the host is root. A confinement has its own.
     pub uid: Option<u32>,
     /// Descriptor 0 is a terminal, which becomes the child's own.
@@ -80,6 +82,9 @@ impl Launch {
         }
         if let Some(uid) = self.confinement.as_ref().map_or(self.uid, |confinement| confinement.uid) {
             sys::become_user(uid).map_err(of(Part::Uid))?;
+        }
+        if self.powerless {
+            capabilities::keep_none().map_err(of(Part::Uid))?;
         }
         // Not before: the worker could be led to where only it may go.
         rustix::process::chdir(&self.cwd).map_err(of(Part::Directory))?;

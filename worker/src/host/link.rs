@@ -82,6 +82,7 @@ impl Link {
             fds: vec![null()?, stderr()?, stderr()?, theirs, told],
             limits: Vec::new(),
             uid: rustix::process::geteuid().is_root().then_some(config.link_uid),
+            powerless: true,
             terminal: false,
             confinement: None,
         };

@@ -181,6 +181,7 @@ impl Host {
             fds: vec![null()?, stderr()?, stderr()?, theirs, told],
             limits: vec![(rustix::process::Resource::Core, 0)],
             uid: rustix::process::geteuid().is_root().then_some(self.config.egress_uid),
+            powerless: true,
             terminal: false,
             confinement: None,
         };

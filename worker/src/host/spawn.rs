@@ -138,6 +138,7 @@ impl Host {
             fds: vec![stdin.map_err(unspawned)?],
             limits: session.limits(),
             uid: None,
+            powerless: false,
             terminal: spec.terminal.is_some(),
             confinement: Some(session.confinement(&self.confiner).map_err(unspawned)?),
         };
@@ -204,6 +205,7 @@ impl Host {
             fds: fds.collect(),
             limits: session.limits(),
             uid: None,
+            powerless: false,
             terminal: false,
             // Its own, which it takes on when it knows what to run. The control group holds from the start.
             confinement: Some(membership),
@@ -248,6 +250,7 @@ impl Host {
             fds: vec![null().map_err(unspawned)?, input, report],
             limits: Vec::new(),
             uid: None,
+            powerless: false,
             terminal: false,
             confinement: None,
         };

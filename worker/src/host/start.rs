@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{Config, Pythons as Named},
-    confine::{Confiner, Surroundings, facilities, uids::Uids},
+    confine::{Confiner, Surroundings, capabilities, facilities, uids::Uids},
 };
 
 const MEMORY_PER_SESSION: u64 = 256 << 20;
@@ -228,10 +228,13 @@ impl Host {
         self.confiner = Confiner::new(self.config.mask, self.config.tier_min, &around);
         self.confiner.notes.extend(self.pythons.keep_reachable(&self.confiner.facilities));
         let facilities = &self.confiner.facilities;
+        let kept = capabilities::needed(facilities);
+        capabilities::keep(kept)
+            .map_err(|e| Error::internal(format!("capabilities cannot be given up: {e}")))?;
         if facilities.uid {
             self.uids = Some(Uids::open(&self.dir.path, self.config.session_uids.clone())?);
         }
-        tracing::info!(tier = %facilities.tier(), facilities = ?facilities.names(), "isolation");
+        tracing::info!(tier = %facilities.tier(), facilities = ?facilities.names(), capabilities = ?capabilities::names(kept), "isolation");
         self.confiner.notes.iter().for_each(|note| tracing::warn!("{note}"));
         if let Err(refused) = self.confiner.admit() {
             tracing::warn!("{refused}: sessions are refused");

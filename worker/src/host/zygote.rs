@@ -313,6 +313,7 @@ impl Zygote {
             fds: vec![null()?, null()?, null()?, told, theirs],
             limits: vec![(Resource::Core, 0)],
             uid: None,
+            powerless: false,
             terminal: false,
             confinement: None,
         };

@@ -97,3 +97,53 @@ fn nothing_is_left_of_a_session(mut worker: Worker) {
     assert_eq!(left.count(), 0);
     assert!(!worker.workspace(&session).exists());
 }
+
+/// A host keeps what its part in confining takes, for itself and for all it starts; the link and the proxy keep nothing.
+pub fn the_host_keeps_the_capabilities_it_needs_and_the_link_and_the_proxy_none() {
+    const FOR_UIDS: u64 = 0b1110_1011;
+    const FOR_NAMESPACES: u64 = 1 << 21 | 1 << 18;
+    if !rustix::process::geteuid().is_root() {
+        return println!("left out: only root has any");
+    }
+    for mask in ["", "namespaces", "namespaces,cgroup", "uid,landlock:5"] {
+        let worker = Worker::start_in(&[("TEST_MASK", mask)]);
+        let caged = worker.hello.facilities.iter().any(|name| name == "namespaces");
+        let kept = FOR_UIDS | if caged { FOR_NAMESPACES } else { 0 };
+        let host = worker.host.id();
+        for (set, expected) in
+            [("CapEff", kept), ("CapPrm", kept), ("CapBnd", kept), ("CapInh", 0), ("CapAmb", 0)]
+        {
+            assert_eq!(capabilities(host, set), expected, "{set} without {mask:?}");
+        }
+        let is_proxy = |pid: &u32| {
+            let said = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&said).contains(cooper_worker::egress::ARGV)
+        };
+        let begin = cooper_common::clock::mono_ms();
+        let proxy = loop {
+            let children = std::fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap();
+            let found = children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_proxy);
+            // It may not have become its program yet.
+            if found.is_some() || cooper_common::clock::mono_ms() - begin > 10_000 {
+                break found;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        for pid in [u32::try_from(worker.link.pid).unwrap(), proxy.expect("a proxy")] {
+            for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+                assert_eq!(capabilities(pid, set), 0, "{set} of {pid} without {mask:?}");
+            }
+            assert_eq!(status(pid, "NoNewPrivs"), "1", "nothing brings it any");
+        }
+    }
+}
+
+fn capabilities(pid: u32, set: &str) -> u64 {
+    u64::from_str_radix(&status(pid, set), 16).unwrap()
+}
+
+fn status(pid: u32, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap().trim().to_owned()
+}

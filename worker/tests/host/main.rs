@@ -57,6 +57,10 @@ fn run(arguments: &[String]) -> ExitCode {
             hostile::without_namespaces_and_control_groups_hostile_code_reaches_nothing,
         ),
         ("below_the_least_tier_sessions_are_refused", hostile::below_the_least_tier_sessions_are_refused),
+        (
+            "the_host_keeps_the_capabilities_it_needs_and_the_link_and_the_proxy_none",
+            hostile::the_host_keeps_the_capabilities_it_needs_and_the_link_and_the_proxy_none,
+        ),
         ("after_a_session_nothing_of_its_uid_is_left", hostile::after_a_session_nothing_of_its_uid_is_left),
     ];
     let tests: Vec<_> = claims::ALL
