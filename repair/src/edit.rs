@@ -109,6 +109,46 @@ pub enum Edit {
         /// Line of the `RUN`.
         line: usize,
     },
+    /// Dockerfile: a virtual environment that the `RUN` at a line and everything after it uses. With Debian's package
+    /// for it, since an image that wants one has Debian's Python.
+    UseVenv {
+        /// Line of the `RUN`.
+        line: usize,
+    },
+    /// Dockerfile: copy one more file of the build context into a stage, before a line if one is given, else after the
+    /// stage's last `COPY`.
+    CopyFile {
+        /// The stage.
+        stage: usize,
+        /// Line of the instruction that needs it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        before_line: Option<usize>,
+        /// Path in the build context.
+        source: String,
+        /// Path in the image.
+        dest: String,
+    },
+    /// Dockerfile: another source in the `COPY` at a line.
+    ReplaceCopySource {
+        /// Line of the `COPY`.
+        line: usize,
+        /// The source as it is.
+        from: String,
+        /// The source as it shall be.
+        to: String,
+    },
+    /// `.dockerignore`: take one file back in.
+    Unignore {
+        /// Path in the build context.
+        path: String,
+    },
+    /// Dockerfile: a directory that the stage's last `USER` owns, made before that `USER`.
+    OwnDirectory {
+        /// The stage.
+        stage: usize,
+        /// Absolute path in the image.
+        path: String,
+    },
     /// Dockerfile: `npm ci` becomes `npm install` in the `RUN` at a line.
     InstallWithoutLock {
         /// Line of the `RUN`.
@@ -192,6 +232,10 @@ impl Edit {
             | Self::UpdateAptLists { .. }
             | Self::ReplaceAptPackage { .. }
             | Self::AnswerAptYes { .. }
+            | Self::UseVenv { .. }
+            | Self::CopyFile { .. }
+            | Self::ReplaceCopySource { .. }
+            | Self::OwnDirectory { .. }
             | Self::InstallWithoutLock { .. }
             | Self::MakeExecutable { .. }
             | Self::AddUser { .. }
@@ -202,6 +246,7 @@ impl Edit {
             | Self::FixRequirementOperator { .. }
             | Self::AppendProjectDependency { .. }
             | Self::AddNodeDependency { .. }
+            | Self::Unignore { .. }
             | Self::UseUnixLineEnds
             | Self::AddShebang { .. } => false,
         }
@@ -224,6 +269,15 @@ impl Edit {
             Self::UpdateAptLists { line } => apt::update_lists(old, *line),
             Self::ReplaceAptPackage { line, from, to } => apt::replace_package(old, *line, from, to),
             Self::AnswerAptYes { line } => apt::answer_yes(old, *line),
+            Self::UseVenv { line } => instruction::use_venv(old, *line),
+            Self::CopyFile { stage, before_line, source, dest } => {
+                instruction::copy_file(old, *stage, *before_line, source, dest)
+            }
+            Self::ReplaceCopySource { line, from, to } => {
+                instruction::replace_copy_source(old, *line, from, to)
+            }
+            Self::Unignore { path } => text::unignore(old, path),
+            Self::OwnDirectory { stage, path } => instruction::own_directory(old, *stage, path),
             Self::InstallWithoutLock { line } => package_json::install_without_lock(old, *line),
             Self::MakeExecutable { stage, path } => instruction::make_executable(old, *stage, path),
             Self::AddUser { stage, user } => instruction::add_user(old, *stage, user),

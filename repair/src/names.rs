@@ -21,6 +21,8 @@ pub enum Provides {
     PkgConfig,
     /// A shared library as the loader names it, such as `libGL.so.1`.
     Soname,
+    /// A package as CMake's `find_package` names it, such as `OpenSSL`.
+    Cmake,
 }
 
 /// What provides a Python module.
@@ -53,6 +55,7 @@ struct Apt {
     library: BTreeMap<String, Vec<String>>,
     pkg_config: BTreeMap<String, Vec<String>>,
     soname: BTreeMap<String, Vec<String>>,
+    cmake: BTreeMap<String, Vec<String>>,
     /// Old name → name in current Debian.
     renamed: BTreeMap<String, String>,
 }
@@ -109,6 +112,7 @@ impl Names {
             Provides::Library => &self.apt.library,
             Provides::PkgConfig => &self.apt.pkg_config,
             Provides::Soname => &self.apt.soname,
+            Provides::Cmake => &self.apt.cmake,
         };
         map.get(name).map(Vec::as_slice)
     }
@@ -121,7 +125,7 @@ impl Names {
     /// True if a map names this Debian package.
     pub fn knows_apt(&self, package: &str) -> bool {
         let apt = &self.apt;
-        let maps = [&apt.command, &apt.header, &apt.library, &apt.pkg_config, &apt.soname];
+        let maps = [&apt.command, &apt.header, &apt.library, &apt.pkg_config, &apt.soname, &apt.cmake];
         maps.iter().flat_map(|map| map.values().flatten()).any(|known| known == package)
     }
 }

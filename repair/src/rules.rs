@@ -100,13 +100,34 @@ pub enum Fix {
     },
     /// `-y` is missing.
     AptYes,
+    /// Python's distributions go into a virtual environment of the image.
+    PythonVenv,
+    /// A file of the build context is not copied to where it is wanted.
+    CopyFile {
+        /// Its path as the image wants it.
+        path: String,
+    },
+    /// The Dockerfile copies a file that the build context does not have under that name, or leaves out.
+    CopySource {
+        /// Its path as the Dockerfile has it.
+        path: String,
+    },
+    /// The service's user may not write a file or directory of the image.
+    Writable {
+        /// Its absolute path.
+        path: String,
+    },
     /// Add a dependency to `package.json`.
     NodeModule {
         /// Module as Node names it.
         module: String,
     },
-    /// `npm install` instead of `npm ci`, where there is no lock file.
-    NodeWithoutLock,
+    /// `npm install` instead of `npm ci`, which wants a lock file that fits.
+    NodeWithoutLock {
+        /// There is a lock file, and it does not fit.
+        #[serde(default)]
+        outdated: bool,
+    },
     /// A file of the image is not executable.
     Executable {
         /// Its path in the image.
@@ -270,7 +291,12 @@ const BUILTIN: &[(&str, &str)] = &[
     ("apt.toml", include_str!("../rules/apt.toml")),
     ("native.toml", include_str!("../rules/native.toml")),
     ("node.toml", include_str!("../rules/node.toml")),
+    ("go.toml", include_str!("../rules/go.toml")),
+    ("cargo.toml", include_str!("../rules/cargo.toml")),
+    ("dockerfile.toml", include_str!("../rules/dockerfile.toml")),
+    ("compose.toml", include_str!("../rules/compose.toml")),
     ("container.toml", include_str!("../rules/container.toml")),
+    ("runtime.toml", include_str!("../rules/runtime.toml")),
 ];
 
 /// Rules, instruction forms and name maps, validated and compiled.

@@ -118,7 +118,7 @@ fn an_unknown_module_is_only_proposed() {
 #[test]
 fn a_module_of_python_itself_is_not_installed() {
     let case =
-        Case::runtime("ModuleNotFoundError: No module named 'distutils'\n").file("Dockerfile", REQUIREMENTS);
+        Case::runtime("ModuleNotFoundError: No module named 'tkinter'\n").file("Dockerfile", REQUIREMENTS);
     assert!(case.diagnosis().cause.contains("part of Python itself"));
 }
 
@@ -274,4 +274,74 @@ fn an_instruction_of_another_form_is_refused_with_the_forms_there_are() {
     }
     let refused = Case::asked("make it fast").result().unwrap_err().to_string();
     assert!(refused.contains("add package PACKAGE [to SERVICE]") && refused.contains("restart"), "{refused}");
+}
+
+/// A build log as BuildKit prints it, whose step is the instruction at this line of the Dockerfile.
+fn failed_at(dockerfile: &str, line: usize, said: &str) -> String {
+    let instruction = dockerfile.lines().nth(line - 1).unwrap();
+    format!(
+        "#8 [web 3/5] {instruction}\n#8 0.512 {said}\n#8 ERROR: process \"/bin/sh -c x\" did not complete successfully: \
+         exit code: 1\n------\n > [web 3/5] {instruction}:\n0.512 {said}\n------\nDockerfile:{line}\n--------------------\n   \
+         {line} | >>> {instruction}\n--------------------\n"
+    )
+}
+
+#[test]
+fn a_python_that_belongs_to_the_distribution_gets_a_virtual_environment() {
+    let file = "FROM python:3.11-slim\nCOPY requirements.txt .\nRUN pip install -r requirements.txt\nCMD [\"python\"]\n";
+    let log = failed_at(file, 3, "error: externally-managed-environment");
+    let (path, new) = Case::build(&log).file("Dockerfile", file).patched();
+    assert_eq!(path, "Dockerfile");
+    assert!(
+        new.contains("python3 -m venv /opt/venv\nENV PATH=/opt/venv/bin:$PATH\nRUN pip install"),
+        "{new}"
+    );
+}
+
+#[test]
+fn a_requirements_file_is_copied_before_it_is_read() {
+    let file = "FROM python:3.11-slim\nWORKDIR /app\nRUN pip install -r requirements.txt\nCOPY . .\n";
+    let said =
+        "ERROR: Could not open requirements file: [Errno 2] No such file or directory: 'requirements.txt'";
+    let case =
+        Case::build(&failed_at(file, 3, said)).file("Dockerfile", file).file("requirements.txt", "flask\n");
+    assert_eq!(case.patched().1, file.replace("RUN", "COPY requirements.txt requirements.txt\nRUN"));
+    let without = Case::build(&failed_at(file, 3, said)).file("Dockerfile", file);
+    assert_eq!(without.diagnosis().remedy, Remedy::Escalate);
+}
+
+#[test]
+fn a_copied_file_is_found_under_its_right_name_or_taken_back_from_dockerignore() {
+    let file = "FROM python:3.11-slim\nWORKDIR /app\nCOPY requirments.txt ./\nCMD [\"python\"]\n";
+    let said = "failed to calculate checksum of ref 3e::9k: \"/requirments.txt\": not found";
+    let log = failed_at(file, 3, said);
+    let case = Case::build(&log).file("Dockerfile", file).file("requirements.txt", "").file("app.py", "");
+    assert_eq!(case.patched().1, file.replace("requirments", "requirements"));
+
+    let moved = Case::build(&log).file("Dockerfile", file).file("deps/requirments.txt", "");
+    assert_eq!(moved.patched().1, file.replace("COPY ", "COPY deps/"));
+
+    let ignored = Case::build(&log)
+        .file("Dockerfile", file)
+        .file("requirments.txt", "")
+        .file(".dockerignore", "*.txt\n");
+    assert_eq!(ignored.patched(), (".dockerignore".to_owned(), "*.txt\n!requirments.txt\n".to_owned()));
+
+    let two =
+        Case::build(&log).file("Dockerfile", file).file("requirements.txt", "").file("requirment.txt", "");
+    assert_eq!(two.diagnosis().remedy, Remedy::Escalate, "either could be meant");
+}
+
+#[test]
+fn a_directory_is_given_to_the_user_who_writes_there_unless_it_is_a_mount() {
+    let file = "FROM python:3.11-slim\nRUN useradd app\nUSER app\nCMD [\"python\"]\n";
+    let log = "PermissionError: [Errno 13] Permission denied: '/data/app.db'\n";
+    let case = Case::runtime(log).file("Dockerfile", file);
+    assert_eq!(case.patched().1, file.replace("USER", "RUN mkdir -p /data && chown -R app /data\nUSER"));
+    let mounted = Case::runtime(log).file("Dockerfile", file).model(
+        "{name: p, services: {web: {build: {context: /s/web}, volumes: [{type: bind, source: /s/data, target: /data}]}}}",
+    );
+    assert_eq!(mounted.diagnosis().remedy, Remedy::Escalate);
+    let as_root = Case::runtime(log).file("Dockerfile", "FROM python:3.11-slim\nCMD x\n");
+    assert_eq!(as_root.diagnosis().remedy, Remedy::Escalate);
 }

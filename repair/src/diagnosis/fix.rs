@@ -60,8 +60,17 @@ pub(super) fn resolve(
         Fix::AptYes => {
             at_failing_line(scene, "answer apt-get with yes".to_owned(), |line| Edit::AnswerAptYes { line })
         }
+        Fix::PythonVenv => {
+            let file = scene.dockerfile()?;
+            scene.check_debian(&file, scene.place(&file).stage)?;
+            let description = "install into a virtual environment".to_owned();
+            at_failing_line(scene, description, |line| Edit::UseVenv { line })
+        }
+        Fix::CopyFile { path } => copy_file(scene, &fill(path)),
+        Fix::CopySource { path } => copy_source(scene, fill(path).trim_start_matches('/')),
+        Fix::Writable { path } => writable(scene, &fill(path)),
         Fix::NodeModule { module } => node_module(scene, &fill(module)),
-        Fix::NodeWithoutLock => node_without_lock(scene),
+        Fix::NodeWithoutLock { outdated } => node_without_lock(scene, *outdated),
         Fix::Executable { path } => {
             let path = fill(path);
             in_stage(scene, format!("make {path} executable"), |stage| Edit::MakeExecutable { stage, path })
@@ -234,14 +243,99 @@ fn node_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
     Ok(Resolved::patch(change).guessed())
 }
 
-fn node_without_lock(scene: &Scene<'_>) -> Result<Resolved, String> {
-    if scene.evidence.files.contains_key("package-lock.json") {
+fn node_without_lock(scene: &Scene<'_>, outdated: bool) -> Result<Resolved, String> {
+    if !outdated && scene.evidence.files.contains_key("package-lock.json") {
         return Err(
             "there is a package-lock.json, but the Dockerfile does not copy it before npm ci".to_owned()
         );
     }
-    let description = "npm install, since there is no lock file".to_owned();
+    let why = if outdated { "the lock file does not fit" } else { "there is no lock file" };
+    let description = format!("npm install, since {why}");
     at_failing_line(scene, description, |line| Edit::InstallWithoutLock { line })
+}
+
+/// Copies a file of the context to where the image wants it, if it is one certain file.
+fn copy_file(scene: &Scene<'_>, wanted: &str) -> Result<Resolved, String> {
+    let name = wanted.rsplit('/').next().unwrap_or(wanted);
+    let bare = wanted.trim_start_matches("./").trim_start_matches('/');
+    let files = &scene.evidence.files;
+    let alike: Vec<_> = files.keys().filter(|path| path.rsplit('/').next() == Some(name)).collect();
+    let exact = alike.iter().find(|path| path.as_str() == bare).copied();
+    let source = match (exact, &alike[..]) {
+        (Some(path), _) => path,
+        (None, [path]) => path,
+        (None, []) => return Err(format!("the build context has no file {name} either")),
+        (None, _) => return Err(format!("the build context has several files {name}")),
+    };
+    let file = scene.dockerfile()?;
+    let place = scene.place(&file);
+    let description = format!("copy {source} to {wanted}");
+    let edit = Edit::CopyFile {
+        stage: place.stage,
+        before_line: place.line,
+        source: source.clone(),
+        dest: wanted.trim_start_matches("./").to_owned(),
+    };
+    scene.dockerfile_change(edit, description).map(Resolved::patch)
+}
+
+/// A misspelt or moved source of a `COPY`, or one that `.dockerignore` leaves out.
+fn copy_source(scene: &Scene<'_>, source: &str) -> Result<Resolved, String> {
+    const IGNORE: &str = ".dockerignore";
+    let files = &scene.evidence.files;
+    if files.contains_key(source) {
+        scene.file(IGNORE)?;
+        let edit = Edit::Unignore { path: source.to_owned() };
+        let description = format!("{IGNORE}: do not leave out {source}");
+        return scene
+            .change(IGNORE, edit, description)
+            .map(Resolved::patch)
+            .map_err(|error| error.to_string());
+    }
+    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let wanted = name(source);
+    let only = |found: Vec<&String>| match &found[..] {
+        [one] => Some((*one).clone()),
+        _ => None,
+    };
+    let moved = only(files.keys().filter(|path| name(path) == wanted).collect());
+    let directory =
+        |path: &str| path.rsplit_once('/').map_or(String::new(), |(directory, _)| directory.to_owned());
+    let near = |path: &&String| {
+        // Short names are all near to each other.
+        let far = if wanted.len() < 5 { 1 } else { 2 };
+        directory(path) == directory(source) && strsim::damerau_levenshtein(&name(path), &wanted) <= far
+    };
+    let Some(to) = moved.or_else(|| only(files.keys().filter(near).collect())) else {
+        return Err(format!(
+            "the build context has no file {source}, nor one certain file of nearly that name"
+        ));
+    };
+    let description = format!("copy {to} in place of {source}");
+    let from = source.to_owned();
+    let fix = at_failing_line(scene, description, |line| Edit::ReplaceCopySource { line, from, to })?;
+    Ok(Resolved { confidence: 80, ..fix })
+}
+
+/// Gives the service's user the directory it wants to write to.
+fn writable(scene: &Scene<'_>, path: &str) -> Result<Resolved, String> {
+    let (above, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", path));
+    let directory = if name.contains('.') { above } else { path };
+    let service = scene.evidence.model.service(&scene.evidence.service).map_err(|error| error.to_string())?;
+    let mounted = |mount: &&crate::compose::Mount| {
+        let target = mount.target.trim_end_matches('/');
+        directory == target || directory.starts_with(&format!("{target}/"))
+    };
+    // A new named volume takes the owner of the image's directory; one that has data keeps its own.
+    if let Some(mount) = service.volumes.iter().find(mounted) {
+        return Err(format!(
+            "{} is a mount of the stack, whose owner the image does not decide",
+            mount.target
+        ));
+    }
+    let description = format!("give the service's user {directory}");
+    let directory = directory.to_owned();
+    in_stage(scene, description, |stage| Edit::OwnDirectory { stage, path: directory })
 }
 
 fn script(scene: &Scene<'_>, path: &str) -> Result<Resolved, String> {

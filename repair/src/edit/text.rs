@@ -24,6 +24,17 @@ pub(super) fn add_shebang(old: &str, interpreter: &str) -> Result<String, Error>
     Ok(format!("#!{interpreter}\n{old}"))
 }
 
+/// Takes a file back into the build context; the last pattern that fits decides.
+pub(super) fn unignore(old: &str, path: &str) -> Result<String, Error> {
+    check("path", path, "._-", "/._-")?;
+    let line = format!("!{path}");
+    if old.lines().any(|other| other.trim() == line) {
+        return Err(Error::NoEffect(line));
+    }
+    let newline = if old.is_empty() || old.ends_with('\n') { "" } else { "\n" };
+    Ok(format!("{old}{newline}{line}\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +45,8 @@ mod tests {
         assert!(matches!(use_unix_line_ends("a\n"), Err(Error::NoEffect(_))));
         assert_eq!(add_shebang("exec app\n", "/bin/sh").unwrap(), "#!/bin/sh\nexec app\n");
         assert!(matches!(add_shebang("#!/bin/sh\n", "/bin/sh"), Err(Error::NoEffect(_))));
+        assert_eq!(unignore("*.md", "README.md").unwrap(), "*.md\n!README.md\n");
+        assert!(matches!(unignore("*.md\n!README.md\n", "README.md"), Err(Error::NoEffect(_))));
         assert!(matches!(add_shebang("\u{7f}ELF\0", "/bin/sh"), Err(Error::NoPlace(_))));
     }
 }
