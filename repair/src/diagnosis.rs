@@ -149,6 +149,8 @@ pub fn diagnose(rules: &RuleSet, evidence: &Evidence) -> Result<Diagnosis, NoDia
     let mut first_without_remedy = None;
     for candidate in candidates {
         match fix::resolve(&scene, candidate.rule, &candidate.captures) {
+            // What explains it best and cannot be repaired says more than what explains it less and is not repaired either.
+            Ok(resolved) if resolved.remedy == Remedy::Escalate && first_without_remedy.is_some() => {}
             Ok(resolved) => return Ok(candidate.diagnosis(evidence, resolved)),
             Err(reason) => {
                 first_without_remedy.get_or_insert((candidate, reason));
