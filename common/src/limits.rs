@@ -162,6 +162,9 @@ pub mod exec {
     pub const PROCESSES: u32 = 512;
     pub const PROCESSES_MIN: u32 = 8;
     pub const PROCESSES_MAX: u32 = 32_768;
+    /// Processes and threads of all sessions of a worker together, where they share its uid and no control group counts
+    /// them (`T0`): an eighth of the process numbers that a Linux has unless it is told otherwise.
+    pub const SHARED_PROCESSES: u64 = 4_096;
     pub const CPU_MILLIS_MIN: u32 = 10;
     pub const CPU_MILLIS_MAX: u32 = 1_024_000;
     pub const DISK_BYTES: u64 = 4 << 30;

@@ -24,6 +24,7 @@ use super::{
     to_wire,
     tree::{self, Which},
     trees::Owner,
+    watchdog,
     zygote::{Forked, Settled},
 };
 use crate::{
@@ -237,9 +238,11 @@ impl Session {
         if !groups.memory {
             limits.push((Resource::As, self.record.memory_limit()));
         }
-        // The kernel counts by uid: with a shared one it would count others'.
-        if !groups.pids && self.uid().is_some() {
-            limits.push((Resource::Nproc, self.record.processes_limit()));
+        if !groups.pids {
+            // The kernel counts by uid. With a shared one it counts others' too: that keeps a bomb from taking every number
+            // there is, and says nothing of one session, which the watch looks after.
+            let own = self.uid().map(|_| self.record.processes_limit());
+            limits.push((Resource::Nproc, own.unwrap_or_else(|| *watchdog::SHARED_PROCESSES_MAX)));
         }
         limits
     }

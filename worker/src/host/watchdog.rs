@@ -1,12 +1,21 @@
 //! What sessions use that the kernel does not limit here: memory without a control group, processes without one and without
 //! a uid, files always, and what is left of the disk. Whoever goes beyond loses what runs in the session; its files stay.
 
-use std::{fs, io, os::fd::OwnedFd, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::Path,
+    sync::LazyLock,
+};
 
 use cooper_common::{
     clock,
     error::{Code, Error},
-    limits::exec::{DEPTH_MAX, DISK_COUNT_MS_MAX, DISK_WATCH_MS, FREE_BYTES_MIN, WATCH_IDLE_MS, WATCH_MS},
+    limits::exec::{
+        DEPTH_MAX, DISK_COUNT_MS_MAX, DISK_WATCH_MS, FREE_BYTES_MIN, SHARED_PROCESSES, WATCH_IDLE_MS,
+        WATCH_MS,
+    },
 };
 use rustix::{
     fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags},
@@ -69,6 +78,16 @@ impl Over {
         }
     }
 }
+
+/// Processes and threads of this process's user, those there were at first and what its sessions together may add.
+pub static SHARED_PROCESSES_MAX: LazyLock<u64> = LazyLock::new(|| {
+    let own = rustix::process::geteuid().as_raw();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_user = entries.filter(|entry| entry.metadata().is_ok_and(|meta| meta.uid() == own));
+    let threads =
+        of_user.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(|pid| used_by(pid).threads);
+    threads.sum::<u64>() + SHARED_PROCESSES
+});
 
 /// What is known of a session's files.
 #[derive(Debug, Default)]
