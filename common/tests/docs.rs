@@ -117,3 +117,43 @@ fn number(text: &str) -> u64 {
     };
     text.split('*').map(factor).product()
 }
+
+/// Text of every source file beneath a directory.
+fn sources(dir: &std::path::Path, found: &mut String) {
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if path.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push_str(&fs::read_to_string(&path).expect("a source file"));
+        }
+    }
+}
+
+#[test]
+fn every_attempt_on_its_page_has_its_test_and_every_hostile_case_is_on_the_page() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = read("docs/isolation.md");
+    let (_, part) = page.split_once("## Attempts and the tests that make them").expect("the part");
+    let cases: Vec<String> = fs::read_dir(root.join("tests/hostile"))
+        .expect("cases")
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".py")?.to_owned()))
+        .filter(|name| name != "prelude")
+        .collect();
+    let mut code = String::new();
+    sources(&root, &mut code);
+    let shown: Vec<&str> = part
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .filter_map(|line| line.trim_end_matches('|').rsplit('|').next())
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    for name in &shown {
+        let there = cases.iter().any(|case| case == name) || code.contains(&format!("fn {name}("));
+        assert!(there, "docs/isolation.md: there is no test {name}");
+    }
+    for case in &cases {
+        assert!(shown.contains(&&**case), "docs/isolation.md: tests/hostile/{case}.py is not there");
+    }
+}

@@ -34,6 +34,8 @@ slip("slip-root.tar", ("l", symbolic, "/"), ("l/" + sibling.lstrip("/") + "/slip
 slip("slip-hard.tar", ("l", hard, sibling + "/secret"), ("l", file, ""))
 slip("slip-device.tar", ("null", tarfile.CHRTYPE, ""), ("null/slip", file, ""))
 slip("slip-twice.tar", ("d", tarfile.DIRTYPE, ""), ("d", symbolic, sibling), ("d/slip", file, ""))
+# As these are, but for leading nowhere else: that the others are refused is for what is in them.
+slip("good.tar", ("good", file, ""))
 with zipfile.ZipFile("slip-bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("bomb", bytes(512 << 20))
 

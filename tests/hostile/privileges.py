@@ -52,5 +52,6 @@ for attempt in (by_interrupt, by_number) if os.uname().machine == "x86_64" else 
         escaped.append(attempt.__name__)
 status["CapEff"].strip("0") == "" or escaped.append("capabilities " + status["CapEff"])
 status["NoNewPrivs"] == "1" or escaped.append("new privileges")
-os.getuid() != 0 or escaped.append("root")
+os.getuid() >= 1000 and os.getgroups() == [] or escaped.append("identity")
+resource.getrlimit(resource.RLIMIT_CORE) == (0, 0) or escaped.append("core")
 report()

@@ -9,6 +9,11 @@ if any(canary in value for value in os.environ.values()):
     escaped.append("os.environ")
 if any(isinstance(found, str) and canary in found and found is not canary for found in gc.get_objects()):
     escaped.append("the heap")
+for pid in (os.getppid(), 1):
+    for name in ("environ", "cmdline", "maps", "mem", "status", "syscall", "stack"):
+        refused("/proc/%d/%s" % (pid, name), lambda: open("/proc/%d/%s" % (pid, name), "rb").read(100))
+    for name in ("fd", "cwd", "root", "task"):
+        refused("/proc/%d/%s" % (pid, name), lambda: os.listdir("/proc/%d/%s" % (pid, name)))
 me = os.getpid()
 for pid in range(1, 400):
     if pid == me or pid == os.getppid():

@@ -12,4 +12,6 @@ for name, number, arguments in (
     ("mq_open", 240, (b"mark", 0o102, 0o666, None)),
 ):
     refused(name, lambda: call(number, *arguments))
+os.environ["COOPER_HOSTILE_MARK"] = "mark"
+os.umask(0)
 report()

@@ -31,7 +31,7 @@ mod e2e {
     use serde_json::Value;
 
     use super::{
-        cases::{AFTER_A_SIBLING, ALL, Case, DOORS, PRELUDE, Then},
+        cases::{AFTER_A_SIBLING, ALL, Case, DOORS, PRELUDE, SHELL_BOMB, Then},
         doors,
     };
 
@@ -45,6 +45,16 @@ mod e2e {
     const PROBES: usize = 50;
     const P95_MS: u64 = 100;
     const CASE: Duration = seconds(60);
+
+    /// What the bomb's processes are called.
+    const BOMB: &str = "b() { b | b & }; b";
+    /// A bomb has as many at least at a time, for it to be one.
+    const BOMB_SEEN: usize = 16;
+    /// What it leaves is gone so soon after its session.
+    const GONE_MS: u64 = 5_000;
+    /// Processes that others of the machine may start meanwhile; it also has those that are dead and have no name any more.
+    const OTHERS: usize = 200;
+    const LOOK: Duration = Duration::from_millis(20);
 
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -271,17 +281,10 @@ mod e2e {
             if !case.busy && p95 > P95_MS {
                 found.push(format!("{}: the neighbour waited {p95} ms", case.name));
             }
-            // Its session can be used again, or ended, whatever it did.
-            let (task, _) = run(&client, &victim, "1 + 1".to_owned(), 20_000).await;
-            if !task
-                .outcome
-                .as_ref()
-                .is_some_and(|outcome| outcome.result.is_some() || outcome.error.is_some())
-            {
-                found.push(format!("{}: afterwards {:?}", case.name, task.outcome));
-            }
+            found.extend(unusable(case, &client, &victim).await);
             destroy(&client, &victim).await;
         }
+        found.extend(attempt_bomb(&client, &neighbour, &known).await);
         found.extend(attempt_doors(&client, &neighbour, &known).await);
         let after = session(&client, v1::Limits::default()).await;
         let (task, printed) =
@@ -297,6 +300,80 @@ mod e2e {
         let value = value.and_then(|bundle| bundle.data.get("text/plain").cloned()).unwrap_or_default();
         if value != b"('s', 42)" {
             found.push(format!("the neighbour has {:?}", String::from_utf8_lossy(&value)));
+        }
+        found
+    }
+
+    /// A session can be used again, or has ended, whatever a case did.
+    async fn unusable(case: &Case, client: &grpc::Client, victim: &Session) -> Option<String> {
+        let (task, _) = run(client, victim, "1 + 1".to_owned(), 20_000).await;
+        let told =
+            task.outcome.as_ref().is_some_and(|outcome| outcome.result.is_some() || outcome.error.is_some());
+        (!told).then(|| format!("{}: afterwards {:?}", case.name, task.outcome))
+    }
+
+    /// The machine's processes, and those of the bomb among them, wherever they are.
+    fn processes() -> (usize, usize) {
+        let entries = std::fs::read_dir("/proc").expect("processes").flatten();
+        let pids = entries
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()));
+        pids.fold((0, 0), |(all, of_bomb), entry| {
+            let said = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            (all + 1, of_bomb + usize::from(String::from_utf8_lossy(&said).contains(BOMB)))
+        })
+    }
+
+    /// What goes on by itself when nobody waits for it: the neighbour is there all the time, and nothing of it in the end.
+    async fn attempt_bomb(client: &grpc::Client, neighbour: &Session, known: &str) -> Vec<String> {
+        let (before, _) = processes();
+        let victim = session(client, SHELL_BOMB.limits()).await;
+        let code = format!("{known}{PRELUDE}{}", SHELL_BOMB.code);
+        let goes_on = AtomicBool::new(true);
+        let attempt = async {
+            let attempt = run(client, &victim, code, SHELL_BOMB.timeout_ms);
+            let attempted = tokio::time::timeout(CASE, attempt).await;
+            goes_on.store(false, Ordering::Relaxed);
+            attempted
+        };
+        let look = async {
+            let mut most = 0;
+            while goes_on.load(Ordering::Relaxed) {
+                most = most.max(processes().1);
+                tokio::time::sleep(LOOK).await;
+            }
+            most
+        };
+        let (attempted, _, most) = tokio::join!(attempt, probe(client, neighbour, &goes_on), look);
+        let mut found = Vec::new();
+        match attempted {
+            Ok((task, printed)) => {
+                println!("shell_bomb: {:?} with up to {most} processes", task.state());
+                found.extend(judge(&SHELL_BOMB, &task, &printed));
+            }
+            Err(_) => found.push("shell_bomb: it does not end".to_owned()),
+        }
+        if most < BOMB_SEEN {
+            found.push(format!("shell_bomb: no more than {most} processes were seen"));
+        }
+        found.extend(unusable(&SHELL_BOMB, client, &victim).await);
+        destroy(client, &victim).await;
+        let begin = clock::mono_ms();
+        loop {
+            let (all, of_bomb) = processes();
+            if of_bomb == 0 && all < before + OTHERS {
+                break;
+            }
+            if clock::mono_ms() - begin > GONE_MS {
+                found.push(format!(
+                    "shell_bomb: {of_bomb} are left, of {all} processes; before there were {before}"
+                ));
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let p95 = probe(client, neighbour, &AtomicBool::new(false)).await[PROBES * 95 / 100];
+        if p95 > P95_MS {
+            found.push(format!("shell_bomb: the neighbour waited {p95} ms when it was over"));
         }
         found
     }
@@ -319,10 +396,12 @@ mod e2e {
         if p95 > P95_MS {
             found.push(format!("doors: the neighbour waited {p95} ms"));
         }
-        let (_, stolen) =
-            run(client, &victim, "import os; print(os.path.exists('stolen'))".to_owned(), 20_000).await;
-        if stolen.trim() == "True" {
-            found.push("doors: a checkpoint read a sibling's file".to_owned());
+        let look = "import os; print(os.path.exists('stolen'), os.listdir(known['layer']))";
+        let (_, there) = run(client, &victim, format!("{known}{look}"), 20_000).await;
+        if there.trim() != "False ['readable.py']" {
+            found.push(format!(
+                "doors: a sibling's file was read by a checkpoint, or the layer has more: {there}"
+            ));
         }
         destroy(client, &victim).await;
         found

@@ -59,18 +59,23 @@ macro_rules! case {
 pub const PRELUDE: &str = include_str!("../../hostile/prelude.py");
 /// Lays out what [`super::doors`] opens.
 pub const DOORS: Case = case!("doors", memory_mib: 2048, disk_mib: 256);
+/// Is looked at from outside while it goes off, and afterwards.
+pub const SHELL_BOMB: Case =
+    case!("shell_bomb", timeout_ms: 20_000, busy: true, then: Then::Over(OF_PROCESSES));
 /// In a session that came after.
 pub const AFTER_A_SIBLING: Case = case!("after_a_sibling");
 
 const OF_MEMORY: &[&str] = &["memory_limit", "interpreter_died"];
+const OF_PROCESSES: &[&str] = &["memory_limit", "process_limit"];
 
 pub const ALL: &[Case] = &[
-    case!("fork_bomb", busy: true, then: Then::Over(&["memory_limit", "process_limit"])),
+    case!("fork_bomb", busy: true, then: Then::Over(OF_PROCESSES)),
     case!("thread_bomb", busy: true),
-    case!("memory_at_once"),
+    case!("memory_at_once", then: Then::Over(OF_MEMORY)),
     case!("memory_slowly", memory_mib: 128, then: Then::Over(OF_MEMORY)),
     case!("memory_of_children", memory_mib: 192, then: Then::Over(OF_MEMORY)),
     case!("disk", disk_mib: 64, then: Then::Over(&["disk_quota"])),
+    case!("allocate", disk_mib: 256, then: Then::Over(&["disk_quota"])),
     case!("inodes", inodes: 5_000, then: Then::Over(&["disk_quota"])),
     case!("shared_places"),
     case!("secrets"),
@@ -78,6 +83,7 @@ pub const ALL: &[Case] = &[
     case!("kill_everything", then: Then::Ends),
     case!("siblings_files"),
     case!("attributes"),
+    case!("descriptors"),
     case!("sockets"),
     case!("privileges"),
     case!("core_dump"),
@@ -85,9 +91,11 @@ pub const ALL: &[Case] = &[
     case!("spin", timeout_ms: 1_500, then: Then::Over(&["timed_out"]), busy: true),
     case!("runner", then: Then::Ends),
     case!("close_everything", then: Then::Ends),
+    case!("meddle", timeout_ms: 3_000, then: Then::Ends),
     case!("crash", then: Then::Over(&["interpreter_died"])),
     case!("leave", then: Then::Ends),
     case!("priorities"),
     case!("hog", busy: true),
     case!("looks_like_answers"),
+    case!("works"),
 ];

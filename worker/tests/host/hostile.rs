@@ -1,12 +1,27 @@
 //! Hostile code in a session, with less and less of the machine's facilities.
 
-use std::{net::TcpListener, path::Path};
+use std::{io::Write as _, net::TcpListener, path::Path};
 
 use cooper_proto::v1;
 
-use crate::worker::Worker;
+use crate::worker::{CANARY, Worker};
 
-const ATTEMPTS: &str = include_str!("hostile.py");
+const PRELUDE: &str = include_str!("../../../tests/hostile/prelude.py");
+/// Of the cases in `tests/hostile` those that try what is refused; the others are about how much there is of something, and
+/// run through a whole cluster (`tests/tests/hostile.rs`).
+const CASES: &[(&str, &str)] = &[
+    ("attributes", include_str!("../../../tests/hostile/attributes.py")),
+    ("core_dump", include_str!("../../../tests/hostile/core_dump.py")),
+    ("descriptors", include_str!("../../../tests/hostile/descriptors.py")),
+    ("priorities", include_str!("../../../tests/hostile/priorities.py")),
+    ("privileges", include_str!("../../../tests/hostile/privileges.py")),
+    ("secrets", include_str!("../../../tests/hostile/secrets.py")),
+    ("shared_places", include_str!("../../../tests/hostile/shared_places.py")),
+    ("siblings_files", include_str!("../../../tests/hostile/siblings_files.py")),
+    ("signals", include_str!("../../../tests/hostile/signals.py")),
+    ("sockets", include_str!("../../../tests/hostile/sockets.py")),
+    ("works", include_str!("../../../tests/hostile/works.py")),
+];
 /// Where everybody may read it; the one that is found first may lie in root's home.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -26,18 +41,42 @@ fn attempt_all(mask: &str, facilities: &[&str]) {
     }
     let neighbour = worker.create_session(v1::Limits::default());
     worker.python(&neighbour, "open('secret', 'w').write('s')");
-    let session = worker.create_session(v1::Limits::default());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Whoever gets here is answered, and so noticed.
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.write_all(b"reached");
+        }
+    });
+    let layer = worker.dir.with_file_name("layer");
     let known = format!(
-        "sibling, base, worker, port = {:?}, {:?}, {:?}, {}",
-        worker.workspace(&neighbour),
+        "known = {{'canary': '-'.join({:?}), 'data': {:?}, 'base': {:?}, 'sibling': {:?}, 'layer': {layer:?}, \
+         'port': {port}, 'worker': {}, 'coordinator': {}, 'shared_network': {}}}\n",
+        CANARY.split('-').collect::<Vec<_>>(),
+        worker.dir.parent().unwrap(),
         worker.dir.join("sessions"),
-        worker.dir,
-        listener.local_addr().unwrap().port()
+        worker.workspace(&neighbour),
+        worker.host.id(),
+        worker.link.pid,
+        if caged && facilities.contains(&"namespaces") { "False" } else { "True" },
     );
-    worker.python(&session, &known);
-    let done = worker.python(&session, ATTEMPTS);
-    assert_eq!(done.value(), "[]", "{:?} {:?}", done.outcome.exception, done.outcome.error);
+    let mut session = String::new();
+    for (name, code) in CASES {
+        if !session.is_empty() {
+            worker.destroy(&session);
+        }
+        session = worker.create_session(v1::Limits::default());
+        let done = worker.python(&session, &format!("{known}{PRELUDE}{code}"));
+        assert_eq!(
+            done.out().lines().last(),
+            Some("contained"),
+            "{name}: {} {:?} {:?}",
+            done.out(),
+            done.outcome.exception,
+            done.outcome.error
+        );
+    }
     // The neighbour is as it was.
     assert_eq!(worker.python(&neighbour, "open('secret').read()").value(), "'s'");
     let shell = worker.shell(&session, &["sh", "-c", "cat /etc/shadow; id -u"], b"");
@@ -45,7 +84,11 @@ fn attempt_all(mask: &str, facilities: &[&str]) {
 }
 
 pub fn with_all_facilities_hostile_code_reaches_nothing() {
-    attempt_all("", &["uid", "seccomp", "rlimits"]);
+    let mut has = vec!["uid", "seccomp", "rlimits"];
+    if Worker::start().hello.facilities.iter().any(|name| name == "namespaces") {
+        has.push("namespaces");
+    }
+    attempt_all("", &has);
 }
 
 pub fn without_namespaces_hostile_code_reaches_nothing() {
