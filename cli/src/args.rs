@@ -254,6 +254,10 @@ pub enum Checkpoint {
         /// Label that its worker must have, in place of those of the saved session; repeatable
         #[arg(long, value_name = "NAME=VALUE", value_parser = units::pair)]
         on: Vec<(String, String)>,
+        /// Which Python it runs on, of the minor version that it was saved with: 3.12, 3.12.1
+        /// [default: the saved session's]
+        #[arg(long, value_name = "VERSION")]
+        python: Option<String>,
         /// How long to wait for a worker with room, e.g. 30s
         #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
         wait: Option<u64>,

@@ -452,6 +452,10 @@ pub mod network {
     pub const IDLE_MS_MAX: u64 = 600_000;
     /// Different refusals remembered until the next heartbeat tells of them; more are only counted as one.
     pub const REFUSALS_TOLD_MAX: usize = 64;
+    /// Sessions of which a heartbeat says what their connections carried; the next one has the others.
+    pub const USED_TOLD_MAX: usize = 256;
+    /// What they carried is recorded this often, and when something else of the session is.
+    pub const USED_RECORDED_MS: u64 = 30_000;
     /// The same refusal (session, host, port, reason) is said again after this time, with its count.
     pub const REFUSAL_AGAIN_MS: u64 = 60_000;
     /// Connects of one process tree that the proxy has not answered yet and that fail when it dies.

@@ -135,6 +135,9 @@ pub struct Body {
     /// Connections that its network policy refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub network_refused: u64,
+    /// What its connections carried.
+    #[serde(default, skip_serializing_if = "Traffic::is_none")]
+    pub traffic: Traffic,
     /// Labels that its worker must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub worker_labels: BTreeMap<String, String>,
@@ -159,6 +162,46 @@ pub struct Body {
     /// Its worker has to put secrets into its requests.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub injects: bool,
+}
+
+/// Bytes and connections, as a worker counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    pub sent: u64,
+    pub received: u64,
+    pub connects: u64,
+}
+
+impl Carried {
+    fn each(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            sent: f(self.sent, other.sent),
+            received: f(self.received, other.received),
+            connects: f(self.connects, other.connects),
+        }
+    }
+}
+
+/// All that was carried, out of counts that begin anew with every worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub total: Carried,
+    /// The count that was heard last.
+    pub count_id: u64,
+    pub counted: Carried,
+}
+
+impl Traffic {
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What a worker says now; said again, or late, it changes nothing.
+    pub fn heard(&mut self, count_id: u64, counted: Carried) {
+        let before = if count_id == self.count_id { self.counted } else { Carried::default() };
+        self.total = self.total.each(counted.each(before, u64::saturating_sub), u64::saturating_add);
+        (self.count_id, self.counted) = (count_id, counted.each(before, u64::max));
+    }
 }
 
 /// Made of a template before anybody asked for it.
@@ -249,6 +292,8 @@ pub struct Session {
     expires_mono_ms: Option<u64>,
     /// Last time that something happened in it.
     pub(crate) active_mono_ms: u64,
+    /// When what its connections carried was recorded for its own sake.
+    pub(crate) traffic_recorded_mono_ms: u64,
     /// When the cluster's timers look at it.
     pub(crate) due_mono_ms: Option<u64>,
     spec_changed: bool,
@@ -298,6 +343,7 @@ impl Session {
                 share: create.share,
                 updated: false,
                 network_refused: 0,
+                traffic: Traffic::default(),
                 worker_labels: create.worker_labels,
                 saving: None,
                 restore: create.restore.map(|(checkpoint, _)| Restore { checkpoint, moved: false }),
@@ -315,6 +361,7 @@ impl Session {
             interpreter: None,
             expires_mono_ms: None,
             active_mono_ms: now.mono_ms,
+            traffic_recorded_mono_ms: now.mono_ms,
             due_mono_ms: None,
             spec_changed: false,
             transfer: None,
@@ -348,6 +395,7 @@ impl Session {
             interpreter: None,
             expires_mono_ms: (expires_at_ms != 0).then(|| now.mono_ms.saturating_add(left_ms)),
             active_mono_ms: now.mono_ms,
+            traffic_recorded_mono_ms: now.mono_ms,
             due_mono_ms: None,
             spec_changed: false,
             transfer: None,

@@ -10,3 +10,5 @@ mod lifetime;
 mod pythons;
 #[path = "core/run.rs"]
 mod run;
+#[path = "core/traffic.rs"]
+mod traffic;

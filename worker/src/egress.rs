@@ -102,6 +102,11 @@ pub enum ToEgress {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromEgress {
     Refused(Refused),
+    /// Since it was said last.
+    Used {
+        session: String,
+        used: Used,
+    },
     /// `pip` was typed in a session. Descriptors: where its output and its errors go.
     Pip {
         id: u64,
@@ -113,6 +118,14 @@ pub enum FromEgress {
     PipGone {
         id: u64,
     },
+}
+
+/// What was carried for a session.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    pub sent: Cell<u64>,
+    pub received: Cell<u64>,
+    pub connects: Cell<u64>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,6 +260,8 @@ struct Session {
     servers: RefCell<BTreeMap<String, Arc<ServerConfig>>>,
     open: Cell<usize>,
     refusals: RefCell<Refusals>,
+    /// Not told yet.
+    used: Used,
 }
 
 impl Proxy {
@@ -339,6 +354,7 @@ impl Proxy {
                 servers: RefCell::default(),
                 open: Cell::new(0),
                 refusals: RefCell::default(),
+                used: Used::default(),
             })
         };
         Rc::clone(self.sessions.borrow_mut().entry(id.to_owned()).or_insert_with(fresh))
@@ -401,6 +417,20 @@ impl Proxy {
             let counted = session.refusals.borrow_mut().counted(now);
             for (host, port, reason, count) in counted {
                 self.tell(&session, host, port, reason, count);
+            }
+            self.tell_used(&session);
+        }
+    }
+
+    fn tell_used(&self, session: &Session) {
+        let used = session.used.clone();
+        if used == Used::default() {
+            return;
+        }
+        // A host that does not read now is told the next time.
+        if self.tell_host(&FromEgress::Used { session: session.id.clone(), used }, &[]).is_ok() {
+            for count in [&session.used.sent, &session.used.received, &session.used.connects] {
+                count.set(0);
             }
         }
     }

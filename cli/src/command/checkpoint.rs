@@ -38,13 +38,14 @@ pub async fn run(context: &Context, args: args::Checkpoint) -> Result<u8> {
             let found = client.checkpoints().get_checkpoint(request).await?.into_inner();
             context.out.answer(|| json::checkpoint(&found), || text(&found))?;
         }
-        args::Checkpoint::Restore { checkpoint, name, env, label, on, wait } => {
+        args::Checkpoint::Restore { checkpoint, name, env, label, on, python, wait } => {
             let session = CreateSessionRequest {
                 idempotency_key: idempotency_key(),
                 name: name.unwrap_or_default(),
                 env: env.into_iter().collect(),
                 labels: label.into_iter().collect(),
                 worker_labels: on.into_iter().collect(),
+                python_version: python.unwrap_or_default(),
                 wait_ms: wait.unwrap_or(0),
                 ..CreateSessionRequest::default()
             };

@@ -217,6 +217,11 @@ fn network(session: &Session) -> String {
         let ports: Vec<_> = policy.ports.iter().map(ToString::to_string).collect();
         text = format!("{text}, also port {}", ports.join(", "));
     }
+    let used = session.network_usage.unwrap_or_default();
+    if used.connects > 0 {
+        let (sent, received) = (units::human_bytes(used.sent_bytes), units::human_bytes(used.received_bytes));
+        text = format!("{text} ({} connections, {sent} sent, {received} received)", used.connects);
+    }
     match session.network_refused {
         0 => text,
         refused => format!("{text} ({refused} connections refused)"),

@@ -30,6 +30,7 @@ fn error_or_null(option: &Option<v1::Error>) -> Value {
 
 pub fn session(session: &v1::Session) -> Value {
     let limits = session.limits.unwrap_or_default();
+    let used = session.network_usage.unwrap_or_default();
     json!({
         "session_id": session.id,
         "name": session.name,
@@ -61,6 +62,11 @@ pub fn session(session: &v1::Session) -> Value {
         "idle_timeout_ms": session.idle_timeout_ms,
         "network": network(session.network.as_ref()),
         "network_refused": session.network_refused,
+        "network_usage": {
+            "sent_bytes": used.sent_bytes,
+            "received_bytes": used.received_bytes,
+            "connects": used.connects,
+        },
         "template": session.template,
         "secrets": session.secrets,
         "inject": session.inject.iter().map(injection).collect::<Vec<_>>(),

@@ -13,7 +13,7 @@ use cooper_common::{
     ids::{SessionId, TaskId},
     limits::{
         link as limits,
-        network::{NAME_BYTES_MAX, REFUSALS_TOLD_MAX},
+        network::{NAME_BYTES_MAX, REFUSALS_TOLD_MAX, USED_TOLD_MAX},
     },
     token::Scope,
 };
@@ -21,7 +21,7 @@ use cooper_core::{
     change::InlineOutput,
     cluster::{AttemptItem, Hello, Said, SessionItem, Update, Verdict, Welcome},
     lease::Fence,
-    session::Reason,
+    session::{Carried, Reason},
     task::End,
     worker::{Body, State, WorkerId},
 };
@@ -505,10 +505,26 @@ fn heartbeat(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, beat: v1::H
     });
     if current {
         refusals(cluster, worker, attach, beat.network_refused);
+        used(cluster, worker, attach, beat.network_used);
         let ack = v1::HeartbeatAck { seq: beat.seq, lease_ms: cluster.timing.lease_ms };
         cluster.fleet.send(worker, attach, v1::down::Message::HeartbeatAck(ack));
     }
     current
+}
+
+/// What sessions' connections carried, as the worker counts it.
+fn used(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, used: Vec<v1::NetworkUsed>) {
+    if used.is_empty() {
+        return;
+    }
+    let used = used.into_iter().take(USED_TOLD_MAX).filter_map(|used| {
+        let usage = used.usage.unwrap_or_default();
+        let carried =
+            Carried { sent: usage.sent_bytes, received: usage.received_bytes, connects: usage.connects };
+        Some((used.session_id.parse().ok()?, used.count_id, carried))
+    });
+    let used = used.collect();
+    cluster.tell(|core, now| core.network_used(now, worker, attach, used));
 }
 
 /// What the worker's proxy refused becomes events of the sessions.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use cooper_common::{
     error::{Code, Error, Result},
     ids::SessionId,
+    limits::network,
 };
 
 use super::{Cluster, Effect, Message, Out};
@@ -12,7 +13,7 @@ use crate::{
     Now,
     lease::Fence,
     python,
-    session::{Create, Reason, Session, State},
+    session::{Carried, Create, Reason, Session, State},
     task::End,
     worker::{CHECKPOINT, INJECT, SECRETS, Worker},
 };
@@ -277,6 +278,35 @@ impl Cluster {
             if let Some(session) = self.sessions.get_mut(&id).filter(|session| session.body.worker == worker)
             {
                 session.refused(count, body);
+                out.sessions.insert(id);
+            }
+        }
+        self.finish(now, &mut out);
+        out
+    }
+
+    /// What connections of a worker's sessions carried, by the count's id. Known at once, recorded now and then.
+    pub fn network_used(
+        &mut self,
+        now: Now,
+        worker: &str,
+        attach: u64,
+        used: Vec<(SessionId, u64, Carried)>,
+    ) -> Out {
+        let mut out = Out::default();
+        if !self.is_current(worker, attach) {
+            return out;
+        }
+        for (id, count_id, counted) in used {
+            let Some(session) = self.sessions.get_mut(&id).filter(|session| session.body.worker == worker)
+            else {
+                continue;
+            };
+            let before = session.body.traffic;
+            session.body.traffic.heard(count_id, counted);
+            let due = now.mono_ms >= session.traffic_recorded_mono_ms + network::USED_RECORDED_MS;
+            if session.body.traffic != before && due {
+                session.traffic_recorded_mono_ms = now.mono_ms;
                 out.sessions.insert(id);
             }
         }

@@ -1,12 +1,6 @@
 //! One connection of a session: what it wants, whether it may, and then bytes both ways until somebody ends it.
 
-use std::{
-    cell::Cell,
-    net::TcpStream as StdStream,
-    rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{cell::Cell, net::TcpStream as StdStream, rc::Rc, time::Duration};
 
 use cooper_common::{
     limits::network::{CONNECT_MS_MAX, HEAD_BYTES_MAX, HEAD_MS_MAX, IDLE_MS_MAX},
@@ -57,6 +51,7 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Rc<Session>, stream: StdSt
     if judged.is_ok()
         && let Some(plain) = inject::wanted(session, &head)
     {
+        add(&session.used.connects, 1);
         let moved = Rc::new(Cell::new(0));
         let served = inject::serve(&proxy, session, client, &head, begun, plain, &moved);
         return watched(served, || moved.get(), &mut policy, refused).await;
@@ -78,6 +73,7 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Rc<Session>, stream: StdSt
             return say_no(&mut client, &head, reason).await;
         }
     };
+    add(&session.used.connects, 1);
     let begin = async {
         let request = match &head.kind {
             Kind::Connect => {
@@ -91,11 +87,12 @@ pub(super) async fn serve(proxy: Rc<Proxy>, session: &Rc<Session>, stream: StdSt
             Kind::Plain | Kind::Tls => Vec::new(),
         };
         server.write_all(&request).await?;
+        add(&session.used.sent, request.len() + begun.len() - head.consumed);
         server.write_all(&begun[head.consumed..]).await
     };
     if begin.await.is_ok() {
         drop(begun);
-        tunnel(client, server, &mut policy, refused).await;
+        tunnel(client, server, session, &mut policy, refused).await;
     }
 }
 
@@ -175,16 +172,21 @@ async fn say_no(client: &mut TcpStream, head: &Head, reason: Reason) {
 async fn tunnel(
     mut client: TcpStream,
     mut server: TcpStream,
+    session: &Session,
     policy: &mut watch::Receiver<Policy>,
     refused: impl Fn(&Policy) -> bool,
 ) {
-    let moved = AtomicU64::new(0);
+    let moved = Cell::new(0);
+    let used = &session.used;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     let both = async {
-        tokio::join!(carry(from_client, to_server, &moved), carry(from_server, to_client, &moved));
+        tokio::join!(
+            carry(from_client, to_server, [&moved, &used.sent]),
+            carry(from_server, to_client, [&moved, &used.received])
+        );
     };
-    watched(both, || moved.load(Ordering::Relaxed), policy, refused).await;
+    watched(both, || moved.get(), policy, refused).await;
 }
 
 /// Does its work until it is done, nothing moves for too long, or the policy says no.
@@ -217,13 +219,17 @@ async fn watched(
     }
 }
 
-async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, moved: &AtomicU64) {
+pub(super) fn add(count: &Cell<u64>, bytes: usize) {
+    count.set(count.get().saturating_add(bytes as u64));
+}
+
+async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, counts: [&Cell<u64>; 2]) {
     let mut piece = vec![0; COPY_BYTES];
     loop {
         match from.read(&mut piece).await {
             Ok(0) | Err(_) => break,
             Ok(read) => {
-                moved.fetch_add(read as u64, Ordering::Relaxed);
+                counts.iter().for_each(|count| add(count, read));
                 if to.write_all(&piece[..read]).await.is_err() {
                     break;
                 }

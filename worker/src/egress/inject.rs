@@ -44,7 +44,7 @@ use tokio_rustls::{
 
 use super::{
     Proxy, Reason, Session,
-    connection::{ALERT, ESTABLISHED},
+    connection::{ALERT, ESTABLISHED, add},
     head::{Head, Kind},
     mask::{Mask, Masked},
 };
@@ -119,7 +119,7 @@ pub(super) async fn serve(
     }
     let (read, write) = stream.into_split();
     let io = tokio::io::join(io::Cursor::new(begun).chain(read), write);
-    let io = Counted { io, moved: Rc::clone(moved) };
+    let io = Counted { io, moved: Rc::clone(moved), session: Rc::clone(session) };
     let relay = Rc::new(Relay {
         proxy: Rc::clone(proxy),
         session: Rc::clone(session),
@@ -415,12 +415,7 @@ impl Refusal {
 struct Counted<S> {
     io: S,
     moved: Rc<Cell<u64>>,
-}
-
-impl<S> Counted<S> {
-    fn count(&self, bytes: usize) {
-        self.moved.set(self.moved.get() + bytes as u64);
-    }
+    session: Rc<Session>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -431,7 +426,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
-        self.count(buffer.filled().len() - before);
+        let read = buffer.filled().len() - before;
+        add(&self.moved, read);
+        add(&self.session.used.sent, read);
         polled
     }
 }
@@ -440,7 +437,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
         if let Poll::Ready(Ok(written)) = polled {
-            self.count(written);
+            add(&self.moved, written);
+            add(&self.session.used.received, written);
         }
         polled
     }

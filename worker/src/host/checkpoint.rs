@@ -100,6 +100,11 @@ enum Report {
     Failed { code: String, message: String },
 }
 
+/// How its name begins while it has one. Other workers may have theirs in the same directory.
+fn spooled(worker_id: &str) -> String {
+    format!(".spool-{worker_id}-")
+}
+
 impl Host {
     pub(super) fn pack(&mut self, call: &wire::OpenFile) {
         let sealed = self.seal(call);
@@ -221,11 +226,26 @@ impl Host {
 
     /// A file without a name, beside the sessions: an archive may be as large as they are.
     pub(super) fn spool(&self) -> Result<OwnedFd> {
-        let path = self.dir.base.join(format!(".spool-{:016x}", rand::random::<u64>()));
+        let path =
+            self.dir.base.join(format!("{}{:016x}", spooled(&self.dir.worker_id), rand::random::<u64>()));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| internal(e.into()))?;
         std::fs::remove_file(&path).map_err(internal)?;
         Ok(fd)
+    }
+
+    /// Removes those that still have a name, of hosts that died in between.
+    pub(super) fn sweep_spools(&self) {
+        let own = spooled(&self.dir.worker_id);
+        for entry in std::fs::read_dir(&self.dir.base).into_iter().flatten().flatten() {
+            let is_own =
+                entry.file_name().to_str().and_then(|name| name.strip_prefix(&own)).is_some_and(|rest| {
+                    rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit())
+                });
+            if is_own && let Err(error) = std::fs::remove_file(entry.path()) {
+                tracing::warn!(%error, file = %entry.path().display(), "what an earlier host left cannot be removed");
+            }
+        }
     }
 
     fn start_work(

@@ -232,6 +232,12 @@ impl Host {
             };
             match message {
                 FromEgress::Refused(refused) => self.tell_refused(refused),
+                FromEgress::Used { session, used } => {
+                    if let Some(counted) = self.sessions.get_mut(&session) {
+                        counted.used.add(&used);
+                        self.tell_used(&session);
+                    }
+                }
                 FromEgress::Pip { id, session, order } => self.pip_asked(id, session, &order, fds),
                 FromEgress::PipGone { id } => self.end_pip(id),
             }
@@ -249,6 +255,19 @@ impl Host {
             };
             self.link.tell(to_link::Message::NetworkRefused(refused), Vec::new());
         }
+    }
+
+    /// What a session's connections carried, all in all.
+    pub(super) fn tell_used(&mut self, id: &str) {
+        let Some(session) = self.sessions.get(id).filter(|session| session.used.usage.connects > 0) else {
+            return;
+        };
+        let used = v1::NetworkUsed {
+            session_id: id.to_owned(),
+            count_id: session.used.id,
+            usage: Some(session.used.usage),
+        };
+        self.link.tell(to_link::Message::NetworkUsed(used), Vec::new());
     }
 
     pub(super) fn on_egress_death(&mut self) {

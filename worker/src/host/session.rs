@@ -67,6 +67,23 @@ pub struct Session {
     /// Value of the header and the secret in it, by host, port and header: what its requests are given. Here and in the proxy,
     /// and nowhere else on this machine.
     inject: BTreeMap<(String, u16, String), (String, String)>,
+    pub used: Used,
+}
+
+/// What its connections carried while this host held it.
+pub struct Used {
+    /// Tells this count from those of other hosts, and of another time here.
+    pub id: u64,
+    pub usage: v1::NetworkUsage,
+}
+
+impl Used {
+    pub fn add(&mut self, more: &crate::egress::Used) {
+        let usage = &mut self.usage;
+        usage.sent_bytes = usage.sent_bytes.saturating_add(more.sent.get());
+        usage.received_bytes = usage.received_bytes.saturating_add(more.received.get());
+        usage.connects = usage.connects.saturating_add(more.connects.get());
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -129,6 +146,7 @@ impl Session {
             artifacts: Known::default(),
             collecting: None,
             inject: BTreeMap::new(),
+            used: Used { id: rand::random(), usage: v1::NetworkUsage::default() },
         }
     }
 

@@ -140,6 +140,10 @@ impl Host {
                 self.grown.insert(id);
             }
         }
+        let sessions: Vec<String> = self.sessions.keys().cloned().collect();
+        for session in sessions {
+            self.tell_used(&session);
+        }
         if self.stopping.is_some() {
             self.tell_drain();
         }
@@ -266,6 +270,7 @@ impl Host {
         if self.pythons.is_empty() {
             return;
         }
+        self.sweep_spools();
         for mut record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
             let home = Home::new(&self.dir.base, &record.session_id);
             let owned = self.own_found(&mut record, &home);

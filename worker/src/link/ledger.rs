@@ -154,6 +154,8 @@ pub struct Ledger {
     updates: VecDeque<up::Message>,
     /// What network policies refused, for the next heartbeat.
     refused: Vec<v1::NetworkRefused>,
+    /// What sessions' connections carried, and whether it was said since this attach.
+    used: BTreeMap<String, (v1::NetworkUsed, bool)>,
     pub counters: Counters,
 }
 
@@ -181,6 +183,7 @@ impl Ledger {
             to_host: VecDeque::new(),
             updates: VecDeque::new(),
             refused: Vec::new(),
+            used: BTreeMap::new(),
             counters: Counters::default(),
             host,
         };

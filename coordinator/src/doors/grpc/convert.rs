@@ -27,11 +27,11 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
     let body = sessions::body(record).map_err(crate::doors::status)?;
     let spec =
         v1::CreateSessionRequest::decode(record.row.spec.as_deref().unwrap_or_default()).unwrap_or_default();
-    let active = record
-        .id
-        .parse()
-        .ok()
-        .and_then(|id| cluster.look(|core| core.session(id).map(session::Session::active)));
+    let live =
+        record.id.parse().ok().and_then(|id| {
+            cluster.look(|core| core.session(id).map(|live| (live.active(), live.body.traffic)))
+        });
+    let (active, traffic) = live.unwrap_or((0, body.traffic));
     let state = match body.state {
         session::State::Initializing => v1::SessionState::Initializing,
         session::State::Ready => v1::SessionState::Ready,
@@ -54,7 +54,7 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         facilities: body.facilities,
         tier: body.tier,
         interpreter_restarted: body.interpreter_restarted,
-        active_executions: active.unwrap_or(0) as u32,
+        active_executions: active as u32,
         error: body.reason.as_ref().map(reason),
         tenant: record.row.tenant.clone(),
         expires_at_ms: body.lifetime.expires_at_ms,
@@ -62,6 +62,11 @@ pub fn session(cluster: &Cluster, record: &store::Record) -> Result<v1::Session>
         metadata: spec.metadata,
         network: spec.network,
         network_refused: body.network_refused,
+        network_usage: Some(v1::NetworkUsage {
+            sent_bytes: traffic.total.sent,
+            received_bytes: traffic.total.received,
+            connects: traffic.total.connects,
+        }),
         template: spec.template,
         spare: body.spare.is_some(),
         hibernate_after_ms: body.lifetime.hibernate_after_ms,

@@ -6,7 +6,7 @@ use cooper_common::{
     error::Error,
     limits::{
         link::{CHUNK_BYTES_MAX, HEARTBEAT_MIN_MS, LEASE_MS, MESSAGE_BYTES_MAX},
-        network::REFUSALS_TOLD_MAX,
+        network::{REFUSALS_TOLD_MAX, USED_TOLD_MAX},
     },
 };
 use cooper_proto::{
@@ -40,6 +40,7 @@ impl Ledger {
             artifacts: welcome.artifacts,
         });
         self.drained = false;
+        self.used.values_mut().for_each(|(_, said)| *said = false);
         self.say_stopping();
         self.say_reach(true, or_default(welcome.lease_ms, LEASE_MS));
         for verdict in &welcome.attempts {
@@ -121,8 +122,20 @@ impl Ledger {
             terms.heartbeat_seq += 1;
             let (sessions, running) = (self.sessions.len() as u32, self.running as u32);
             let refused = self.refused.drain(..).collect();
-            let heartbeat =
-                v1::Heartbeat { seq: terms.heartbeat_seq, sessions, running, network_refused: refused };
+            let known = &self.sessions;
+            self.used.retain(|session, _| known.contains_key(session));
+            let unsaid = self.used.values_mut().filter(|(_, said)| !said).take(USED_TOLD_MAX);
+            let used = unsaid.map(|(used, said)| {
+                *said = true;
+                used.clone()
+            });
+            let heartbeat = v1::Heartbeat {
+                seq: terms.heartbeat_seq,
+                sessions,
+                running,
+                network_refused: refused,
+                network_used: used.collect(),
+            };
             // Ahead of the rest: it tells that we live.
             self.updates.push_front(up::Message::Heartbeat(heartbeat));
         }
@@ -313,6 +326,9 @@ impl Ledger {
             // One more than a heartbeat holds is a flood: the session's count of the next one is what remains of it.
             to_link::Message::NetworkRefused(refused) if self.refused.len() < REFUSALS_TOLD_MAX => {
                 self.refused.push(refused);
+            }
+            to_link::Message::NetworkUsed(used) => {
+                self.used.insert(used.session_id.clone(), (used, false));
             }
             to_link::Message::NetworkRefused(_) | to_link::Message::Hello(_) => {}
         }
