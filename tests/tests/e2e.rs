@@ -18,6 +18,7 @@ mod e2e {
     mod interactive;
     mod json;
     mod network;
+    mod packages;
     mod policy;
     mod python_client;
     mod pythons;
