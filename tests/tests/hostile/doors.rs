@@ -186,7 +186,7 @@ impl Doors<'_> {
             let spec = TaskSpec {
                 kind: Some(Kind::Install(install)),
                 session_id: self.id(),
-                timeout_ms: 20_000,
+                timeout_ms: 60_000,
                 ..Default::default()
             };
             let request = SubmitTaskRequest { spec: Some(spec), ..Default::default() };
@@ -204,7 +204,7 @@ impl Doors<'_> {
                     }
                 }
             };
-            match tokio::time::timeout(seconds(40), end).await {
+            match tokio::time::timeout(seconds(80), end).await {
                 // What would lie beside its place may be left out of the one. The other is a package like any: what it runs, it
                 // runs in the session.
                 Ok(Some(task)) if task.state() == TaskState::Succeeded || wheel.contains("slip") => {}
