@@ -22,6 +22,8 @@ pub const INSTRUCTION_BYTES_MAX: usize = 2 * 1024;
 pub const RULES_BYTES_MAX: usize = 1024 * 1024;
 /// Memory one compiled rule pattern may take.
 pub const PATTERN_BYTES_MAX: usize = 1024 * 1024;
+/// Memory that matching all rules at once may take for each thread that does it.
+pub const RULES_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Attempts of one run, each a plan of its own; `max_attempts` of a policy can only lower it.
 pub const ATTEMPTS_MAX: u32 = 3;
 /// Candidate lines that are looked at in one log, best first.

@@ -343,6 +343,8 @@ impl RuleSet {
         let forms = forms()?;
         let set = RegexSetBuilder::new(rules.iter().map(|(rule, _)| &rule.pattern))
             .size_limit(limits::PATTERN_BYTES_MAX * 16)
+            // With less the automaton of all rules is thrown away again and again, and a line costs 50 times as much.
+            .dfa_size_limit(limits::RULES_CACHE_BYTES_MAX)
             .build()
             .map_err(|error| Error::Rule {
                 file: "all rules".to_owned(),
