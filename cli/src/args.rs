@@ -95,6 +95,8 @@ pub enum Command {
     /// Read, write, list, search and change files of a session
     #[command(subcommand)]
     Files(Files),
+    /// Say what a log or a failing service means, and what would mend it; needs no cluster and changes nothing
+    Diagnose(Diagnose),
     /// Repair a service of a compose stack
     Repair(Repair),
     /// Approve the plan a run waits with
@@ -878,6 +880,28 @@ fn octal(text: &str) -> Result<u32, String> {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("permission bits are octal, from 0 to 777".to_owned()),
     }
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  docker compose build web 2>&1 | cooper diagnose --log - --stack . --service web\n  \
+                  cooper diagnose --stack . --service web\n  cooper diagnose --log ci.log\n\n\
+                  Exit status: 0 there is an edit, or building again or restarting helps; 5 nothing explains it, or a \
+                  person has to act; 1 it could not be looked at."
+)]
+pub struct Diagnose {
+    /// Diagnose this log; - for standard input [default: what the engine tells of the service's container]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["stack", "instruction"])]
+    pub log: Option<PathBuf>,
+    /// Directory of the compose stack: its files are read, so that edits can be proposed
+    #[arg(long, value_name = "DIR")]
+    pub stack: Option<PathBuf>,
+    /// Compose service [default: the only one that is built]
+    #[arg(long, requires = "stack")]
+    pub service: Option<String>,
+    /// What to do, e.g. "add package requests", in place of what a log tells
+    #[arg(long, value_name = "TEXT", requires = "stack")]
+    pub instruction: Option<String>,
 }
 
 #[derive(Debug, Args)]

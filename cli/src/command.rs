@@ -5,6 +5,7 @@ mod artifacts;
 mod attach;
 mod checkpoint;
 mod config;
+mod diagnose;
 mod doctor;
 mod drain;
 mod events;
@@ -57,6 +58,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Packages(args) => packages::run(context, args).await,
             Command::Attach(args) => attach::run(context, args).await,
             Command::Files(args) => files::run(context, args).await,
+            Command::Diagnose(args) => diagnose::run(context, args).await,
             Command::Repair(args) => repair::repair(context, args).await,
             Command::Approve(args) => repair::decide(context, args, true).await,
             Command::Reject(args) => repair::decide(context, args, false).await,

@@ -7,6 +7,7 @@ mod e2e {
     mod config;
     mod container;
     mod contract;
+    mod diagnose;
     mod documented;
     mod drain;
     mod durable;

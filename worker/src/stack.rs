@@ -14,6 +14,7 @@ mod evidence;
 mod log;
 mod main;
 mod observe;
+mod offline;
 mod patch;
 mod probe;
 mod process;
@@ -40,6 +41,7 @@ use run_dir::RunDir;
 
 pub use log::Log;
 pub use main::main;
+pub use offline::{Asked, evidence as offline_evidence};
 
 /// What a step works with.
 pub struct Context {

@@ -45,7 +45,7 @@ pub async fn repair(context: &Context, args: Repair) -> Result<u8> {
 }
 
 /// The end of a long log says most; the whole of it does not fit a request.
-fn read_log(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_log(path: &Path) -> Result<Vec<u8>> {
     if path == Path::new("-") {
         return read_bytes("standard input", LOG_BYTES_MAX, io::stdin().lock());
     }

@@ -45,6 +45,11 @@ static BUILD_LOG: LazyLock<Regex> = LazyLock::new(|| {
     .expect("a constant")
 });
 
+/// Whether a log that was given looks like one of a build, not of a container.
+pub(super) fn is_build_log(log: &str) -> bool {
+    BUILD_LOG.is_match(log)
+}
+
 impl Step<'_> {
     pub(super) async fn analyze(&self, log: Option<&str>, instruction: Option<&str>) -> Result<Report> {
         run_dir::prune(self.worker_dir);
@@ -73,7 +78,7 @@ impl Step<'_> {
         if let Some(log) = log {
             self.log.say(format_args!("a log of {} bytes was given: nothing else is looked at", log.len()));
             let log = self.log.redact(log);
-            if BUILD_LOG.is_match(&log) {
+            if is_build_log(&log) {
                 (found.phase, found.build_log) = (Phase::Build, log);
             } else {
                 found.container_log = log;
@@ -213,12 +218,12 @@ mod tests {
             "x\nfailed to solve: process \"/bin/sh -c make\" did not complete successfully: exit code: 2",
             "Step 3/7 : RUN make",
         ] {
-            assert!(BUILD_LOG.is_match(log), "{log}");
+            assert!(is_build_log(log), "{log}");
         }
         for log in
             ["Traceback (most recent call last):", "# comment", "ModuleNotFoundError: No module named 'yaml'"]
         {
-            assert!(!BUILD_LOG.is_match(log), "{log}");
+            assert!(!is_build_log(log), "{log}");
         }
     }
 }

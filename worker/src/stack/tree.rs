@@ -33,6 +33,11 @@ impl LeftOut {
         Ok(Self { device: stat.st_dev, inode: stat.st_ino })
     }
 
+    /// Leaves nothing out. No file has this number.
+    pub(super) fn nothing() -> Self {
+        Self { device: u64::MAX, inode: u64::MAX }
+    }
+
     fn is(self, stat: &Stat) -> bool {
         self.device == stat.st_dev && self.inode == stat.st_ino
     }
