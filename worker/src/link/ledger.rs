@@ -18,7 +18,7 @@ use cooper_common::{
     },
 };
 use cooper_proto::{
-    host::{ArtifactPart, Ended, Forget, Grew, HostHello, to_host},
+    host::{ArtifactPart, Ended, Forget, Grew, HostHello, open_file, to_host},
     v1::{self, up},
 };
 
@@ -264,6 +264,15 @@ impl Ledger {
         self.updates.push_back(message);
     }
     pub fn tell_host(&mut self, message: to_host::Message) {
+        // Packed for the last time, it takes nothing until it is granted again: a coordinator that was away when this
+        // came to nothing learns of it by the inventory.
+        if let to_host::Message::OpenFile(open) = &message
+            && open.mode() == open_file::Mode::Pack
+            && open.last
+            && let Some(session) = self.sessions.get_mut(&open.session_id)
+        {
+            session.item.sealed = true;
+        }
         self.to_host.push_back(message);
     }
 

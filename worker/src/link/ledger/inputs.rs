@@ -254,12 +254,12 @@ impl Ledger {
     }
 
     fn grant(&mut self, grant: v1::SessionGrant) {
-        match self.sessions.get(&grant.session_id) {
+        match self.sessions.get_mut(&grant.session_id) {
             Some(known) if Fence::from(known.item.fence) > Fence::from(grant.fence) => {
                 self.counters.stale += 1;
                 return;
             }
-            Some(known) if known.item.fence == grant.fence => {}
+            Some(known) if known.item.fence == grant.fence => known.item.sealed = false,
             Some(_) | None => {
                 let item = v1::SessionItem {
                     session_id: grant.session_id.clone(),

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io::Write, os::fd::OwnedFd};
 
 use cooper_proto::{
-    host::to_link,
+    host::{OpenFile, to_link},
     v1::{Verdict, Welcome, down, task_spec},
 };
 use proptest::prelude::*;
@@ -435,6 +435,29 @@ fn a_new_link_takes_over_what_the_host_has() {
     assert_eq!(said(&mut ledger), ["s ready", "started runs", "credit 2 of 0"]);
     ended(&mut ledger, 0, "done", 3, spool(b"abc"));
     assert_eq!(said(&mut ledger), ["result done@0+3", "credit 3 of 0"]);
+}
+
+#[test]
+fn a_session_that_was_packed_for_the_last_time_is_sealed_until_it_is_granted_again() {
+    let session = v1::SessionItem {
+        session_id: "s".into(),
+        fence: fence(1, 1),
+        state: "ready".into(),
+        ..Default::default()
+    };
+    let mut ledger = Ledger::new(HostHello { sessions: vec![session], ..host_hello() });
+    let pack = |ledger: &mut Ledger, last: bool| {
+        let mode = open_file::Mode::Pack.into();
+        let open = OpenFile { session_id: "s".into(), mode, last, ..OpenFile::default() };
+        ledger.tell_host(to_host::Message::OpenFile(open));
+        ledger.inventory().0[0].sealed
+    };
+    assert!(!pack(&mut ledger, false));
+    assert!(pack(&mut ledger, true));
+    let grant =
+        v1::SessionGrant { session_id: "s".into(), fence: fence(1, 1), ..v1::SessionGrant::default() };
+    ledger.coordinator_says(0, down::Message::SessionCreate(grant));
+    assert!(!ledger.inventory().0[0].sealed);
 }
 
 #[test]
