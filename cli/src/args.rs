@@ -90,6 +90,9 @@ pub enum Command {
     /// Install, list and remove Python packages of a session
     #[command(subcommand)]
     Packages(Packages),
+    /// What a session listens on: list it, or bring it to a port of this machine
+    #[command(subcommand, visible_alias = "ports")]
+    Port(Port),
     /// A shell, or Python, in a session on this terminal; or the terminal of an execution that runs
     Attach(Attach),
     /// Read, write, list, search and change files of a session
@@ -619,6 +622,24 @@ pub struct Sh {
     /// Command and arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub argv: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Port {
+    /// Ports that the session listens on
+    #[command(visible_alias = "ls")]
+    List {
+        /// Id or name of the session
+        session: String,
+    },
+    /// Listen on 127.0.0.1 and carry what connects to a port of the session, until Ctrl-C
+    Forward {
+        /// Id or name of the session
+        session: String,
+        /// Port in the session, and the port here if it is another; 0 = any that is free
+        #[arg(value_name = "PORT[:LOCAL]", value_parser = units::ports)]
+        ports: (u16, u16),
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,6 +17,7 @@ mod history;
 mod input;
 mod notebook;
 mod packages;
+mod port;
 mod repair;
 mod runs;
 mod secret;
@@ -55,6 +56,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Secret(args) => secret::run(context, args).await,
             Command::Exec(args) => exec::exec(context, args).await,
             Command::Sh(args) => exec::sh(context, args).await,
+            Command::Port(args) => port::run(context, args).await,
             Command::Packages(args) => packages::run(context, args).await,
             Command::Attach(args) => attach::run(context, args).await,
             Command::Files(args) => files::run(context, args).await,

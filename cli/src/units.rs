@@ -151,6 +151,16 @@ pub fn utc(at_ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3_600, rest % 3_600 / 60, rest % 60)
 }
 
+/// `8000` or `8000:9000`: a port there, and one here.
+pub fn ports(text: &str) -> Result<(u16, u16), String> {
+    let port = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is no port"));
+    let (there, here) = text.split_once(':').unwrap_or((text, text));
+    match (port(there)?, port(here)?) {
+        (0, _) => Err("a session listens on no port 0".to_owned()),
+        ports => Ok(ports),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,5 +206,14 @@ mod tests {
             [human_bytes(17), human_bytes(4096), human_bytes(3 << 29)],
             ["17 B", "4.0 KiB", "1.5 GiB"]
         );
+    }
+
+    #[test]
+    fn ports_are_one_or_two() {
+        assert_eq!(ports("8000"), Ok((8000, 8000)));
+        assert_eq!(ports("8000:0"), Ok((8000, 0)));
+        for wrong in ["0", "70000", "8000:", "a", "1:2:3"] {
+            assert!(ports(wrong).is_err(), "{wrong}");
+        }
     }
 }

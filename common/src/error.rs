@@ -84,6 +84,8 @@ codes! {
     SessionIdle = "session_idle", Conflict, "create a new session; give it a longer --idle-timeout";
     QuotaExceeded = "quota_exceeded", Exhausted, "destroy sessions that are not needed, ask for less, or have the quota raised";
     NetworkUnavailable = "network_unavailable", Conflict, "use --network none, or a worker whose facilities (`cooper workers`) list network";
+    PortNotOpen = "port_not_open", Conflict, "start a server in the session on that port, on 0.0.0.0 or 127.0.0.1; see `cooper port list SESSION`";
+    PortFailed = "port_failed", Unavailable, "see what the server in the session says; `cooper port forward` carries what is not HTTP";
     NotRunning = "not_running", Conflict, "see `cooper tasks show TASK`; what waits can be cancelled (`cooper tasks cancel TASK`)";
     StdinNotOpen = "stdin_not_open", Conflict, "submit with `stdin_open` (`cooper exec --interactive`)";
     StdinBusy = "stdin_busy", Exhausted, "wait for the answer to the write before";

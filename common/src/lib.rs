@@ -14,6 +14,8 @@ pub mod redact;
 
 pub mod telemetry;
 pub mod token;
+#[cfg(feature = "tunnel")]
+pub mod tunnel;
 
 /// Version of this build, as shown by `cooper --version` and `/health`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -461,3 +461,23 @@ pub mod network {
     /// Connects of one process tree that the proxy has not answered yet and that fail when it dies.
     pub const CONNECTS_UNANSWERED_MAX: usize = 256;
 }
+
+/// Ports that sessions listen on.
+pub mod ports {
+    /// Different ports of one session; a bind to one more fails (EMFILE), unless one of them is not listened on any more.
+    pub const PER_SESSION_MAX: usize = 32;
+    /// Lowest port that a session may listen on; a bind below fails (EACCES).
+    pub const PORT_MIN: u16 = 1_024;
+    /// Connections that wait for the session to accept them, of one port.
+    pub const BACKLOG: i32 = 128;
+    /// Connections into one session, to one worker, and to all; more are refused (`overloaded`).
+    pub const CONNECTIONS_PER_SESSION_MAX: usize = 128;
+    pub const CONNECTIONS_PER_WORKER_MAX: usize = 512;
+    pub const CONNECTIONS_MAX: usize = 4_096;
+    /// Bytes of a connection on their way, in each direction; whoever reads slower makes the other side wait.
+    pub const WINDOW_BYTES: usize = 256 << 10;
+    /// The same, in one message.
+    pub const PIECE_BYTES_MAX: usize = 32 << 10;
+    /// Until a session that listens takes a connection.
+    pub const CONNECT_MS_MAX: u64 = 10_000;
+}

@@ -5,6 +5,8 @@ pub mod error;
 pub mod grpc;
 pub mod http;
 pub mod link;
+pub mod plain;
+pub mod ports;
 pub mod waiting;
 
 use std::pin::Pin;

@@ -57,8 +57,12 @@ fn parts(op: &mut Op) -> Result<(&mut String, Vec<(&str, bool)>)> {
         | Op::Unpack(_)
         | Op::WriteStdin(_)
         | Op::Signal(_)
-        | Op::Resize(_) => {
-            return Err(Error::internal("a call with a body or to an execution has a way of its own"));
+        | Op::Resize(_)
+        | Op::DialPort(_)
+        | Op::ListPorts(_) => {
+            return Err(Error::internal(
+                "a call with a body, to an execution or to a port has a way of its own",
+            ));
         }
     })
 }

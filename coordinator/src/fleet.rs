@@ -12,11 +12,15 @@ use std::{
 use bytes::Bytes;
 use cooper_common::{
     error::{Code, Error, Result},
-    limits::{checkpoint, files},
+    ids::SessionId,
+    limits::{checkpoint, files, ports},
 };
 use cooper_proto::v1;
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, oneshot},
+};
 
 use cooper_core::{cluster::Message, worker::WorkerId};
 
@@ -29,6 +33,10 @@ const WORK_TIMEOUT: Duration = Duration::from_millis(files::WORK_MS + 30_000);
 const PACK_TIMEOUT: Duration = Duration::from_millis(checkpoint::WORK_MS + 30_000);
 /// Calls beyond the first three, and more fields of those.
 const FILE_CALLS_PROTOCOL: u32 = 3;
+/// Until the worker has a connection to a port of a session, or says why not.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(ports::CONNECT_MS_MAX + 5_000);
+/// Bytes of such a connection between door and link.
+const CONNECTION_BYTES: usize = 64 << 10;
 /// Pieces of a file on their way between door and link.
 const TRANSFER_PIECES_MAX: usize = 8;
 
@@ -62,6 +70,8 @@ struct Pending {
 enum Body {
     Out(mpsc::Sender<Result<Bytes>>),
     In(mpsc::Receiver<Bytes>),
+    /// A connection to a port of the session.
+    Both(DuplexStream, SessionId),
 }
 
 /// What a call is answered with; never its variant `Error`.
@@ -72,6 +82,8 @@ enum Answer {
     Reply(Reply),
     /// Of a session that is packed.
     Summary(v1::WorkspaceSummary),
+    /// The other end of a connection is there.
+    Connected,
 }
 
 impl Answer {
@@ -79,6 +91,7 @@ impl Answer {
         match self {
             Self::Reply(reply) => Ok(reply),
             Self::Summary(_) => Err(Error::internal("the worker answered with the summary of a session")),
+            Self::Connected => Err(Error::internal("the worker answered with a connection")),
         }
     }
 }
@@ -90,6 +103,8 @@ pub enum Transfer {
     Read(mpsc::Sender<Result<Bytes>>),
     /// To the worker. A channel that closes without an empty piece was cut.
     Write(mpsc::Receiver<Bytes>),
+    /// Both ways, for a session.
+    Connection(DuplexStream, SessionId),
 }
 
 /// A body on its way from a worker.
@@ -268,7 +283,19 @@ impl Fleet {
         let (id, answered) = self.start_call(worker, session, op, Some(Body::Out(sender)))?;
         match self.answer(id, answered, PACK_TIMEOUT).await? {
             Answer::Summary(summary) => Ok((summary, body)),
-            Answer::Reply(_) => Err(Error::internal("the worker answered a pack with something else")),
+            _ => Err(Error::internal("the worker answered a pack with something else")),
+        }
+    }
+
+    /// Connects to a port that a session listens on.
+    pub async fn connect(&self, worker: &WorkerId, session: SessionId, port: u32) -> Result<DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(CONNECTION_BYTES);
+        let op = v1::call::Op::DialPort(v1::DialPort { port });
+        let body = Some(Body::Both(theirs, session));
+        let (id, answered) = self.start_call(worker, session.to_string(), op, body)?;
+        match self.answer(id, answered, DIAL_TIMEOUT).await? {
+            Answer::Connected => Ok(ours),
+            _ => Err(Error::internal("the worker answered a connection with something else")),
         }
     }
 
@@ -321,6 +348,12 @@ impl Fleet {
         Some(match call.body.take()? {
             Body::Out(sender) => Transfer::Read(sender),
             Body::In(receiver) => Transfer::Write(receiver),
+            Body::Both(connection, session) => {
+                if let Some(answer) = call.answer.take() {
+                    let _ = answer.send(Ok(Answer::Connected));
+                }
+                Transfer::Connection(connection, session)
+            }
         })
     }
 

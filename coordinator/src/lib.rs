@@ -16,6 +16,7 @@ mod key_file;
 mod keys;
 mod life;
 pub mod output;
+pub mod ports;
 pub mod runs;
 mod secrets;
 mod serve;

@@ -112,18 +112,19 @@ impl Coordinator {
         let carrying = tokio::spawn(self.checkpoints.clone().run());
         let stocking = tokio::spawn(templates::spares::run(cluster.clone(), self.checkpoints.clone()));
         let (stop, stopped) = tokio::sync::watch::channel(false);
+        let (saved, artifacts) = (&self.checkpoints, &self.artifacts);
+        let routes = routes(&cluster, saved, artifacts, &self.runs, &self.tokens, &self.bus).await;
+        let authenticated = doors::auth::Layer::new(self.tokens.clone());
+        let plain = tower::Layer::layer(&authenticated, routes.clone().prepare());
+        let incoming = doors::plain::sort(incoming, plain, stopped.clone());
         let server = Server::builder()
-            .accept_http1(true)
             .http2_keepalive_interval(Some(keepalive))
             .http2_keepalive_timeout(Some(keepalive))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(1024)
-            .layer(doors::auth::Layer::new(self.tokens.clone()))
-            .add_routes(
-                routes(&cluster, &self.checkpoints, &self.artifacts, &self.runs, &self.tokens, &self.bus)
-                    .await,
-            )
+            .layer(authenticated)
+            .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, async move {
                 let mut stopped = stopped;
                 let _ = stopped.wait_for(|stop| *stop).await;
@@ -149,7 +150,12 @@ impl Coordinator {
             // Only the answers that say so: everybody comes back to what is loaded next.
             Some(_) => limits::stop::BROKEN_MS,
         };
-        let _ = tokio::time::timeout(Duration::from_millis(patience), server).await;
+        let served = async {
+            let _ = server.await;
+            // And so do connections of HTTP/1.
+            stop.closed().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(patience), served).await;
         let _ = cluster.store.close().await;
         failure.map_or(Ok(()), Err)
     }

@@ -36,6 +36,9 @@ pub const ARCHIVES: &str = "archives";
 /// Capability of a worker that knows all fields of an install, and uninstalls.
 pub const PACKAGES: &str = "packages";
 
+/// Capability of a worker that serves connections to what its sessions listen on.
+pub const PORTS: &str = "ports";
+
 /// Chosen by whoever runs the worker, or random and kept on its disk.
 pub type WorkerId = Arc<str>;
 

@@ -21,6 +21,7 @@ mod e2e {
     mod network;
     mod packages;
     mod policy;
+    mod ports;
     mod python_client;
     mod pythons;
     mod repair;

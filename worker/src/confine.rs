@@ -134,8 +134,8 @@ impl Confiner {
         let installed: Vec<PathBuf> =
             around.pythons.iter().copied().chain(around.layer).map(Path::to_owned).collect();
         let network = match facilities.namespaces || facilities.landlock >= LANDLOCK_WITH_TCP {
+            _ if facilities.network => Network::Answered,
             true => Network::Tcp,
-            false if facilities.network => Network::TcpOut,
             false => Network::NoSockets,
         };
         let attributes = facilities.attributes();

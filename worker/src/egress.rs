@@ -86,10 +86,12 @@ pub enum ToEgress {
     /// A connect that waits for its answer.
     Connect {
         tree: u64,
-        id: u64,
-        fd: u32,
-        nonblocking: bool,
-        close_on_exec: bool,
+        wanted: Wanted,
+    },
+    /// A bind that waits for its answer. Descriptor: the socket that takes the place of the caller's.
+    Bound {
+        tree: u64,
+        wanted: Wanted,
     },
     /// What a `pip` asked for has ended, or was refused.
     PipEnded {
@@ -335,10 +337,16 @@ impl Proxy {
             ToEgress::TreeEnd { tree } => {
                 self.trees.borrow_mut().remove(&tree);
             }
-            ToEgress::Connect { tree, id, fd, nonblocking, close_on_exec } => {
+            ToEgress::Connect { tree, wanted } => {
                 let found = self.trees.borrow().get(&tree).cloned();
                 if let Some(Tree { listener, session }) = found {
-                    self.connect(listener, session, Wanted { id, fd, nonblocking, close_on_exec });
+                    self.connect(listener, session, wanted);
+                }
+            }
+            ToEgress::Bound { tree, wanted } => {
+                let found = self.trees.borrow().get(&tree).cloned();
+                if let (Some(Tree { listener, session }), Some(socket)) = (found, fds.into_iter().next()) {
+                    self.bound(listener, &session, wanted, socket);
                 }
             }
             ToEgress::PipEnded { id, ended } => self.pips.borrow_mut().ended(id, ended),
@@ -399,6 +407,28 @@ impl Proxy {
             if let Ok(Ok(stream)) = given {
                 connection::serve(proxy, &open.session, stream).await;
             }
+        });
+    }
+
+    /// Gives a caller what its socket is bound to.
+    fn bound(
+        self: &Rc<Self>,
+        listener: Arc<OwnedFd>,
+        session: &Rc<Session>,
+        wanted: Wanted,
+        socket: OwnedFd,
+    ) {
+        if self.open.get() >= CONNECTIONS_MAX || session.open.get() >= CONNECTIONS_PER_SESSION_MAX {
+            return notify::answer(&listener, wanted.id, libc::ENOBUFS);
+        }
+        let open = Open::new(self, session);
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            let give = move || {
+                let given = put(&listener, &wanted, &socket);
+                notify::answer(&listener, wanted.id, if given.is_ok() { 0 } else { libc::ENOBUFS });
+            };
+            let _ = tokio::task::spawn_blocking(give).await;
         });
     }
 
@@ -469,19 +499,24 @@ impl Drop for Open {
     }
 }
 
-struct Wanted {
-    id: u64,
-    fd: u32,
-    nonblocking: bool,
-    close_on_exec: bool,
+/// What a call is to be answered with: which of the caller's descriptors, and as it was opened.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    pub id: u64,
+    pub fd: u32,
+    pub nonblocking: bool,
+    pub close_on_exec: bool,
+}
+
+fn put(listener: &OwnedFd, wanted: &Wanted, socket: &OwnedFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(socket, wanted.nonblocking)?;
+    notify::replace(listener, wanted.id, wanted.fd, socket, wanted.close_on_exec)
 }
 
 /// Answers a connect with one end of a TCP connection, and keeps the other.
 fn give(listener: &OwnedFd, wanted: &Wanted) -> io::Result<TcpStream> {
     let given = pair().and_then(|(theirs, ours)| {
-        let theirs = OwnedFd::from(theirs);
-        rustix::io::ioctl_fionbio(&theirs, wanted.nonblocking)?;
-        notify::replace(listener, wanted.id, wanted.fd, &theirs, wanted.close_on_exec)?;
+        put(listener, wanted, &OwnedFd::from(theirs))?;
         Ok(ours)
     });
     notify::answer(listener, wanted.id, if given.is_ok() { 0 } else { libc::ECONNREFUSED });

@@ -65,6 +65,7 @@ mod network;
 mod outcome;
 mod pip;
 mod pool;
+mod ports;
 mod python;
 mod reach;
 mod reaper;
@@ -130,6 +131,8 @@ struct Host {
     compose: Compose,
     link: Link,
     egress: network::Egress,
+    /// Where connections into sessions come from; made with the first.
+    gate: Option<ports::Gate>,
     /// Where packages come from.
     index: install::Reached,
     /// How programs of sessions find the proxy and the package index.
@@ -280,6 +283,7 @@ impl Host {
             compose: Compose::Unknown,
             link: Link::default(),
             egress: network::Egress::default(),
+            gate: None,
             index: install::Reached::default(),
             reach_env: Vec::new(),
             authority: None,

@@ -42,6 +42,7 @@ mod health;
 mod host_socket;
 mod ledger;
 mod output;
+mod ports;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -52,7 +52,11 @@ pub fn from_status(status: &Status) -> Error {
 
 /// As HTTP tells it: RFC 9457, with our code and hint beside the standard's members.
 pub fn problem(error: &Error) -> Response {
-    let status = http_status(error.code.kind());
+    problem_as(http_status(error.code.kind()), error)
+}
+
+/// The same under a status that says more than the code's kind.
+pub fn problem_as(status: StatusCode, error: &Error) -> Response {
     let body = Json(json!({
         "type": "about:blank",
         "title": status.canonical_reason().unwrap_or_default(),

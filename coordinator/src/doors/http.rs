@@ -45,7 +45,8 @@ pub fn router(cluster: Arc<Cluster>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_text))
         .fallback(absent)
-        .with_state(Door { cluster, metrics: recorder() })
+        .with_state(Door { cluster: cluster.clone(), metrics: recorder() })
+        .merge(super::ports::router(cluster))
 }
 
 /// Alive: this process answers. Says nothing about the disk, so that nobody restarts a coordinator whose disk is full.
@@ -101,7 +102,7 @@ async fn absent(request: Request) -> Response {
         "status": 404,
         "code": "not_found",
         "message": format!("there is nothing at {shown}"),
-        "hint": "see /health, /ready and /metrics; everything else is gRPC on this same port",
+        "hint": "see /health, /ready, /metrics and /sessions/SESSION/ports/PORT/; everything else is gRPC on this same port",
     });
     let headers = [(header::CONTENT_TYPE, "application/problem+json")];
     (StatusCode::NOT_FOUND, headers, Json(body)).into_response()

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use cooper_common::{
         network::{NAME_BYTES_MAX, REFUSALS_TOLD_MAX, USED_TOLD_MAX},
     },
     token::Scope,
+    tunnel::{self, Piece},
 };
 use cooper_core::{
     change::InlineOutput,
@@ -38,6 +39,7 @@ use crate::{
     cluster::{Cluster, durable},
     fleet::{Reply, Transfer},
     output::Stream,
+    ports,
     runs::Runs,
 };
 
@@ -150,6 +152,20 @@ impl WorkerLink for Door {
                     drop(held);
                 });
                 Ok(Response::new(Box::pin(ReceiverStream::new(nothing))))
+            }
+            Transfer::Connection(connection, session) => {
+                let (outgoing, said) = mpsc::channel(tunnel::PIECES);
+                let (heard, incoming) = mpsc::channel(tunnel::PIECES);
+                tokio::spawn(async move {
+                    let last = AtomicU64::new(0);
+                    let moved = || ports::moved(&cluster, session, &last);
+                    tokio::select! {
+                        _ = tunnel::carry(connection, incoming, outgoing, moved) => {}
+                        () = hear_port(&mut ups, heard) => {}
+                    }
+                    cluster.fleet.transferred(call);
+                });
+                Ok(Response::new(Box::pin(ReceiverStream::new(said).map(|piece| Ok(carried(piece))))))
             }
             Transfer::Write(body) => {
                 tokio::spawn(async move {
@@ -686,12 +702,40 @@ async fn receive(
                 return;
             }
             Some(Part::Done(_)) => return,
-            Some(Part::CallId(_) | Part::Artifact(_)) | None => {}
+            Some(Part::CallId(_) | Part::Artifact(_) | Part::More(_)) | None => {}
         }
     }
     let cut = Error::new(Code::Unavailable, "the transfer from the worker was cut");
     cluster.fleet.answered(worker, call, Err(cut.clone()));
     let _ = body.send(Err(cut)).await;
+}
+
+/// What comes from a port of a session. Never ends before the connection does.
+async fn hear_port(ups: &mut Streaming<v1::TransferUp>, heard: mpsc::Sender<Piece>) {
+    use v1::transfer_up::Part;
+    while let Some(Ok(up)) = ups.next().await {
+        let piece = match up.part {
+            Some(Part::Data(data)) => Piece::Data(data),
+            Some(Part::Done(_)) => Piece::Done,
+            Some(Part::More(bytes)) => Piece::More(bytes),
+            _ => continue,
+        };
+        if heard.send(piece).await.is_err() {
+            break;
+        }
+    }
+    drop(heard);
+    std::future::pending().await
+}
+
+fn carried(piece: Piece) -> v1::TransferDown {
+    use v1::transfer_down::Part;
+    let part = match piece {
+        Piece::Data(data) => Part::Data(data),
+        Piece::Done => Part::Done(true),
+        Piece::More(bytes) => Part::More(bytes),
+    };
+    v1::TransferDown { part: Some(part) }
 }
 
 /// Waits until the worker says that it wrote the file.
@@ -701,7 +745,14 @@ async fn written(ups: &mut Streaming<v1::TransferUp>) -> Result<v1::FileStat> {
         match up.part {
             Some(Part::Stat(stat)) => return Ok(stat),
             Some(Part::Error(error)) => return Err(error_of(error)),
-            Some(Part::Data(_) | Part::Done(_) | Part::CallId(_) | Part::Summary(_) | Part::Artifact(_))
+            Some(
+                Part::Data(_)
+                | Part::Done(_)
+                | Part::CallId(_)
+                | Part::Summary(_)
+                | Part::Artifact(_)
+                | Part::More(_),
+            )
             | None => {}
         }
     }

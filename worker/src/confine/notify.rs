@@ -1,9 +1,10 @@
-//! Seccomp's user notification: every connect(2) of a session (where it has the worker's uid, also every change of a file's
-//! attributes, see [`super::attributes`]) stops in the kernel until somebody outside of it answers,
+//! Seccomp's user notification: every connect(2) and bind(2) of a session (where it has the worker's uid, also every change of
+//! a file's attributes, see [`super::attributes`]) stops in the kernel until somebody outside of it answers,
 //! with a socket of their own in the place of the caller's.
 //!
-//! Where the call wanted to go is not looked at: it lies in memory that the caller may change meanwhile. The call itself
-//! never goes on, so nothing else has to keep it from reaching anybody.
+//! Where a connect wanted to go is not looked at. Of a bind the address is read, once: it lies in memory that the caller may
+//! change meanwhile, and what was read is what is done. Neither call ever goes on, so nothing else has to keep it from
+//! reaching anybody.
 #![allow(unsafe_code)]
 
 use std::{
@@ -51,6 +52,8 @@ pub fn program(attributes: bool) -> Vec<u8> {
         (RETURN, 0, 0, ALLOW),
         (LOAD, 0, 0, NUMBER_AT),
         (IF_EQUAL, 0, 1, libc::SYS_connect as u32),
+        (RETURN, 0, 0, NOTIFY),
+        (IF_EQUAL, 0, 1, libc::SYS_bind as u32),
         (RETURN, 0, 0, NOTIFY),
     ];
     for (number, ..) in CALLS.iter().filter(|_| attributes) {
@@ -120,7 +123,10 @@ impl Call {
     pub fn is_connect(&self) -> bool {
         self.number == libc::SYS_connect
     }
-    /// What it would connect.
+    pub fn is_bind(&self) -> bool {
+        self.number == libc::SYS_bind
+    }
+    /// What it would connect or bind.
     pub fn fd(&self) -> u32 {
         self.arguments[0] as u32
     }
@@ -211,24 +217,38 @@ pub fn flags(call: Call, uid: Option<u32>) -> Flags {
             close_on_exec: flags & libc::O_CLOEXEC != 0,
         })
     };
-    let flags = match uid {
-        None => read(),
-        Some(uid) => {
-            // SAFETY: plain system calls about this thread alone, undone below; neither fails for who may do it.
-            unsafe {
-                libc::setfsgid(uid);
-                libc::setfsuid(uid);
-            }
-            let flags = read();
-            // SAFETY: as above.
-            unsafe {
-                libc::setfsuid(libc::geteuid());
-                libc::setfsgid(libc::getegid());
-            }
-            flags
-        }
-    };
-    flags.unwrap_or(Flags { nonblocking: false, close_on_exec: true })
+    acting_as(uid, read).unwrap_or(Flags { nonblocking: false, close_on_exec: true })
+}
+
+/// Under the identity of a session's processes, where they have one of their own.
+fn acting_as<T>(uid: Option<u32>, read: impl FnOnce() -> T) -> T {
+    let Some(uid) = uid else { return read() };
+    // SAFETY: plain system calls about this thread alone, undone below; neither fails for who may do it.
+    unsafe {
+        libc::setfsgid(uid);
+        libc::setfsuid(uid);
+    }
+    let done = read();
+    // SAFETY: as above.
+    unsafe {
+        libc::setfsuid(libc::geteuid());
+        libc::setfsgid(libc::getegid());
+    }
+    done
+}
+
+/// struct sockaddr_in6, the longest that is of use.
+const ADDRESS_BYTES_MAX: usize = 28;
+
+/// The address in the memory of a process that binds, read as [`flags`] are. Should the process have ended and its number be
+/// another's of the same session, what is read is rubbish and the answer goes to nobody.
+pub fn address(call: Call, uid: Option<u32>) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let [_, at, length, ..] = call.arguments;
+    // A length is an int.
+    let mut bytes = vec![0; ADDRESS_BYTES_MAX.min(length as u32 as usize)];
+    acting_as(uid, || std::fs::File::open(format!("/proc/{}/mem", call.pid))?.read_exact_at(&mut bytes, at))?;
+    Ok(bytes)
 }
 
 /// Whether all of this works here: done once, with a child.

@@ -49,10 +49,12 @@ const SOCKET_TYPE: u32 = 0xf;
 pub enum Network {
     /// Not even a TCP socket: where neither Landlock nor a namespace keeps it from connecting.
     NoSockets,
-    /// TCP sockets, which something else keeps from connecting.
+    /// TCP sockets, which something else keeps from connecting. They never listen: nothing else keeps others from coming in
+    /// to a socket that was not bound before.
     Tcp,
-    /// TCP sockets that never listen: where connects are intercepted and nothing keeps others from coming in.
-    TcpOut,
+    /// TCP sockets whose connects and binds somebody else answers (`notify`). What they are bound to listens already: a
+    /// listen(2) does nothing, and succeeds.
+    Answered,
     /// TCP, and UDP for names: for installs.
     TcpAndUdp,
 }
@@ -178,8 +180,10 @@ fn table(network: Network, attributes: Attributes) -> Vec<(c_long, Vec<When>)> {
         (libc::SYS_socket, sockets(network)),
         (libc::SYS_ioctl, ioctls(attributes)),
     ]);
-    if network == Network::TcpOut {
-        table.extend([libc::SYS_bind, libc::SYS_listen].map(|number| (number, vec![Always(EPERM)])));
+    match network {
+        Network::Tcp => table.push((libc::SYS_listen, vec![Always(EPERM)])),
+        Network::Answered => table.push((libc::SYS_listen, vec![Always(0)])),
+        Network::NoSockets | Network::TcpAndUdp => {}
     }
     if attributes != Attributes::ByOwner {
         table.extend(DISOWNED.map(|number| (number, vec![Always(ENOSYS)])));
@@ -220,7 +224,7 @@ fn sockets(network: Network) -> Vec<When> {
     let families = Unless { argument: 0, values: INET, errno: EAFNOSUPPORT };
     match network {
         Network::NoSockets => vec![Always(EAFNOSUPPORT)],
-        Network::Tcp | Network::TcpOut => vec![
+        Network::Tcp | Network::Answered => vec![
             families,
             types(OTHER),
             types(&[DATAGRAM]),
@@ -440,6 +444,15 @@ mod tests {
         }
         assert_eq!(call(libc::SYS_socketpair, [1, 1 | flags, 0]), ALLOW);
         assert_eq!(call(libc::SYS_socketpair, [1, 2 | flags, 0]), NO);
+    }
+
+    #[test]
+    fn a_listen_does_nothing_where_binds_are_answered_and_is_refused_elsewhere() {
+        let listen = |network| verdict(network, ARCHITECTURE, libc::SYS_listen as u32, [3, 1, 0]);
+        assert_eq!(listen(Network::Tcp), NO);
+        assert_eq!(listen(Network::Answered), ERRNO);
+        let socket = |kind| verdict(Network::Answered, ARCHITECTURE, libc::SYS_socket as u32, [2, kind, 0]);
+        assert_eq!((socket(1), socket(2)), (ALLOW, NO));
     }
 
     #[test]

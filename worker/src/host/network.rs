@@ -1,5 +1,6 @@
 //! The host's part in what sessions reach: it starts the egress proxy, tells it of sessions and their policies, and hands
-//! on every connect that the kernel stopped. Changes of files' attributes stop there too, and are made here.
+//! on every connect that the kernel stopped. Binds stop there too: what is bound is made here (`ports.rs`) and given by the
+//! proxy; and changes of files' attributes, which are made here.
 //!
 //! Whoever answers a connect waits for the caller's thread; the host never does, so the proxy answers. A proxy that dies
 //! breaks the connections there are; the host keeps every listener and hands them to the next.
@@ -362,7 +363,7 @@ impl Host {
             let Some(Connects::Heard { listener, handed }) = &mut tree.connects else { return };
             match notify::next(listener) {
                 Ok(Next::Nothing) => return,
-                Ok(Next::Call(call)) if !call.is_connect() => {
+                Ok(Next::Call(call)) if !call.is_connect() && !call.is_bind() => {
                     let session = tree.session.as_ref().and_then(|session| self.sessions.get(session));
                     let own = session.map(|session| own_places(&session.home.dir, false)).unwrap_or_default();
                     let changed = attributes::change(listener, &call, &own);
@@ -370,19 +371,34 @@ impl Host {
                     notify::answer(listener, call.id, errno);
                 }
                 Ok(Next::Call(call)) if self.egress.socket.is_some() => {
+                    let mut bound = None;
+                    if call.is_bind() {
+                        let address = notify::address(call, uid);
+                        let session = tree.session.as_ref().and_then(|id| self.sessions.get_mut(id));
+                        match super::ports::bind(&mut self.gate, session, address) {
+                            Ok(socket) => bound = Some(socket),
+                            Err(errno) => {
+                                notify::answer(listener, call.id, errno);
+                                continue;
+                            }
+                        }
+                    }
                     let flags = notify::flags(call, uid);
                     if handed.len() >= CONNECTS_UNANSWERED_MAX {
                         handed.pop_front();
                     }
                     handed.push_back(call.id);
-                    let message = ToEgress::Connect {
-                        tree: id,
+                    let wanted = egress::Wanted {
                         id: call.id,
                         fd: call.fd(),
                         nonblocking: flags.nonblocking,
                         close_on_exec: flags.close_on_exec,
                     };
-                    self.egress.tell(message, None);
+                    let message = match &bound {
+                        None => ToEgress::Connect { tree: id, wanted },
+                        Some(_) => ToEgress::Bound { tree: id, wanted },
+                    };
+                    self.egress.tell(message, bound);
                 }
                 Ok(Next::Call(call)) => notify::answer(listener, call.id, libc::ECONNREFUSED),
                 Ok(Next::Over) | Err(_) => {

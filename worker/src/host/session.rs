@@ -68,6 +68,8 @@ pub struct Session {
     /// and nowhere else on this machine.
     inject: BTreeMap<(String, u16, String), (String, String)>,
     pub used: Used,
+    /// What it listens on, or did.
+    pub ports: super::ports::Ports,
 }
 
 /// What its connections carried while this host held it.
@@ -147,6 +149,7 @@ impl Session {
             collecting: None,
             inject: BTreeMap::new(),
             used: Used { id: rand::random(), usage: v1::NetworkUsage::default() },
+            ports: super::ports::Ports::default(),
         }
     }
 

@@ -155,6 +155,7 @@ impl Host {
             capabilities.push("python".to_owned());
             capabilities.push("packages".to_owned());
             capabilities.push("interactive".to_owned());
+            capabilities.push("ports".to_owned());
             // The link must know of it too: one of before would leave out what a grant says of it.
             if self.link.version >= super::checkpoint::VERSION {
                 capabilities.push("checkpoint".to_owned());

@@ -17,6 +17,7 @@ use cooper_common::{
     limits::{
         exec::FILE_SIZE_BYTES,
         link::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX},
+        ports::CONNECTIONS_PER_WORKER_MAX,
     },
 };
 use cooper_proto::{
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use super::{checkpoint, dial::Bulk, ledger::Ledger, transfer};
+use super::{checkpoint, dial::Bulk, ledger::Ledger, ports, transfer};
 use crate::frame;
 
 /// Calls at work at once.
@@ -63,6 +64,8 @@ pub struct Calls {
     /// Files open for writing at the host.
     writing: HashSet<u64>,
     tasks: JoinSet<()>,
+    /// Connections to ports of sessions.
+    connections: JoinSet<()>,
 }
 
 type Opened = (FileOpened, Vec<OwnedFd>);
@@ -88,12 +91,16 @@ impl Calls {
             executing: HashMap::new(),
             writing: HashSet::new(),
             tasks: JoinSet::new(),
+            connections: JoinSet::new(),
         }
     }
 
     pub fn begin(&mut self, call: v1::Call, ledger: &mut Ledger) {
         if let Some(call::Op::WriteStdin(_) | call::Op::Signal(_) | call::Op::Resize(_)) = call.op {
             return self.pass_on(call, ledger);
+        }
+        if let Some(call::Op::DialPort(_)) = call.op {
+            return self.dial(call, ledger);
         }
         while self.tasks.try_join_next().is_some() {}
         if self.tasks.len() >= CALLS_MAX + CALLS_WAITING_MAX {
@@ -103,6 +110,19 @@ impl Calls {
             return;
         }
         self.tasks.spawn(serve(self.desk.clone(), call));
+    }
+
+    /// A connection lives for as long as it likes: it takes no place of a file request.
+    fn dial(&mut self, call: v1::Call, ledger: &mut Ledger) {
+        while self.connections.try_join_next().is_some() {}
+        if self.connections.len() >= CONNECTIONS_PER_WORKER_MAX {
+            let what = format!(
+                "{CONNECTIONS_PER_WORKER_MAX} connections to ports of this worker's sessions are open"
+            );
+            let refused = refusal(call.call_id, Error::new(Code::Overloaded, what).into_wire());
+            return ledger.tell(up::Message::CallResult(refused));
+        }
+        self.connections.spawn(ports::serve(self.desk.clone(), call));
     }
 
     /// To an execution: at once and in order, as there is nothing to do here.
@@ -261,7 +281,7 @@ fn fitting(mut list: v1::ListFilesResponse) -> v1::ListFilesResponse {
     list
 }
 
-fn refusal(call_id: u64, error: v1::Error) -> v1::CallResult {
+pub fn refusal(call_id: u64, error: v1::Error) -> v1::CallResult {
     v1::CallResult { call_id, result: Some(call_result::Result::Error(error)) }
 }
 
@@ -346,6 +366,24 @@ impl Desk {
             Some(call_result::Result::Error(error)) => Err(error),
             Some(result) => Ok((result, fds.next())),
             None => Err(nothing()),
+        }
+    }
+
+    /// Has the host connect to a port of a session.
+    pub async fn connect(&self, call: v1::Call) -> Result<OwnedFd, v1::Error> {
+        self.can_work()?;
+        let call_id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::new(Code::Unavailable, "the worker's host did not answer").into_wire();
+        let work = FileWork { call_id, call: Some(call), archive_path: String::new() };
+        self.requests.send(Request::Work(work, reply)).await.map_err(|_| gone())?;
+        let (opened, fds) = answer.await.map_err(|_| gone())?;
+        match (opened.error, fds.into_iter().next()) {
+            (Some(error), _) => Err(error),
+            (None, Some(fd)) => Ok(fd),
+            (None, None) => {
+                Err(Error::internal("the worker's host connected and handed nothing over").into_wire())
+            }
         }
     }
 

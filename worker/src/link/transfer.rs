@@ -289,9 +289,15 @@ pub async fn receive_body(
                     }
                 }
                 Ok(Some(TransferDown { part: Some(transfer_down::Part::Done(_)) })) => return true,
-                // Of artifacts, and of a newer coordinator.
+                // Of artifacts and ports, and of a newer coordinator.
                 Ok(Some(TransferDown {
-                    part: None | Some(transfer_down::Part::Kept(_) | transfer_down::Part::Refused(_)),
+                    part:
+                        None
+                        | Some(
+                            transfer_down::Part::Kept(_)
+                            | transfer_down::Part::Refused(_)
+                            | transfer_down::Part::More(_),
+                        ),
                 })) => {}
                 Ok(None) | Err(_) => return false,
             }

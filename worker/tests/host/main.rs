@@ -15,6 +15,7 @@ mod limits;
 mod measure;
 mod network;
 mod packages;
+mod ports;
 mod pythons;
 mod science;
 mod secrets;
@@ -72,6 +73,7 @@ fn run(arguments: &[String]) -> ExitCode {
         .chain(interactive::ALL)
         .chain(network::ALL)
         .chain(packages::ALL)
+        .chain(ports::ALL)
         .chain(pythons::ALL)
         .chain(science::ALL)
         .chain(secrets::ALL)

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use cooper_common::error::Error;
+use cooper_common::{
+    error::Error,
+    tunnel::{self, Piece as Carried},
+};
 use cooper_proto::v1::{self, call::Op, sessions_server};
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -13,7 +17,7 @@ use crate::{
     doors::{BoxStream, caller, status},
     files,
     fleet::Reply,
-    sessions,
+    ports, sessions,
 };
 
 pub struct Sessions {
@@ -25,6 +29,7 @@ pub struct Sessions {
 impl sessions_server::Sessions for Sessions {
     type ReadFileStream = BoxStream<v1::ReadFileResponse>;
     type ReadArchiveStream = BoxStream<v1::ReadFileResponse>;
+    type ForwardPortStream = BoxStream<v1::ForwardPortResponse>;
 
     async fn create_session(
         &self,
@@ -151,6 +156,69 @@ impl sessions_server::Sessions for Sessions {
             Reply::Packages(list) => Ok(Response::new(list)),
             _ => Err(status(files::unexpected())),
         }
+    }
+
+    async fn list_ports(
+        &self,
+        request: Request<v1::ListPortsRequest>,
+    ) -> Result<Response<v1::ListPortsResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let list = ports::list(&self.cluster, &caller, &request.get_ref().session_id).await;
+        list.map(Response::new).map_err(status)
+    }
+
+    async fn forward_port(
+        &self,
+        request: Request<Streaming<v1::ForwardPortRequest>>,
+    ) -> Result<Response<Self::ForwardPortStream>, Status> {
+        use v1::{forward_port_request::Part, forward_port_response::Part as Answer};
+        let caller = caller(&request)?;
+        caller.require_client().map_err(status)?;
+        let mut parts = request.into_inner();
+        let Some(Part::Header(header)) = parts.next().await.transpose()?.and_then(|first| first.part) else {
+            return Err(status(Error::invalid("the first message of a forward is its header")));
+        };
+        let connected = ports::connect(&self.cluster, &caller, &header.session_id, header.port).await;
+        let (connection, place) = connected.map_err(status)?;
+        let (outgoing, mut said) = mpsc::channel(tunnel::PIECES);
+        let (heard, incoming) = mpsc::channel(tunnel::PIECES);
+        let hear = async move {
+            while let Some(Ok(message)) = parts.next().await {
+                let piece = match message.part {
+                    Some(Part::Data(data)) => Carried::Data(data),
+                    Some(Part::Done(_)) => Carried::Done,
+                    Some(Part::More(bytes)) => Carried::More(bytes),
+                    Some(Part::Header(_)) => break,
+                    None => continue,
+                };
+                if heard.send(piece).await.is_err() {
+                    break;
+                }
+            }
+            drop(heard);
+            // The connection decides when it is over.
+            std::future::pending::<()>().await
+        };
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                _ = tunnel::carry(connection, incoming, outgoing, || {}) => {}
+                () = hear => {}
+            }
+        });
+        let stream = async_stream::stream! {
+            yield Ok(v1::ForwardPortResponse { part: Some(Answer::Opened(true)) });
+            while let Some(piece) = said.recv().await {
+                let part = match piece {
+                    Carried::Data(data) => Answer::Data(data),
+                    Carried::Done => Answer::Done(true),
+                    Carried::More(bytes) => Answer::More(bytes),
+                };
+                yield Ok(v1::ForwardPortResponse { part: Some(part) });
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn stat_file(

@@ -68,6 +68,9 @@ impl Work {
 
 impl Host {
     pub(in crate::host) fn file_work(&mut self, work: wire::FileWork) {
+        if let Some(v1::Call { op: Some(Op::DialPort(_) | Op::ListPorts(_)), .. }) = &work.call {
+            return self.port_call(work);
+        }
         let known = match &work.call {
             Some(call) if self.sessions.contains_key(&call.session_id) => Ok(()),
             Some(call) => Err(unknown_session(&call.session_id)),
@@ -310,7 +313,7 @@ fn other(root: &OwnedFd, op: Option<Op>, archive_path: &str, quota: u64) -> Resu
         Some(
             Op::Read(_) | Op::Write(_) | Op::ReadArchive(_) | Op::Pack(_) | Op::Unpack(_) | Op::Packages(_),
         )
-        | Some(Op::WriteStdin(_) | Op::Signal(_) | Op::Resize(_))
+        | Some(Op::WriteStdin(_) | Op::Signal(_) | Op::Resize(_) | Op::DialPort(_) | Op::ListPorts(_))
         | None => Err(Error::new(Code::NotSupported, "this worker does not know that call")),
     }
 }

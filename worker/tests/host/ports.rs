@@ -1,0 +1,86 @@
+//! What sessions bind, on hosts with more and with fewer facilities.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use cooper_proto::{
+    host::{FileWork, to_host, to_link},
+    v1::{self, call::Op},
+};
+
+use crate::worker::Worker;
+
+const CODE: &str = include_str!("hostile_ports.py");
+
+pub const ALL: &[(&str, fn())] = &[
+    ("a_session_binds_what_is_its_own_and_no_more", a_session_binds_what_is_its_own_and_no_more),
+    (
+        "a_port_is_reached_by_the_host_and_by_nobody_else_at_every_tier",
+        a_port_is_reached_by_the_host_and_by_nobody_else_at_every_tier,
+    ),
+];
+
+fn dial(worker: &mut Worker, session: &str, port: u32) -> Result<TcpStream, v1::Error> {
+    let op = Some(Op::DialPort(v1::DialPort { port }));
+    let call = v1::Call { call_id: 7, session_id: session.to_owned(), op };
+    let work = FileWork { call_id: 7, call: Some(call), archive_path: String::new() };
+    worker.link.send(to_host::Message::FileWork(work));
+    let (opened, fds) = loop {
+        let Some((message, fds)) = worker.link.receive(10_000) else { panic!("no answer") };
+        if let to_link::Message::FileOpened(opened) = message {
+            break (opened, fds);
+        }
+    };
+    match (opened.error, fds.into_iter().next()) {
+        (Some(error), _) => Err(error),
+        (None, fd) => Ok(stream(fd.unwrap())),
+    }
+}
+
+fn stream(fd: OwnedFd) -> TcpStream {
+    let stream = TcpStream::from(fd);
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+}
+
+fn a_session_binds_what_is_its_own_and_no_more() {
+    let (mut worker, session) = Worker::with_session();
+    let done = worker.python(&session, CODE);
+    assert!(done.value().starts_with("{'wrong': [], "), "{} {:?}", done.value(), done.outcome);
+    // The host is as it was.
+    assert_eq!(worker.python(&session, "6 * 7").value(), "42");
+}
+
+fn a_port_is_reached_by_the_host_and_by_nobody_else_at_every_tier() {
+    for mask in ["", "namespaces,cgroup", "namespaces,cgroup,landlock", "namespaces,cgroup,landlock:3"] {
+        let mut worker = Worker::start_in(&[("TEST_MASK", mask)]);
+        let session = worker.create_with(None);
+        let refused = dial(&mut worker, &session, 8000).unwrap_err();
+        assert_eq!(refused.code, "port_not_open", "{mask}");
+        let code = "import socket\nserver = socket.create_server(('', 8000))\n'%s:%d' % server.getsockname()";
+        let done = worker.python(&session, code);
+        let address: SocketAddr = done.value().trim_matches('\'').parse().unwrap_or_else(|_| {
+            panic!("{mask}: {} {:?}", done.value(), done.outcome);
+        });
+        assert!(matches!(address.ip(), IpAddr::V4(ip) if ip.is_loopback()));
+        let stranger = TcpStream::connect_timeout(&address, Duration::from_millis(300));
+        assert!(stranger.is_err(), "{mask}");
+        let mut ours = dial(&mut worker, &session, 8000).unwrap();
+        ours.write_all(b"there").unwrap();
+        let said = worker.python(&session, "tcp, _ = server.accept(); tcp.sendall(b'back'); tcp.recv(9)");
+        assert_eq!(said.value(), "b'there'", "{mask}");
+        let mut heard = [0; 4];
+        ours.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"back");
+        // What a fork of the interpreter binds is the session's as well.
+        let fresh = worker.fresh(&session, "import socket; socket.create_server(('', 8000))");
+        assert!(fresh.outcome.exception.is_some_and(|it| it.value.contains("in use")), "{mask}");
+        worker.destroy(&session);
+        assert_eq!(ours.read(&mut heard).unwrap_or(0), 0, "{mask}: its end is the connection's");
+    }
+}
