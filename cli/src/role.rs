@@ -9,7 +9,10 @@ use cooper_common::{
     network, telemetry,
 };
 use cooper_coordinator::{Policy, Quota, Timing, upkeep::Keep};
-use cooper_worker::{config::Pythons, egress::dial::Place};
+use cooper_worker::{
+    config::{Ports, Pythons},
+    egress::dial::Place,
+};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -149,6 +152,7 @@ pub fn surveyed(context: &Context, args: args::Doctor) -> Result<cooper_worker::
         layer: config.path("layer"),
         tier_min: config.text("min_tier").and_then(|tier| Tier::parse(&tier)).unwrap_or(Tier::T0),
         mask: Mask::parse(&config.text("mask_facilities").unwrap_or_default())?,
+        ports: Ports::parse(&config.text("ports").unwrap_or_default()),
         ..cooper_worker::config::Config::new(config.data().join("worker"), "", nothing)
     })
 }
@@ -186,6 +190,7 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         labels,
         tier_min: config.text("min_tier").and_then(|tier| Tier::parse(&tier)).unwrap_or(Tier::T0),
         mask: Mask::parse(&config.text("mask_facilities").unwrap_or_default())?,
+        ports: Ports::parse(&config.text("ports").unwrap_or_default()),
         egress_allow: places(config, "egress_allow")?,
         egress_index: match config.text("egress_index").as_deref() {
             Some("off") => None,

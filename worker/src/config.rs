@@ -70,8 +70,9 @@ pub struct Config {
     pub session_uids: Option<RangeInclusive<u32>>,
     /// Sessions are refused where they could be confined less than this.
     pub tier_min: Tier,
-    /// Facilities to do without.
+    /// Facilities to do without; `Config::mask` says what that makes with the rest.
     pub mask: Mask,
+    pub ports: Ports,
     /// Hosts that are reached although they are not public.
     pub egress_allow: Vec<Place>,
     /// Hosts of packages, for every session; None: not even those of the worker's pip and uv settings.
@@ -80,6 +81,27 @@ pub struct Config {
     pub egress_hosts: BTreeMap<String, IpAddr>,
     /// The egress proxy runs as this uid and gid when the host is root.
     pub egress_uid: u32,
+}
+
+/// Whether sessions may listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ports {
+    /// Where nobody but the host gets to what they listen on.
+    #[default]
+    Auto,
+    /// Also where every process in the worker's network namespace does.
+    On,
+    Off,
+}
+
+impl Ports {
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "on" => Self::On,
+            "off" => Self::Off,
+            _ => Self::Auto,
+        }
+    }
 }
 
 /// Which Pythons a worker offers; the first is for sessions that name none.
@@ -165,11 +187,17 @@ impl Config {
             session_uids: None,
             tier_min: Tier::T0,
             mask: Mask::default(),
+            ports: Ports::default(),
             egress_allow: Vec::new(),
             egress_index: Some(Vec::new()),
             egress_hosts: BTreeMap::new(),
             egress_uid: NOBODY - 1,
         }
+    }
+
+    /// Facilities to do without. Where no session listens nothing is kept for it.
+    pub fn mask(&self) -> Mask {
+        Mask { filter: self.mask.filter || self.ports == Ports::Off, ..self.mask }
     }
 }
 

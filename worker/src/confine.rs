@@ -25,6 +25,7 @@ pub mod cage;
 pub mod capabilities;
 pub mod cgroup;
 pub mod facilities;
+pub mod filter;
 pub mod landlock;
 pub mod notify;
 pub mod seccomp;

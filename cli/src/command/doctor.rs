@@ -2,6 +2,7 @@
 //! nobody: it probes as a worker with the same settings does.
 
 use cooper_worker::{
+    config::Ports,
     confine::{
         capabilities,
         facilities::{Facilities, LANDLOCK_WITH_SCOPES, LANDLOCK_WITH_TCP},
@@ -19,7 +20,8 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
     let tier = facilities.tier();
     let takes = tier >= config.tier_min && !pythons.is_empty();
     let kept = capabilities::names(capabilities::needed(&facilities));
-    let (enforced, watched, open) = (enforced(&facilities), watched(&facilities), not_contained(&facilities));
+    let (enforced, watched) = (enforced(&facilities), watched(&facilities));
+    let open = not_contained(&facilities, config.ports);
     let document = || {
         json!({
             "tier": tier.as_str(),
@@ -76,6 +78,7 @@ fn enforced(has: &Facilities) -> Vec<&'static str> {
         (has.landlock > 0, "Landlock: files of the machine, of the worker and of other sessions"),
         (has.seccomp, "seccomp: dangerous system calls, and sockets other than TCP"),
         (has.namespaces || has.landlock >= LANDLOCK_WITH_TCP, "no network but what a session's policy names"),
+        (has.network && has.filter, "what sessions listen on: nobody gets there but clients with a token"),
         (has.namespaces, "namespaces: a view of the machine with nothing else in it"),
         (has.cgroup.memory, "memory of a session (control group)"),
         (has.cgroup.pids, "processes and threads of a session (control group)"),
@@ -93,12 +96,16 @@ fn watched(has: &Facilities) -> Vec<&'static str> {
     ])
 }
 
-fn not_contained(has: &Facilities) -> Vec<&'static str> {
+fn not_contained(has: &Facilities, ports: Ports) -> Vec<&'static str> {
     those(&[
         (!has.seccomp, "system calls: the whole kernel is open to sessions"),
         (!has.uid, "sessions of one worker share its uid: it holds those of one tenant"),
         (!has.uid && has.landlock < LANDLOCK_WITH_SCOPES, "signals to other processes of the uid"),
         (has.landlock == 0 && !has.namespaces, "files that everybody on the machine may read"),
+        (
+            ports == Ports::On && has.network && !has.filter,
+            "what sessions listen on: every process in the worker's network namespace gets there (`ports` = on)",
+        ),
         (!has.cgroup.cpu, "processor time"),
         (true, "faults of the kernel, which all sessions share; timing and caches of the processor"),
     ])

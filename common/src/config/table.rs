@@ -281,7 +281,16 @@ pub const SETTINGS: &[Setting] = &[
         env: &["COOPER_MASK_FACILITIES"],
         roles: WORKERS,
         kind: Kind::Text,
-        doc: "Isolation facilities to do without, for tests: some of uid, namespaces, cgroup, seccomp, network, landlock, landlock:N.",
+        doc: "Isolation facilities to do without, for tests: some of uid, namespaces, cgroup, seccomp, network, filter, landlock, landlock:N.",
+        ..BLANK
+    },
+    Setting {
+        key: "ports",
+        env: &["COOPER_PORTS"],
+        roles: WORKERS,
+        kind: Kind::Choice(&["auto", "on", "off"]),
+        default: Default::Text("auto"),
+        doc: "auto: sessions may listen where nobody else gets to what they listen on (facility filter); on: also where every process in the worker's network namespace does, meant for a worker alone in its container; off: never.",
         ..BLANK
     },
     Setting {

@@ -18,6 +18,9 @@ pub const FOR_UIDS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID);
 /// To make namespaces and to enter them.
 pub const FOR_NAMESPACES: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_CHROOT);
+/// To attach filters to what sessions listen on: there are kernels that let nobody else. One that lets everybody cannot be
+/// told from them before this is given up for good.
+pub const FOR_FILTERS: CapabilitySet = CapabilitySet::NET_ADMIN;
 
 /// What a host with these facilities goes on with, of what it was started with.
 pub fn needed(facilities: &Facilities) -> CapabilitySet {
@@ -27,6 +30,9 @@ pub fn needed(facilities: &Facilities) -> CapabilitySet {
     }
     if facilities.namespaces {
         needed |= FOR_NAMESPACES;
+    }
+    if facilities.filter {
+        needed |= FOR_FILTERS;
     }
     needed & effective()
 }

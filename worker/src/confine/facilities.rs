@@ -8,7 +8,7 @@ use std::{fmt, fs, path::Path};
 use cooper_common::error::{Code, Error, Result};
 use rustix::process::geteuid;
 
-use super::{attributes::Attributes, capabilities, cgroup, landlock, notify, seccomp};
+use super::{attributes::Attributes, capabilities, cgroup, filter, landlock, notify, seccomp};
 
 /// The first version of Landlock that keeps signals and abstract sockets within a session.
 pub const LANDLOCK_WITH_SCOPES: u32 = 6;
@@ -60,6 +60,7 @@ pub struct Mask {
     pub cgroup: bool,
     pub seccomp: bool,
     pub network: bool,
+    pub filter: bool,
     /// Landlock is no newer than this.
     pub landlock: u32,
 }
@@ -72,13 +73,14 @@ impl Default for Mask {
             cgroup: false,
             seccomp: false,
             network: false,
+            filter: false,
             landlock: u32::MAX,
         }
     }
 }
 
 impl Mask {
-    /// `uid,namespaces,cgroup,seccomp,network,landlock` in any order; `landlock:4` leaves version 4 of it.
+    /// `uid,namespaces,cgroup,seccomp,network,filter,landlock` in any order; `landlock:4` leaves version 4 of it.
     pub fn parse(text: &str) -> Result<Self> {
         let mut mask = Self::default();
         for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -88,6 +90,7 @@ impl Mask {
                 ("cgroup", "0") => mask.cgroup = true,
                 ("seccomp", "0") => mask.seccomp = true,
                 ("network", "0") => mask.network = true,
+                ("filter", "0") => mask.filter = true,
                 ("landlock", version) if version.parse::<u32>().is_ok() => {
                     mask.landlock = version.parse().unwrap_or(0);
                 }
@@ -97,7 +100,7 @@ impl Mask {
                         format!("mask_facilities: unknown {name:?}"),
                     )
                     .with_hint(
-                        "name some of uid, namespaces, cgroup, seccomp, network, landlock, landlock:N",
+                        "name some of uid, namespaces, cgroup, seccomp, network, filter, landlock, landlock:N",
                     ));
                 }
             }
@@ -121,6 +124,8 @@ pub struct Facilities {
     pub seccomp: bool,
     /// Connects are answered by the host (`notify`).
     pub network: bool,
+    /// What sessions listen on can be kept from everybody but the host.
+    pub filter: bool,
     pub kernel: String,
     /// What was taken away by `mask_facilities`.
     pub masked: String,
@@ -138,6 +143,7 @@ impl Facilities {
             landlock: landlock::abi().min(mask.landlock),
             seccomp: !mask.seccomp && seccomp::is_there(),
             network: !mask.network && !mask.seccomp && notify::works(),
+            filter: !mask.filter && filter::works(),
             kernel,
             masked: String::new(),
         }
@@ -182,6 +188,7 @@ impl Facilities {
         add(self.cgroup.cpu, "cgroup:cpu");
         add(self.namespaces, "namespaces");
         add(self.network, "network");
+        add(self.filter, "filter");
         add(self.seccomp && self.attributes() == Attributes::ByHost, "attributes");
         names
     }
@@ -252,8 +259,9 @@ mod tests {
 
     #[test]
     fn a_mask_names_what_to_do_without() {
-        let mask = Mask::parse("landlock:4, uid,cgroup").unwrap();
+        let mask = Mask::parse("landlock:4, uid,cgroup,filter").unwrap();
         assert_eq!((mask.landlock, mask.uid, mask.cgroup, mask.namespaces), (4, true, true, false));
+        assert!(mask.filter && !mask.network);
         assert_eq!(Mask::parse("landlock").unwrap().landlock, 0);
         assert!(Mask::parse("yama").is_err() && Mask::parse("uid:3").is_err());
     }

@@ -5,7 +5,7 @@ use crate::{
     confine::{self, Surroundings, facilities::Facilities},
 };
 
-use super::{install, python::Pythons};
+use super::{install, ports, python::Pythons};
 
 /// What sessions would be confined by, and why not by more.
 pub struct Survey {
@@ -33,9 +33,10 @@ pub fn survey(config: &Config) -> Survey {
         layer: config.layer.as_deref(),
         worker_id: "doctor",
     };
-    let (facilities, mut notes) = confine::survey(config.mask, &around);
+    let (facilities, mut notes) = confine::survey(config.mask(), &around);
     let _ = std::fs::remove_dir_all(&scratch);
     notes.extend(unusable);
+    notes.extend(ports::filtered(config.ports, &facilities).err().map(|refused| refused.to_string()));
     notes.extend(pythons.keep_reachable(&facilities));
     Survey { facilities, notes, pythons: pythons.versions() }
 }

@@ -24,6 +24,7 @@ use super::{
     home::Home,
     launch::{Launch, Program},
     link::inherited,
+    ports,
     stop::Phase,
     sys, tree,
 };
@@ -375,7 +376,8 @@ impl Host {
                     if call.is_bind() {
                         let address = notify::address(call, uid);
                         let session = tree.session.as_ref().and_then(|id| self.sessions.get_mut(id));
-                        match super::ports::bind(&mut self.gate, session, address) {
+                        let filtered = ports::filtered(self.config.ports, &self.confiner.facilities);
+                        match ports::bind(&mut self.gate, filtered, session, address) {
                             Ok(socket) => bound = Some(socket),
                             Err(errno) => {
                                 notify::answer(listener, call.id, errno);

@@ -3,17 +3,17 @@
 //! A bind(2) of a session is answered with a socket that the host made: it listens on an address of loopback that is this
 //! port's alone, and a filter that cannot be taken off drops every packet that does not come from the gate. The gate is a
 //! port that the host holds for its life; nobody of another uid can be bound to it (SO_REUSEPORT), sessions bind nothing, so
-//! only the host connects from there. It hands connections to the link.
+//! only the host connects from there. It hands connections to the link. Where filters cannot be attached sessions listen only
+//! if the worker's operator says so (`ports` = `on`).
 //!
 //! The host keeps another socket bound to each address, which does not listen: whatever the session does with its own,
 //! nobody else gets that address, and a connection there that nobody takes is refused.
-#![allow(unsafe_code)]
 
 use std::{
     collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddrV4, SocketAddrV6},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
 };
 
 use cooper_common::{
@@ -31,13 +31,19 @@ use rustix::{
 };
 
 use super::{Host, session::Session, to_wire, unknown_session};
-use crate::frame;
+use crate::{
+    config,
+    confine::{facilities::Facilities, filter},
+    frame,
+};
 
 /// The port from which connections into sessions come.
 pub struct Gate {
     /// Holds it.
     _held: OwnedFd,
     port: u16,
+    /// What comes from elsewhere is dropped.
+    filters: bool,
     /// Of the next connection: each has a source address of its own.
     next: u32,
 }
@@ -73,9 +79,9 @@ fn held(address: SocketAddrV4) -> io::Result<(OwnedFd, SocketAddrV4)> {
 }
 
 impl Gate {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(filters: bool) -> io::Result<Self> {
         let (held, address) = held(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
-        Ok(Self { _held: held, port: address.port(), next: rand::random() })
+        Ok(Self { _held: held, port: address.port(), filters, next: rand::random() })
     }
 
     /// A connection to a port of a session, which may still be on its way.
@@ -91,12 +97,14 @@ impl Gate {
         }
     }
 
-    /// What a session gets: it takes connections from the gate and from nowhere else.
+    /// What a session gets: with a filter it takes connections from the gate and from nowhere else.
     fn listener(&self, address: SocketAddrV4, v6: bool) -> io::Result<OwnedFd> {
         let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
         let socket = tcp(family, SocketFlags::empty())?;
         // Before it is anywhere.
-        filter(&socket, self.port)?;
+        if self.filters {
+            filter::attach(&socket, self.port)?;
+        }
         sockopt::set_socket_reuseport(&socket, true)?;
         // For `Port::is_listened_on`.
         sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -108,39 +116,6 @@ impl Gate {
         }
         listen(&socket, BACKLOG)?;
         Ok(socket)
-    }
-}
-
-/// Drops what does not come from a port of loopback, for good: also what is accepted has the filter.
-fn filter(socket: &OwnedFd, port: u16) -> io::Result<()> {
-    let op = |code: u16, jf: u8, k: u32| libc::sock_filter { code, jt: 0, jf, k };
-    // Of the network's header the source address; the filter itself begins at that of TCP.
-    const NETWORK: u32 = 0xfff0_0000;
-    const LOAD_WORD: u16 = 0x20;
-    const LOAD_HALF: u16 = 0x28;
-    const AND: u16 = 0x54;
-    const IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    let mut code = [
-        op(LOAD_WORD, 0, NETWORK + 12),
-        op(AND, 0, 0xff00_0000),
-        op(IF_EQUAL, 3, 0x7f00_0000),
-        op(LOAD_HALF, 0, 0),
-        op(IF_EQUAL, 1, port.into()),
-        op(RETURN, 0, u32::MAX),
-        op(RETURN, 0, 0),
-    ];
-    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-    set(socket, libc::SO_ATTACH_FILTER, &program)?;
-    set(socket, libc::SO_LOCK_FILTER, &1_i32)
-}
-
-fn set<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
-    let (value, length) = (std::ptr::from_ref(value).cast(), size_of::<T>() as libc::socklen_t);
-    // SAFETY: the kernel reads `length` bytes of `value`, and what a program points at; both outlive the call.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, length) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -194,13 +169,36 @@ fn asked(address: &[u8]) -> Result<(u16, bool), i32> {
     }
 }
 
-/// Answers a session's bind with a socket, or with an error number.
+/// Whether sessions may listen here, and then whether others are kept out.
+pub fn filtered(ports: config::Ports, facilities: &Facilities) -> Result<bool> {
+    let refused = |what: &str, hint: &str| Err(Error::new(Code::NetworkUnavailable, what).with_hint(hint));
+    match ports {
+        config::Ports::Off => refused(
+            "this worker's setting `ports` is off: its sessions cannot listen",
+            "use another worker, or have this one started with `ports` = auto (--ports, COOPER_PORTS)",
+        ),
+        _ if !facilities.network => refused(
+            "this worker lacks the facility `network`: sessions cannot listen",
+            "use a worker whose facilities (`cooper workers`) list network",
+        ),
+        config::Ports::Auto if !facilities.filter => refused(
+            "this worker lacks the facility `filter`: what its sessions listened on would be open to others, so they cannot",
+            "give the worker CAP_NET_ADMIN; where it is alone in its container, `ports` = on (--ports, COOPER_PORTS) does \
+             without",
+        ),
+        _ => Ok(facilities.filter),
+    }
+}
+
+/// Answers a session's bind with a socket, or with an error number. `filtered`: see there.
 pub fn bind(
     gate: &mut Option<Gate>,
+    filtered: Result<bool>,
     session: Option<&mut Session>,
     address: io::Result<Vec<u8>>,
 ) -> Result<OwnedFd, i32> {
     let number = |error: io::Error| error.raw_os_error().unwrap_or(libc::EADDRNOTAVAIL);
+    let filters = filtered.map_err(|_| libc::EPERM)?;
     let session = session.filter(|session| session.accepts().is_ok()).ok_or(libc::EADDRNOTAVAIL)?;
     // Where it cannot be read, nothing can be bound.
     let (wanted, v6) = asked(&address.map_err(|_| libc::EPERM)?)?;
@@ -209,7 +207,7 @@ pub fn bind(
     }
     let gate = match gate {
         Some(gate) => gate,
-        None => gate.insert(Gate::new().map_err(number)?),
+        None => gate.insert(Gate::new(filters).map_err(number)?),
     };
     session.ports.bind(gate, wanted, v6)
 }
@@ -261,11 +259,7 @@ impl Host {
         let id = &call.session_id;
         let session = self.sessions.get(id).ok_or_else(|| unknown_session(id))?;
         session.accepts()?;
-        if !self.confiner.facilities.network {
-            let what = "this worker lacks the facility `network`: sessions cannot listen";
-            return Err(Error::new(Code::NetworkUnavailable, what)
-                .with_hint("use a worker whose facilities (`cooper workers`) list network"));
-        }
+        filtered(self.config.ports, &self.confiner.facilities)?;
         let Some(Op::DialPort(dial)) = &call.op else {
             let ports = v1::ListPortsResponse { ports: session.ports.listened_on() };
             let result = Some(call_result::Result::Ports(ports));
@@ -291,7 +285,6 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::{SocketAddr, TcpListener, TcpStream},
-        os::fd::AsFd,
         time::Duration,
     };
 
@@ -306,8 +299,11 @@ mod tests {
 
     #[test]
     fn only_the_gate_gets_in_and_the_address_stays_the_ports() {
+        if !filter::works() {
+            return println!("left out: this kernel lets nobody else attach filters");
+        }
         for v6 in [false, true] {
-            let mut gate = Gate::new().unwrap();
+            let mut gate = Gate::new(true).unwrap();
             let mut ports = Ports::default();
             let listener = TcpListener::from(ports.bind(&gate, 8000, v6).unwrap());
             let address = ports.0[&8000].address;
@@ -323,9 +319,9 @@ mod tests {
             assert_eq!(&heard, b"backe");
             let stranger = TcpStream::connect_timeout(&SocketAddr::V4(address), Duration::from_millis(300));
             assert_eq!(stranger.unwrap_err().kind(), io::ErrorKind::TimedOut);
-            let other = Gate::new().unwrap().connect(&ports.0[&8000]).map(stream);
+            let other = Gate::new(true).unwrap().connect(&ports.0[&8000]).map(stream);
             assert!(other.is_ok_and(|mut other| other.write_all(b"x").is_err()), "the gate of somebody else");
-            assert!(filter(listener.as_fd().try_clone_to_owned().as_ref().unwrap(), 1).is_err());
+            assert!(filter::attach(&listener, 1).is_err());
             // What was accepted goes on when nobody listens any more, and keeps nobody from listening again.
             drop(listener);
             assert!(ports.listened_on().is_empty());
@@ -338,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_session_has_so_many_ports_and_those_that_it_left_make_room() {
-        let gate = Gate::new().unwrap();
+        let gate = Gate::new(filter::works()).unwrap();
         let mut ports = Ports::default();
         let open: Vec<_> =
             (0..PER_SESSION_MAX as u16).map(|n| ports.bind(&gate, 2000 + n, false).unwrap()).collect();
@@ -368,5 +364,24 @@ mod tests {
         assert_eq!(asked(&v6), Ok((8000, true)));
         v6[8] = 0x20;
         assert_eq!(asked(&v6), Err(libc::EADDRNOTAVAIL));
+    }
+
+    #[test]
+    fn sessions_listen_where_others_are_kept_out_or_the_operator_wants_it() {
+        use config::Ports::{Auto, Off, On};
+        let may = |ports, network, filter| {
+            let facilities = Facilities { network, filter, ..Facilities::default() };
+            filtered(ports, &facilities).map_err(|refused| (refused.code, refused.to_string()))
+        };
+        assert_eq!((may(Auto, true, true), may(On, true, true)), (Ok(true), Ok(true)));
+        assert_eq!(may(On, true, false), Ok(false));
+        for (refused, why) in [
+            (may(Off, true, true), "`ports` is off"),
+            (may(Auto, true, false), "`filter`"),
+            (may(On, false, true), "`network`"),
+        ] {
+            let (code, said) = refused.unwrap_err();
+            assert!(code == Code::NetworkUnavailable && said.contains(why), "{said}");
+        }
     }
 }

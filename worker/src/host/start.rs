@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 use super::{
     Compose, Due, Host, Source,
     home::{Home, Record},
-    install,
+    install, ports,
     python::{Python, Pythons},
     session::{self, Session},
     stop::Phase,
@@ -230,7 +230,7 @@ impl Host {
                 std::fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(|e| unusable(dir, e))?;
             }
         }
-        self.confiner = Confiner::new(self.config.mask, self.config.tier_min, &around);
+        self.confiner = Confiner::new(self.config.mask(), self.config.tier_min, &around);
         self.confiner.notes.extend(self.pythons.keep_reachable(&self.confiner.facilities));
         let facilities = &self.confiner.facilities;
         let kept = capabilities::needed(facilities);
@@ -241,6 +241,13 @@ impl Host {
         }
         tracing::info!(tier = %facilities.tier(), facilities = ?facilities.names(), capabilities = ?capabilities::names(kept), "isolation");
         self.confiner.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        match ports::filtered(self.config.ports, facilities) {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("what sessions listen on is open to every process in this network namespace")
+            }
+            Err(refused) => tracing::info!("{refused}"),
+        }
         if let Err(refused) = self.confiner.admit() {
             tracing::warn!("{refused}: sessions are refused");
         }

@@ -145,13 +145,25 @@ fn nothing_is_left_of_a_session(mut worker: Worker) {
 pub fn the_host_keeps_the_capabilities_it_needs_and_the_link_and_the_proxy_none() {
     const FOR_UIDS: u64 = 0b1110_1011;
     const FOR_NAMESPACES: u64 = 1 << 21 | 1 << 18;
+    const FOR_FILTERS: u64 = 1 << 12;
     if !rustix::process::geteuid().is_root() {
         return println!("left out: only root has any");
     }
-    for mask in ["", "namespaces", "namespaces,cgroup", "uid,landlock:5"] {
-        let worker = Worker::start_in(&[("TEST_MASK", mask)]);
-        let caged = worker.hello.facilities.iter().any(|name| name == "namespaces");
-        let kept = FOR_UIDS | if caged { FOR_NAMESPACES } else { 0 };
+    let had = capabilities(std::process::id(), "CapEff");
+    for (mask, ports) in [
+        ("", ""),
+        ("namespaces", "on"),
+        ("namespaces,cgroup", "off"),
+        ("uid,landlock:5", ""),
+        ("filter", "on"),
+    ] {
+        let worker = Worker::start_in(&[("TEST_MASK", mask), ("TEST_PORTS", ports)]);
+        let has = |facility: &str| worker.hello.facilities.iter().any(|name| name == facility);
+        let mut kept = FOR_UIDS | if has("namespaces") { FOR_NAMESPACES } else { 0 };
+        if has("filter") {
+            kept |= FOR_FILTERS & had;
+        }
+        assert!(mask != "filter" && ports != "off" || !has("filter"), "{:?}", worker.hello.facilities);
         let host = worker.host.id();
         for (set, expected) in
             [("CapEff", kept), ("CapPrm", kept), ("CapBnd", kept), ("CapInh", 0), ("CapAmb", 0)]

@@ -22,6 +22,10 @@ pub const ALL: &[(&str, fn())] = &[
         "a_port_is_reached_by_the_host_and_by_nobody_else_at_every_tier",
         a_port_is_reached_by_the_host_and_by_nobody_else_at_every_tier,
     ),
+    (
+        "without_a_filter_sessions_listen_only_where_the_operator_wants_it",
+        without_a_filter_sessions_listen_only_where_the_operator_wants_it,
+    ),
 ];
 
 fn dial(worker: &mut Worker, session: &str, port: u32) -> Result<TcpStream, v1::Error> {
@@ -83,4 +87,26 @@ fn a_port_is_reached_by_the_host_and_by_nobody_else_at_every_tier() {
         worker.destroy(&session);
         assert_eq!(ours.read(&mut heard).unwrap_or(0), 0, "{mask}: its end is the connection's");
     }
+}
+
+fn without_a_filter_sessions_listen_only_where_the_operator_wants_it() {
+    let code = "import socket\ntry:\n  server = socket.create_server(('', 8000))\n  said = '%s:%d' % server.getsockname()\n\
+                except OSError as error:\n  said = error.errno\nsaid";
+    for (mask, ports, why) in [("filter", "auto", "`filter`"), ("", "off", "`ports` is off")] {
+        let mut worker = Worker::start_in(&[("TEST_MASK", mask), ("TEST_PORTS", ports)]);
+        let session = worker.create_with(None);
+        assert_eq!(worker.python(&session, code).value(), "1", "EPERM with {ports}");
+        let refused = dial(&mut worker, &session, 8000).unwrap_err();
+        assert_eq!(refused.code, "network_unavailable", "{ports}");
+        assert!(refused.message.contains(why) && refused.hint.contains("`ports`"), "{refused:?}");
+    }
+    let mut worker = Worker::start_in(&[("TEST_MASK", "filter"), ("TEST_PORTS", "on")]);
+    let session = worker.create_with(None);
+    let address: SocketAddr = worker.python(&session, code).value().trim_matches('\'').parse().unwrap();
+    let mut ours = dial(&mut worker, &session, 8000).unwrap();
+    ours.write_all(b"there").unwrap();
+    let said = worker.python(&session, "tcp, _ = server.accept(); tcp.recv(9)");
+    assert_eq!(said.value(), "b'there'");
+    // As documentation says of this setting; nobody from beyond the machine does.
+    assert!(address.ip().is_loopback() && TcpStream::connect(address).is_ok());
 }

@@ -28,7 +28,7 @@ use cooper_proto::{
     v1::{self, TaskState, task_spec},
 };
 use cooper_worker::{
-    config::{Config, LinkConfig, Pythons},
+    config::{Config, LinkConfig, Ports, Pythons},
     confine::facilities::Mask,
     egress::dial::Place,
     frame,
@@ -47,6 +47,7 @@ pub fn host(arguments: &[String]) -> ExitCode {
     config.max_sessions = Some(8);
     let text = |name| std::env::var(name).unwrap_or_default();
     config.mask = Mask::parse(&text("TEST_MASK")).expect("facilities");
+    config.ports = Ports::parse(&text("TEST_PORTS"));
     config.python = Pythons::parse(&text("TEST_PYTHON"));
     let places = std::env::var("TEST_EGRESS_ALLOW").unwrap_or_default();
     config.egress_allow = places.split(',').filter_map(Place::parse).collect();
