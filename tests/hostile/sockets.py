@@ -32,7 +32,7 @@ def listen(port):
     return server
 
 
-# In a network namespace of its own it may; nobody else gets there.
+# In a network namespace of its own it may, and behind a filter; nobody else gets there.
 if known["shared_network"]:
     for port in (known["port"], 8080):
         refused("listening on %d" % port, lambda: listen(port))

@@ -180,7 +180,8 @@ mod e2e {
             let base = format!("{data}/worker/sessions");
             let port = self.url.rsplit(':').next().expect("a port");
             let up = self.pid;
-            let shared = if neighbour.tier == "T3" { "False" } else { "True" };
+            let private = neighbour.tier == "T3" || neighbour.facilities.iter().any(|name| name == "filter");
+            let shared = if private { "False" } else { "True" };
             format!(
                 "known = {{'canary': '-'.join(['canary', '5f1c0d']), 'data': '{data}', 'base': '{base}', 'layer': '{layer}', \
                  'sibling': '{base}/{}/workspace', 'port': {port}, 'worker': {up}, 'coordinator': {up}, \
