@@ -55,12 +55,17 @@ pub enum Edit {
         /// `name`, or `name==version`.
         requirement: String,
     },
-    /// Requirements file: replace the `==` version of a package.
+    /// Requirements file: require exactly this version of a package, in place of what its line asks for.
     PinRequirement {
         /// Distribution.
         package: String,
         /// Version to install.
         version: String,
+    },
+    /// Requirements file: take the line of a package out.
+    RemoveRequirement {
+        /// Distribution.
+        package: String,
     },
     /// Requirements file: replace `=` by `==` in a line such as `flask=2.0`.
     FixRequirementOperator {
@@ -243,6 +248,7 @@ impl Edit {
             | Self::RenameInstruction { .. } => true,
             Self::AppendRequirement { .. }
             | Self::PinRequirement { .. }
+            | Self::RemoveRequirement { .. }
             | Self::FixRequirementOperator { .. }
             | Self::AppendProjectDependency { .. }
             | Self::AddNodeDependency { .. }
@@ -256,6 +262,7 @@ impl Edit {
         match self {
             Self::AppendRequirement { requirement } => python::append_requirement(old, requirement),
             Self::PinRequirement { package, version } => python::pin_requirement(old, package, version),
+            Self::RemoveRequirement { package } => python::remove_requirement(old, package),
             Self::FixRequirementOperator { requirement } => python::fix_operator(old, requirement),
             Self::AppendProjectDependency { requirement } => {
                 python::append_project_dependency(old, requirement)

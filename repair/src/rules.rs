@@ -222,6 +222,12 @@ pub enum Request {
     AddPackage,
     /// Install a Debian package: capture `package`.
     InstallAptPackage,
+    /// Remove a Python distribution: capture `package`.
+    RemovePackage,
+    /// Install a Python distribution in another version: captures `package`, `version`.
+    PinPackage,
+    /// The same without saying which version: refused, since a diagnosis asks no index.
+    UpgradePackage,
     /// Diagnose and repair what the logs tell.
     Fix,
     /// Restart as it is.
@@ -236,7 +242,7 @@ pub struct Form {
     pub request: Request,
     /// How the form is told to a person who used another.
     pub says: String,
-    /// Regular expression over the whole instruction, case does not matter. Captures: `package`, `service`.
+    /// Regular expression over the whole instruction, case does not matter. Captures: `package`, `version`, `service`.
     pub pattern: String,
     /// Proof of the pattern.
     pub examples: Examples,

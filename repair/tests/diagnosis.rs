@@ -258,6 +258,116 @@ fn instructions_are_followed_without_any_log() {
 }
 
 #[test]
+fn what_people_ask_for_is_understood_however_they_say_it() {
+    let phrasings: &[(&str, &[&str])] = &[
+        (
+            "instruction.add-package",
+            &[
+                "add package pyyaml",
+                "Add the package pyyaml.",
+                "please add package pyyaml to web",
+                "install package pyyaml",
+                "install the python package pyyaml in web",
+                "install pip package pyyaml in the web service",
+                "add the missing dependency pyyaml",
+                "add library pyyaml to the service web",
+                "require package pyyaml",
+                "Please install the missing python module pyyaml for web.",
+                "add package pyyaml==6.0.2",
+            ],
+        ),
+        (
+            "instruction.install-apt-package",
+            &[
+                "install apt package git",
+                "install the system package git",
+                "add debian package git to web",
+                "please install os package git in the web service",
+                "add the missing system library git",
+                "Install the apt-package git.",
+            ],
+        ),
+        (
+            "instruction.remove-package",
+            &[
+                "remove package flask",
+                "remove the package flask from web",
+                "uninstall python package flask",
+                "drop the dependency flask in the web service",
+                "please delete requirement flask.",
+            ],
+        ),
+        (
+            "instruction.pin-package",
+            &[
+                "pin package flask to 3.0.3",
+                "pin the python package flask at 3.0.3 in web",
+                "pin dependency flask==3.0.3",
+                "upgrade package flask to 3.0.3",
+                "update the package flask to version 3.0.3",
+                "Please upgrade the dependency flask to v3.0.3 in the web service.",
+                "downgrade package flask to 3.0.3",
+                "bump package flask 3.0.3",
+                "set package flask to 3.0.3 for web",
+                "change the requirement flask to 3.0.3",
+                "use version 3.0.3 of flask",
+                "use version 3.0.3 of the package flask in web",
+                "install version 3.0.3 of flask",
+            ],
+        ),
+        (
+            "instruction.restart",
+            &[
+                "restart",
+                "restart web",
+                "please restart the service",
+                "bounce the web service",
+                "Restart it.",
+            ],
+        ),
+        (
+            "python.module-missing",
+            &[
+                "fix",
+                "fix it",
+                "fix web",
+                "fix the build",
+                "repair the failing build",
+                "please repair the web service",
+                "heal the crashing container",
+                "mend the broken image",
+                "diagnose web",
+            ],
+        ),
+    ];
+    assert!(phrasings.iter().map(|(_, all)| all.len()).sum::<usize>() >= 40);
+    for (rule, all) in phrasings {
+        for said in *all {
+            let mut case =
+                Case::asked(said).file("Dockerfile", REQUIREMENTS).file("requirements.txt", "flask==2.0.0\n");
+            case.0.container_log = YAML.to_owned();
+            let diagnosis = case.result().unwrap_or_else(|none| panic!("{said}: {none}"));
+            assert_eq!(diagnosis.rule_id, *rule, "{said}");
+            if *rule == "instruction.pin-package" {
+                assert_eq!(diagnosis.edits[0].new_content, "flask==3.0.3\n", "{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_person_has_to_say_more_of_is_asked_for() {
+    let case = Case::asked("upgrade package flask")
+        .file("Dockerfile", REQUIREMENTS)
+        .file("requirements.txt", "flask\n");
+    assert!(case.result().unwrap_err().to_string().contains("say which version"));
+    let removed = Case::asked("remove package flask")
+        .file("Dockerfile", REQUIREMENTS)
+        .file("requirements.txt", "flask\n");
+    assert_eq!((removed.diagnosis().class, removed.patched().1.as_str()), (Class::Approve, ""));
+}
+
+#[test]
 fn a_restart_that_is_asked_for_is_a_plan_without_edits() {
     let case = Case::asked("restart web");
     let diagnosis = case.diagnosis();

@@ -52,6 +52,21 @@ pub(super) fn follow(
             let cause = format!("The Python distribution {package} was asked for.");
             ("instruction.add-package", cause, if known { added } else { added.map(Resolved::guessed) })
         }
+        Request::RemovePackage => {
+            let removed = python::remove(&scene, package).map(Resolved::patch);
+            // What else of the service wants it no log has told.
+            let cause = format!("The Python distribution {package} is not wanted any more.");
+            ("instruction.remove-package", cause, removed.map(Resolved::guessed))
+        }
+        Request::PinPackage => {
+            let version = captures.get("version").map(String::as_str).unwrap_or_default();
+            let pinned = python::pin(&scene, package, version).map(Resolved::patch);
+            let cause = format!("The Python distribution {package} was asked for in version {version}.");
+            ("instruction.pin-package", cause, pinned)
+        }
+        Request::UpgradePackage => {
+            return Err(refused(format!("say which version: upgrade package {package} to VERSION")));
+        }
         Request::InstallAptPackage => {
             let added = fix::apt_packages(&scene, vec![package.to_owned()]);
             let cause = format!("The Debian package {package} was asked for.");

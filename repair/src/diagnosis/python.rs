@@ -61,6 +61,36 @@ pub(super) fn add(scene: &Scene<'_>, requirement: &str) -> Result<FileChange, St
     Err(problems.join("; "))
 }
 
+/// Requires a distribution in exactly this version, in the requirements file that names it.
+pub(super) fn pin(scene: &Scene<'_>, package: &str, version: &str) -> Result<FileChange, String> {
+    let edit = || Edit::PinRequirement { package: package.to_owned(), version: version.to_owned() };
+    in_requirements(scene, edit, |path| format!("{path}: {package}=={version}"))
+}
+
+/// Takes a distribution out of the requirements file that names it.
+pub(super) fn remove(scene: &Scene<'_>, package: &str) -> Result<FileChange, String> {
+    let edit = || Edit::RemoveRequirement { package: package.to_owned() };
+    in_requirements(scene, edit, |path| format!("{path}: no longer require {package}"))
+}
+
+fn in_requirements(
+    scene: &Scene<'_>,
+    edit: impl Fn() -> Edit,
+    description: impl Fn(&str) -> String,
+) -> Result<FileChange, String> {
+    let mut problems = Vec::new();
+    for path in requirements_files(scene)? {
+        match scene.change(&path, edit(), description(&path)) {
+            Ok(change) => return Ok(change),
+            Err(error) => problems.push(format!("{path}: {error}")),
+        }
+    }
+    if problems.is_empty() {
+        problems.push("the Dockerfile installs from no requirements file".to_owned());
+    }
+    Err(problems.join("; "))
+}
+
 /// Requirements files of the failing stage and those it is made from.
 pub(super) fn requirements_files(scene: &Scene<'_>) -> Result<Vec<String>, String> {
     let file = scene.dockerfile()?;

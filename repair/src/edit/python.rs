@@ -52,29 +52,59 @@ pub(super) fn append_requirement(old: &str, requirement: &str) -> Result<String,
     Ok(format!("{old}{newline}{requirement}\n"))
 }
 
-pub(super) fn pin_requirement(old: &str, package: &str, version: &str) -> Result<String, Error> {
+/// The line that requires a distribution: where it stands, line end included.
+fn line_of(old: &str, package: &str) -> Result<std::ops::Range<usize>, Error> {
     check_requirement(package)?;
-    check("version", version, "", ".+!-_")?;
     refuse_locked(old)?;
     let name = distribution_name(package);
     let mut start = 0;
     for line in old.split_inclusive('\n') {
-        if required(line).is_some_and(|other| other == name)
-            && let Some(at) = line.find("==")
-        {
-            let from = start + at + 2;
-            let rest = &old[from..start + line.len()];
-            let blanks = rest.len() - rest.trim_start_matches(' ').len();
-            let length = rest.trim_start_matches(' ').find([' ', ';', ',', '#', '\\', '\n', '\r']);
-            let span = from + blanks..from + blanks + length.unwrap_or(rest.len() - blanks);
-            if old[span.clone()] == *version {
-                return Err(Error::NoEffect(format!("{package}=={version}")));
+        let end = start + line.len();
+        if required(line).is_some_and(|other| other == name) {
+            if line.trim_end().ends_with('\\') {
+                return Err(Error::NoPlace(format!("the line of {package} goes on in the next")));
             }
-            return Ok(splice(old, span, version));
+            return Ok(start..end);
         }
-        start += line.len();
+        start = end;
     }
-    Err(Error::NoPlace(format!("the requirements file has no line {package}==…")))
+    Err(Error::NoPlace(format!("the requirements file has no line {package}")))
+}
+
+pub(super) fn pin_requirement(old: &str, package: &str, version: &str) -> Result<String, Error> {
+    check("version", version, "", ".+!-_")?;
+    let line = line_of(old, package)?;
+    let text = &old[line.clone()];
+    if text.contains('@') {
+        return Err(Error::NoPlace(format!("{package} is installed from an address, not in a version")));
+    }
+    // Name and extras stay, and so does what follows the versions: a marker, a comment.
+    let named = text.find(|part: char| !(part.is_ascii_alphanumeric() || "-_. ".contains(part)));
+    let named = match named {
+        Some(at) if text[at..].starts_with('[') => text.find(']').map_or(at, |end| end + 1),
+        Some(at) => at,
+        None => text.len(),
+    };
+    let name_end = text[..named].trim_end().len();
+    let rest = text[named..].find([';', '#', '\n', '\r']).map_or(text.len(), |at| named + at);
+    let versions_end = text[..rest].trim_end().len().max(name_end);
+    let wanted = format!("=={version}");
+    if text[name_end..versions_end].replace(' ', "") == wanted {
+        return Err(Error::NoEffect(format!("{package}{wanted}")));
+    }
+    // One exact version is replaced where it stands; a range goes as a whole.
+    let asked = &text[name_end..versions_end];
+    let exact = asked.trim_start().strip_prefix("==").filter(|rest| !rest.contains(','));
+    if let Some(rest) = exact {
+        let start = versions_end - rest.trim_start().len();
+        return Ok(splice(old, line.start + start..line.start + versions_end, version));
+    }
+    Ok(splice(old, line.start + name_end..line.start + versions_end, &wanted))
+}
+
+pub(super) fn remove_requirement(old: &str, package: &str) -> Result<String, Error> {
+    let line = line_of(old, package)?;
+    Ok(splice(old, line, ""))
 }
 
 pub(super) fn fix_operator(old: &str, requirement: &str) -> Result<String, Error> {
@@ -251,6 +281,23 @@ mod tests {
         let old = "flask == 9.9 ; python_version > '3'\nother==1\n";
         assert_eq!(pin_requirement(old, "Flask", "3.0.3").unwrap(), old.replace("9.9", "3.0.3"));
         assert!(matches!(pin_requirement(old, "absent", "1"), Err(Error::NoPlace(_))));
+        assert!(matches!(pin_requirement(old, "flask", "9.9"), Err(Error::NoEffect(_))));
+        for (old, new) in [
+            ("flask", "flask==3.0.3"),
+            ("flask\n", "flask==3.0.3\n"),
+            ("flask[async]>=2,<3 ; python_version > '3'\n", "flask[async]==3.0.3 ; python_version > '3'\n"),
+            ("flask~=2.0  # why\nx\n", "flask==3.0.3  # why\nx\n"),
+        ] {
+            assert_eq!(pin_requirement(old, "flask", "3.0.3").unwrap(), new);
+        }
+        assert!(matches!(pin_requirement("flask @ https://x\n", "flask", "1"), Err(Error::NoPlace(_))));
+    }
+
+    #[test]
+    fn a_requirement_is_taken_out_with_its_line_alone() {
+        assert_eq!(remove_requirement("a==1\nFlask>=2 # x\nb\n", "flask").unwrap(), "a==1\nb\n");
+        assert!(matches!(remove_requirement("a\n", "flask"), Err(Error::NoPlace(_))));
+        assert!(matches!(remove_requirement("flask==1 \\\n  ; x\n", "flask"), Err(Error::NoPlace(_))));
     }
 
     #[test]
