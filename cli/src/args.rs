@@ -920,6 +920,9 @@ pub struct Diagnose {
     /// Compose service [default: the only one that is built]
     #[arg(long, requires = "stack")]
     pub service: Option<String>,
+    /// Directory with rules of your own (*.toml), as a coordinator's `rules_dir`
+    #[arg(long, value_name = "DIR")]
+    pub rules: Option<PathBuf>,
     /// What to do, e.g. "add package requests", in place of what a log tells
     #[arg(long, value_name = "TEXT", requires = "stack")]
     pub instruction: Option<String>,

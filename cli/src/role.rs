@@ -8,7 +8,7 @@ use cooper_common::{
     limits::{link, stop, zygote},
     network, telemetry,
 };
-use cooper_coordinator::{Policy, Quota, Timing, upkeep::Keep};
+use cooper_coordinator::{Policy, Quota, Timing, runs::Rules, upkeep::Keep};
 use cooper_worker::{
     config::{Ports, Pythons},
     egress::dial::Place,
@@ -54,6 +54,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         artifacts: artifacts(&config),
         quota: quota(&config),
         network: config.text("network").map_or(Ok(Policy::default()), |text| Policy::parse(&text))?,
+        rules: config.path("rules_dir").map_or(Ok(Rules::default()), |dir| Rules::with(&dir))?,
     };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;

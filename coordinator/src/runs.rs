@@ -5,6 +5,7 @@
 mod artifacts;
 mod driver;
 mod planner;
+mod rules;
 mod stacks;
 
 use std::sync::Arc;
@@ -22,7 +23,10 @@ use cooper_proto::v1;
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-pub use self::stacks::{Registering, Stack};
+pub use self::{
+    rules::Rules,
+    stacks::{Registering, Stack},
+};
 use crate::{
     blobs::Blobs,
     caller::Caller,
@@ -53,10 +57,10 @@ pub struct Runs {
 
 impl Runs {
     /// Starts the driver and takes up the runs that had not ended.
-    pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>) -> Result<Arc<Self>> {
+    pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>, rules: Rules) -> Result<Arc<Self>> {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let changes = broadcast::Sender::new(CHANGES_BUFFERED_MAX);
-        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), changes.clone()).await?;
+        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), rules, changes.clone()).await?;
         tokio::spawn(driver.drive(queue));
         Ok(Arc::new(Self { cluster, blobs, inputs, changes, registering: Registering::default() }))
     }

@@ -268,10 +268,12 @@ pub enum Error {
         bytes: usize,
     },
     /// A rule contradicts itself.
-    #[error("{file}: rule {rule}: {problem}")]
+    #[error("{file}:{line}: rule {rule}: {problem}")]
     Rule {
         /// File name.
         file: String,
+        /// Line of its id, from 1.
+        line: usize,
         /// The rule's id.
         rule: String,
         /// What is wrong.
@@ -337,8 +339,7 @@ impl RuleSet {
             }
             let read: RulesFile = toml::from_str(text).map_err(|source| toml_error(file, source))?;
             for rule in read.rule {
-                let wrong =
-                    |problem| Error::Rule { file: (*file).to_owned(), rule: rule.id.clone(), problem };
+                let wrong = |problem| wrong(file, text, &rule.id, problem);
                 if !ids.insert(rule.id.clone()) {
                     return Err(wrong("the id is taken by an earlier rule".to_owned()));
                 }
@@ -352,11 +353,7 @@ impl RuleSet {
             // With less the automaton of all rules is thrown away again and again, and a line costs 50 times as much.
             .dfa_size_limit(limits::RULES_CACHE_BYTES_MAX)
             .build()
-            .map_err(|error| Error::Rule {
-                file: "all rules".to_owned(),
-                rule: "together".to_owned(),
-                problem: error.to_string(),
-            })?;
+            .map_err(|error| wrong("all rules", "", "together", error.to_string()))?;
         Ok(Self { rules, set, forms, names })
     }
 
@@ -405,6 +402,17 @@ fn toml_error(file: &str, source: toml::de::Error) -> Error {
     Error::Toml { file: file.to_owned(), source: Box::new(source) }
 }
 
+/// A rule is named once in its file; where that is, is where to look.
+fn wrong(file: &str, text: &str, rule: &str, problem: String) -> Error {
+    let before = text.find(rule).map_or("", |at| &text[..at]);
+    Error::Rule {
+        file: file.to_owned(),
+        line: before.matches('\n').count() + 1,
+        rule: rule.to_owned(),
+        problem,
+    }
+}
+
 fn named(pattern: &Regex, found: &Captures<'_>) -> BTreeMap<String, String> {
     let value = |name: &str| found.name(name).map(|value| (name.to_owned(), value.as_str().to_owned()));
     pattern.capture_names().flatten().filter_map(value).collect()
@@ -412,11 +420,11 @@ fn named(pattern: &Regex, found: &Captures<'_>) -> BTreeMap<String, String> {
 
 fn forms() -> Result<Vec<(Form, Regex)>, Error> {
     const FILE: &str = "instructions.toml";
-    let read: FormsFile = toml::from_str(include_str!("../rules/instructions.toml"))
-        .map_err(|source| toml_error(FILE, source))?;
+    const FORMS: &str = include_str!("../rules/instructions.toml");
+    let read: FormsFile = toml::from_str(FORMS).map_err(|source| toml_error(FILE, source))?;
     let mut forms = Vec::new();
     for form in read.form {
-        let wrong = |problem| Error::Rule { file: FILE.to_owned(), rule: form.says.clone(), problem };
+        let wrong = |problem| wrong(FILE, FORMS, &form.says, problem);
         let pattern = compile(&format!("(?i)^(?:{})$", form.pattern)).map_err(wrong)?;
         check_examples(&pattern, &form.examples).map_err(wrong)?;
         forms.push((form, pattern));
@@ -521,7 +529,8 @@ mod tests {
         assert!(broken(&RULE.replace("{thing} is", "{other} is")).contains("no capture \"other\""));
         assert!(broken(&RULE.replace("no luck here", "luck")).contains("does not match its example"));
         assert!(
-            broken(&RULE.replace("(?P", "(?P(")).contains("mine.toml: rule mine.x: the pattern is not valid")
+            broken(&RULE.replace("(?P", "(?P("))
+                .contains("mine.toml:2: rule mine.x: the pattern is not valid")
         );
         assert!(broken(&RULE.replace("'auto'", "'escalate'")).contains("class escalate with fix escalate"));
     }

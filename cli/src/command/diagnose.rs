@@ -2,8 +2,9 @@
 //! does, by the same rules and the stack's own policy, and asks nobody.
 
 use cooper_common::error::Code;
+use cooper_coordinator::runs::Rules;
 use cooper_repair::diagnosis::Remedy;
-use cooper_repair::{Class, Decision, Diagnosis, RepairPlan, RuleSet, diagnose};
+use cooper_repair::{Class, Decision, Diagnosis, RepairPlan, diagnose};
 use cooper_worker::stack::{Asked, offline_evidence};
 use serde_json::json;
 
@@ -18,6 +19,7 @@ use crate::{
 const EXIT_NOT_MENDED: u8 = 5;
 
 pub async fn run(context: &Context, args: Diagnose) -> Result<u8> {
+    let rules = args.rules.as_deref().map_or(Ok(Rules::default()), Rules::with)?;
     let log = match &args.log {
         None => None,
         Some(path) => Some(String::from_utf8_lossy(&read_log(path)?).into_owned()),
@@ -29,7 +31,7 @@ pub async fn run(context: &Context, args: Diagnose) -> Result<u8> {
         instruction: args.instruction,
     };
     let evidence = offline_evidence(asked).await?;
-    let found = diagnose(RuleSet::builtin(), &evidence).map_err(|none| {
+    let found = diagnose(rules.set(), &evidence).map_err(|none| {
         Failure::new(Code::NoDiagnosis, format!("{none}; looked at: {}", none.looked_at.join(", ")))
             .hint("give the whole log, that of the build for instance; what rules know is in docs/repair.md")
             .exit(EXIT_NOT_MENDED)

@@ -558,6 +558,14 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "rules_dir",
+        env: &["COOPER_RULES_DIR"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "Directory with rules of your own (*.toml) for diagnosing services, beside those that come with Cooper.",
+        ..BLANK
+    },
+    Setting {
         key: "quota_artifact_mib",
         env: &["COOPER_QUOTA_ARTIFACT_MIB"],
         roles: COORDINATORS,

@@ -17,13 +17,13 @@ use cooper_core::{
 };
 use cooper_proto::v1;
 use cooper_repair::{
-    RepairPlan, RuleSet,
+    RepairPlan,
     step::{Input as StepInput, Report, StackRef},
 };
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{artifacts, planner};
+use super::{Rules, artifacts, planner};
 use crate::{
     blobs::Blobs,
     caller::Caller,
@@ -44,6 +44,7 @@ pub enum Input {
 pub struct Driver {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
+    rules: Rules,
     changes: broadcast::Sender<RunId>,
     /// Runs that have not ended, oldest first: they get their service's lock in this order.
     runs: BTreeMap<RunId, Run>,
@@ -56,9 +57,11 @@ impl Driver {
     pub async fn load(
         cluster: Arc<Cluster>,
         blobs: Arc<Blobs>,
+        rules: Rules,
         changes: broadcast::Sender<RunId>,
     ) -> Result<Self> {
-        let mut driver = Self { cluster, blobs, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
+        let mut driver =
+            Self { cluster, blobs, rules, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
         for record in driver.cluster.store.live(Aggregate::Run).await? {
             let run = super::load(&*driver.cluster.store, record).await?.run;
             if let Some(task) = run.running_step().and_then(|step| step.task) {
@@ -254,7 +257,7 @@ impl Driver {
         let report = self.report(task).await?;
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
-        let mut answer = planner::plan(RuleSet::builtin(), &stack, &evidence);
+        let mut answer = planner::plan(self.rules.set(), &stack, &evidence);
         if let planner::Answer::Refused { message, .. } = &mut answer {
             // How the service is comes first: that it is healthy explains why nothing explains a failure.
             *message = format!("{}: {message}", report.message);

@@ -79,3 +79,26 @@ fn what_nothing_explains_is_said() {
     assert_eq!(missing.code, "stack_not_found", "{missing:?}");
     cooper.run(["diagnose"]).expect(2);
 }
+
+#[test]
+fn rules_of_ones_own_are_asked_and_a_wrong_one_is_named_with_its_line() {
+    const RULE: &str = "[[rule]]\nid = 'shop.feature'\necosystem = 'shop'\nwhere = 'any'\npattern = 'unknown feature (?P<it>\\w+)'\n\
+        cause = 'No feature {it}.'\nclass = 'escalate'\nfix = { kind = 'escalate' }\nexamples = { match = ['unknown feature x'] }\n";
+    let scratch = Scratch::new("diagnose-rules");
+    let log = scratch.write("log", "unknown feature cart\n");
+    let rules = scratch.write("rules/shop.toml", RULE);
+    let (log, dir) = (log.to_str().expect("plain"), rules.parent().expect("a directory"));
+    let dir = dir.to_str().expect("plain");
+    let cooper = alone(&scratch);
+    let told = cooper.run(["diagnose", "--log", log, "--rules", dir]).expect(5);
+    assert!(String::from_utf8_lossy(&told.stdout).contains("No feature cart."));
+
+    scratch.write("rules/shop.toml", RULE.replace("unknown feature x", "x"));
+    let wrong = cooper.run(["--json", "diagnose", "--log", log, "--rules", dir]).expect(1).error();
+    assert_eq!(wrong.code, "config_invalid");
+    assert!(wrong.message.contains("shop.toml:2: rule shop.feature"), "{}", wrong.message);
+    // A coordinator does not start with it either.
+    let start = cooper.run(["--json", "coordinator", "--listen", "127.0.0.1:0", "--rules-dir", dir]);
+    assert!(String::from_utf8_lossy(&start.stderr).contains("shop.toml:2"), "{start}");
+    assert_ne!(start.status, 0);
+}

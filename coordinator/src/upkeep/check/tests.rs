@@ -62,7 +62,7 @@ async fn a_store_of_every_released_schema_is_brought_to_this_one_and_read_whole(
         let (epoch, counts) = cluster.look(|core| (core.epoch(), core.counts()));
         assert_eq!((epoch, counts.sessions_live, counts.tasks_held), (2, 1, 1));
         let blobs = std::sync::Arc::new(Blobs::open(dir.path()).unwrap());
-        Runs::start(cluster, blobs).await.unwrap();
+        Runs::start(cluster, blobs, Default::default()).await.unwrap();
         assert_eq!(store.live(Aggregate::Run).await.unwrap().len(), 2);
         assert_eq!(store.events(None, 1, 10).await.unwrap().events.len(), 10);
         let keep = Keep { ended_tasks: 0, ended_runs: 0, ended_rows: 0, events: 1, since_ms: None };
