@@ -1,0 +1,95 @@
+//! Arguments about repairs.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  docker compose build web 2>&1 | cooper diagnose --log - --stack . --service web\n  \
+                  cooper diagnose --stack . --service web\n  cooper diagnose --log ci.log\n\n\
+                  Exit status: 0 there is an edit, or building again or restarting helps; 5 nothing explains it, or a \
+                  person has to act; 1 it could not be looked at."
+)]
+pub struct Diagnose {
+    /// Diagnose this log; - for standard input [default: what the engine tells of the service's container]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["stack", "instruction"])]
+    pub log: Option<PathBuf>,
+    /// Directory of the compose stack: its files are read, so that edits can be proposed
+    #[arg(long, value_name = "DIR")]
+    pub stack: Option<PathBuf>,
+    /// Compose service [default: the only one that is built]
+    #[arg(long, requires = "stack")]
+    pub service: Option<String>,
+    /// Directory with rules of your own (*.toml), as a coordinator's `rules_dir`
+    #[arg(long, value_name = "DIR")]
+    pub rules: Option<PathBuf>,
+    /// What to do, e.g. "add package requests", in place of what a log tells
+    #[arg(long, value_name = "TEXT", requires = "stack")]
+    pub instruction: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// Compose service to repair
+    pub service: String,
+    /// Name of a registered stack, or a directory of this machine [default: the workers' first stack]
+    #[arg(long, value_name = "NAME|DIR")]
+    pub stack: Option<String>,
+    /// Diagnose this log instead of what Cooper would collect; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// What to do, e.g. "add package requests"
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// Stop after the plan; touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Start the run and leave it
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Decide {
+    /// Id of the run
+    pub run: String,
+    /// Recorded with the decision
+    #[arg(long, value_name = "TEXT")]
+    pub comment: Option<String>,
+    /// Decide only about the plan with this hash [default: the plan the run waits with now]
+    #[arg(long, value_name = "HASH")]
+    pub plan: Option<String>,
+    /// Follow the run to its end
+    #[arg(long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RunRef {
+    /// Id of the run
+    pub run: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Runs {
+    /// List runs, newest first
+    List {
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one run
+    Show(RunRef),
+    /// Follow a run to its end
+    Watch(RunRef),
+    /// List the artifacts of a run, or copy them
+    Artifacts {
+        run: String,
+        /// Copy all of them into this directory
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Write one artifact to standard output
+    Artifact { run: String, name: String },
+}
