@@ -319,8 +319,9 @@ mod tests {
             assert_eq!(&heard, b"backe");
             let stranger = TcpStream::connect_timeout(&SocketAddr::V4(address), Duration::from_millis(300));
             assert_eq!(stranger.unwrap_err().kind(), io::ErrorKind::TimedOut);
-            let other = Gate::new(true).unwrap().connect(&ports.0[&8000]).map(stream);
-            assert!(other.is_ok_and(|mut other| other.write_all(b"x").is_err()), "the gate of somebody else");
+            let mut other = stream(Gate::new(true).unwrap().connect(&ports.0[&8000]).unwrap());
+            other.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+            assert!(other.write_all(b"x").is_err(), "the gate of somebody else");
             assert!(filter::attach(&listener, 1).is_err());
             // What was accepted goes on when nobody listens any more, and keeps nobody from listening again.
             drop(listener);
