@@ -47,7 +47,8 @@ impl Setup {
     }
 
     fn new(name: &'static str) -> Self {
-        let env = vec![("MAX_SESSIONS".to_owned(), "64".to_owned())];
+        // All tests of a shared cluster together, which leave their sessions to its end.
+        let env = vec![("MAX_SESSIONS".to_owned(), "256".to_owned())];
         Self { args: Vec::new(), env, shared: false, name }.env("CANARY", "a secret of the worker's")
     }
 
