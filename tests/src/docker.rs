@@ -126,6 +126,11 @@ impl Stack {
         Running::start(script, b"").finish(seconds(10)).expect(0);
     }
 
+    pub fn append(&self, file: &str, text: &str) {
+        let mut file = std::fs::File::options().append(true).open(self.dir.join(file)).expect("a file");
+        std::io::Write::write_all(&mut file, text.as_bytes()).expect("it is written");
+    }
+
     pub fn arg(&self) -> &str {
         self.dir.to_str().expect("a plain path")
     }

@@ -139,8 +139,10 @@ fn a_disk_that_is_full_is_survived_and_what_ran_meanwhile_has_its_result() {
     counting.await_said("that it runs", seconds(20), |counting| (counting.stdout_len() > 0).then_some(()));
     disk.fill(0);
     // The log of the database may have room left: write until it has none.
-    let why = until("a store that is full", seconds(60), || {
-        let _ = cooper.run(["token", "create", "--scope", "client"]);
+    let value = fleet.scratch.write("value", "v".repeat(32 << 10));
+    let value = value.to_str().expect("a plain path");
+    let why = until("a store that is full", seconds(120), || {
+        let _ = cooper.run(["secret", "set", "FILLER", "--from-file", value]);
         let answer = http::get(&fleet.url(), "/ready");
         (answer.status == 503).then(|| answer.json())
     });

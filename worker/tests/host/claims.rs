@@ -546,7 +546,7 @@ claims! {
         while !matches!(worker.link.step(), Some(to_link::Message::Drain(_))) {}
         worker.link.send(to_host::Message::Drained(wire::Drained {}));
         assert!(worker.terminate().success());
-        assert!(cooper_common::clock::mono_ms() - before < 1_500);
+        assert!(cooper_common::clock::mono_ms() - before < 5_000, "far below what it would wait for code that does not end");
         assert!(worker.processes().is_empty());
         // It ends by itself, at the end of its socket.
         eventually("the link has ended", || (!is_alive(link)).then_some(()));
