@@ -10,7 +10,7 @@ mod tests;
 pub use self::{
     execution::{Attach, DetachKeys, Exec, Packages, PackagesRun, Schedule, Sh, Streams},
     files::{Files, FromTo, ListWhich},
-    repair::{Decide, Diagnose, Repair, RunRef, Runs},
+    repair::{Approvals, Decide, Diagnose, Repair, RunRef, Runs},
     session::{
         Artifacts, Checkpoint, Port, Secret, Session, SessionCreate, SessionLimits, SessionList, Template,
     },
@@ -109,6 +109,9 @@ pub enum Command {
     Diagnose(Diagnose),
     /// Repair a service of a compose stack
     Repair(Repair),
+    /// What waits for a decision, and what was decided
+    #[command(subcommand, visible_alias = "approval")]
+    Approvals(Approvals),
     /// Approve the plan a run waits with
     Approve(Decide),
     /// Reject the plan a run waits with

@@ -1,6 +1,7 @@
 //! The user's commands: each asks the coordinator and shows the answer.
 
 mod admin;
+mod approvals;
 mod artifacts;
 mod attach;
 mod checkpoint;
@@ -62,6 +63,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Files(args) => files::run(context, args).await,
             Command::Diagnose(args) => diagnose::run(context, args).await,
             Command::Repair(args) => repair::repair(context, args).await,
+            Command::Approvals(args) => approvals::run(context, args).await,
             Command::Approve(args) => repair::decide(context, args, true).await,
             Command::Reject(args) => repair::decide(context, args, false).await,
             Command::Cancel(args) => repair::cancel(context, args).await,

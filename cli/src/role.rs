@@ -8,7 +8,7 @@ use cooper_common::{
     limits::{link, stop, zygote},
     network, telemetry,
 };
-use cooper_coordinator::{Policy, Quota, Timing, runs::Rules, upkeep::Keep};
+use cooper_coordinator::{Policy, Quota, Timing, runs, upkeep::Keep};
 use cooper_worker::{
     config::{Ports, Pythons},
     egress::dial::Place,
@@ -54,7 +54,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         artifacts: artifacts(&config),
         quota: quota(&config),
         network: config.text("network").map_or(Ok(Policy::default()), |text| Policy::parse(&text))?,
-        rules: config.path("rules_dir").map_or(Ok(Rules::default()), |dir| Rules::with(&dir))?,
+        repairs: repairs(&config)?,
     };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(fail)?;
@@ -71,6 +71,14 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     });
     runtime.shutdown_background();
     end.map(|()| 0)
+}
+
+fn repairs(config: &Config) -> Result<runs::Settings> {
+    let default = runs::Settings::default();
+    Ok(runs::Settings {
+        rules: config.path("rules_dir").map_or(Ok(default.rules), |dir| runs::Rules::with(&dir))?,
+        approval_ttl_ms: config.integer("approval_ttl_ms").unwrap_or(default.approval_ttl_ms),
+    })
 }
 
 fn timing(config: &Config) -> Timing {

@@ -2,6 +2,7 @@
 //!
 //! One task drives all runs, one input at a time: repairs are few and long, and this way a run is never in two hands.
 
+mod approvals;
 mod artifacts;
 mod driver;
 mod planner;
@@ -24,6 +25,7 @@ use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use self::{
+    approvals::{Waiting, may_decide},
     rules::Rules,
     stacks::{Registering, Stack},
 };
@@ -39,6 +41,20 @@ use crate::{
 const INPUTS_MAX: usize = 256;
 /// Run changes a watcher may lag behind; it reads the run again anyway.
 const CHANGES_BUFFERED_MAX: usize = 1024;
+
+/// What repairs go by: settings of the coordinator.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub rules: Rules,
+    /// How long an approval is waited for; a stack may say less.
+    pub approval_ttl_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { rules: Rules::default(), approval_ttl_ms: limits::run::APPROVAL_TTL_MS }
+    }
+}
 
 /// A run as recorded.
 pub struct Loaded {
@@ -57,10 +73,10 @@ pub struct Runs {
 
 impl Runs {
     /// Starts the driver and takes up the runs that had not ended.
-    pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>, rules: Rules) -> Result<Arc<Self>> {
+    pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>, settings: Settings) -> Result<Arc<Self>> {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let changes = broadcast::Sender::new(CHANGES_BUFFERED_MAX);
-        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), rules, changes.clone()).await?;
+        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), settings, changes.clone()).await?;
         tokio::spawn(driver.drive(queue));
         Ok(Arc::new(Self { cluster, blobs, inputs, changes, registering: Registering::default() }))
     }

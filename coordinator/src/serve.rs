@@ -25,7 +25,7 @@ use crate::{
     cluster::Cluster,
     doors,
     output::OutputLog,
-    runs::{Rules, Runs},
+    runs::{self, Runs},
     secrets::Secrets,
     store::Store,
     templates,
@@ -54,7 +54,7 @@ pub struct Config {
     /// What sessions reach that do not say so.
     pub network: Policy,
     /// What repairs go by.
-    pub rules: Rules,
+    pub repairs: runs::Settings,
 }
 
 /// Output and transfers share a connection of 8 MiB, so that one slow stream leaves room for the others.
@@ -87,7 +87,7 @@ impl Coordinator {
         let cluster =
             Cluster::load(store, output, config.timing, config.quota, config.network.clone(), secrets)
                 .await?;
-        let runs = Runs::start(cluster.clone(), blobs.clone(), config.rules.clone()).await?;
+        let runs = Runs::start(cluster.clone(), blobs.clone(), config.repairs.clone()).await?;
         let checkpoints =
             Checkpoints::open(cluster.clone(), blobs.clone(), &config.data, config.checkpoints)?;
         let artifacts = Artifacts::load(cluster.clone(), blobs.clone(), config.artifacts).await?;

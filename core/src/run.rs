@@ -68,7 +68,7 @@ names!(StepState {
     Skipped = "skipped",
 });
 
-names!(Decision { Pending = "pending", Approved = "approved", Rejected = "rejected", Expired = "expired", });
+names!(Decision { Pending = "pending", Approved = "approved", Rejected = "rejected", Expired = "expired", Cancelled = "cancelled", });
 
 impl State {
     pub const fn ended(self) -> bool {
@@ -201,7 +201,13 @@ pub struct Planned {
 #[derive(Debug, Clone)]
 pub enum Verdict {
     Allowed,
-    NeedsApproval { id: ApprovalId, reasons: Vec<String>, approvers: Vec<String> },
+    /// `ttl_ms` is how long somebody may take to decide.
+    NeedsApproval {
+        id: ApprovalId,
+        reasons: Vec<String>,
+        approvers: Vec<String>,
+        ttl_ms: u64,
+    },
     Refused(Vec<String>),
 }
 
@@ -311,6 +317,10 @@ impl Run {
 
     fn end(&mut self, next: State, code: &str, message: impl Into<String>) {
         self.body.reason = Some(Reason { code: code.to_owned(), message: message.into() });
+        if let Some(approval) = self.approval.as_mut().filter(|it| it.decision == Decision::Pending) {
+            approval.decision = Decision::Cancelled;
+            approval.touched = true;
+        }
         for step in &mut self.steps {
             if step.state == StepState::Pending {
                 step.state = StepState::Skipped;
@@ -411,7 +421,7 @@ impl Run {
                 self.to(State::Succeeded);
             }
             Verdict::Allowed => self.to(State::Running),
-            Verdict::NeedsApproval { id, reasons, approvers } => {
+            Verdict::NeedsApproval { id, reasons, approvers, ttl_ms } => {
                 self.approval = Some(Approval {
                     id,
                     plan_hash: planned.hash,
@@ -421,7 +431,7 @@ impl Run {
                     decided_by: String::new(),
                     comment: String::new(),
                     decided_ms: 0,
-                    expires_ms: now.wall_ms + i64::try_from(limits::run::APPROVAL_TTL_MS).unwrap_or(i64::MAX),
+                    expires_ms: now.wall_ms.saturating_add(i64::try_from(ttl_ms).unwrap_or(i64::MAX)),
                     version: 0,
                     touched: true,
                 });
@@ -480,6 +490,12 @@ impl Run {
             self.end(State::Rejected, "rejected", format!("rejected by {}", approver.name));
         }
         Ok(())
+    }
+
+    /// When the approval that the run waits for expires, if it waits for one.
+    pub fn expires_ms(&self) -> Option<i64> {
+        let approval = self.approval.as_ref()?;
+        (self.body.state == State::AwaitingApproval).then_some(approval.expires_ms)
     }
 
     /// Ends a run whose approval nobody gave in time. True if it did.

@@ -32,6 +32,9 @@ pub const CANDIDATES_MAX: usize = 64;
 pub const STABLE_FOR_DEFAULT_MS: u64 = 5_000;
 /// Longest `stable_for` a policy may ask for.
 pub const STABLE_FOR_MAX_MS: u64 = 600_000;
+/// Shortest and longest `approval_ttl` a policy may ask for: a second, thirty days.
+pub const APPROVAL_TTL_MIN_MS: u64 = 1_000;
+pub const APPROVAL_TTL_MAX_MS: u64 = 30 * 86_400_000;
 /// Time to become well after a restart, before the stability window starts.
 pub const BECOME_WELL_DEFAULT_MS: u64 = 60_000;
 /// Time limit of a build step.

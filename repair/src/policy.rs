@@ -46,6 +46,9 @@ pub enum Decision {
         reasons: Vec<String>,
         /// Names from `x-cooper.approvers`.
         approvers: Vec<String>,
+        /// How long they may take, where `x-cooper.approval_ttl` says so.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        ttl_ms: Option<u64>,
     },
     /// It never runs.
     Refused {
@@ -75,6 +78,8 @@ pub struct Policy {
     pub guarded: Vec<String>,
     /// Who may approve; anyone with the right to, if empty.
     pub approvers: Vec<String>,
+    /// How long an approval may be waited for; what the operator has set, if that is shorter or this is not said.
+    pub approval_ttl_ms: Option<u64>,
     /// Globs of files in the build context that may change.
     pub allow: Vec<String>,
     /// Application request for verification.
@@ -192,6 +197,7 @@ impl Policy {
                 None => guarded(model, service, described),
             },
             approvers: own.approvers.or(top.approvers).unwrap_or_default(),
+            approval_ttl_ms: own.approval_ttl.or(top.approval_ttl).map(|time| time.0),
             allow,
             health: own.health,
             stable_for_ms: own
@@ -237,7 +243,7 @@ impl Policy {
         if reasons.is_empty() {
             return Decision::Allowed;
         }
-        Decision::NeedsApproval { reasons, approvers: self.approvers.clone() }
+        Decision::NeedsApproval { reasons, approvers: self.approvers.clone(), ttl_ms: self.approval_ttl_ms }
     }
 
     /// Checks one change against the bytes that are really there (`None`: no file). Returns the reasons against it,

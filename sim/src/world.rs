@@ -104,7 +104,7 @@ impl Control {
             artifacts: cooper_coordinator::artifacts::Quota::default(),
             quota: Quota::default(),
             network: Default::default(),
-            rules: Default::default(),
+            repairs: Default::default(),
         };
         let coordinator = Coordinator::load(store, bus, output, blobs, config).await?;
         *self.cluster.borrow_mut() = Arc::downgrade(&coordinator.cluster);

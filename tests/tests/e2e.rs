@@ -2,6 +2,7 @@
 //! scripts/test.sh can tell these tests from the others by name.
 
 mod e2e {
+    mod approvals;
     mod artifacts;
     mod checkpoint;
     mod config;

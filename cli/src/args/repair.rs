@@ -65,6 +65,19 @@ pub struct Decide {
     pub follow: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Approvals {
+    /// List approvals: those that are waited for first, then what was decided, newest first
+    List {
+        /// Only those that are waited for
+        #[arg(long)]
+        pending: bool,
+        /// At most this many of either
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+}
+
 #[derive(Debug, Args)]
 pub struct RunRef {
     /// Id of the run

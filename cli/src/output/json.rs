@@ -240,7 +240,7 @@ fn step(step: &v1::Step) -> Value {
     })
 }
 
-fn approval(approval: &v1::Approval) -> Value {
+pub fn approval(approval: &v1::Approval) -> Value {
     json!({
         "approval_id": approval.id,
         "plan_hash": approval.plan_hash,

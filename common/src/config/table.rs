@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{artifact, checkpoint, link, store, zygote};
+use crate::limits::{artifact, checkpoint, link, run, store, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -563,6 +563,15 @@ pub const SETTINGS: &[Setting] = &[
         roles: COORDINATORS,
         kind: Kind::Path,
         doc: "Directory with rules of your own (*.toml) for diagnosing services, beside those that come with Cooper.",
+        ..BLANK
+    },
+    Setting {
+        key: "approval_ttl_ms",
+        env: &["COOPER_APPROVAL_TTL_MS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1_000, max: run::APPROVAL_TTL_MS_MAX },
+        default: Default::Number(run::APPROVAL_TTL_MS),
+        doc: "Milliseconds that a run waits for its approval; x-cooper.approval_ttl of a stack may say less.",
         ..BLANK
     },
     Setting {

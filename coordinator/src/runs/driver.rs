@@ -1,6 +1,6 @@
 //! Drives runs: performs what `core::run` says is next, and tells it how steps ended.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use cooper_common::{
     clock,
@@ -23,7 +23,7 @@ use cooper_repair::{
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Rules, artifacts, planner};
+use super::{Settings, approvals, artifacts, planner};
 use crate::{
     blobs::Blobs,
     caller::Caller,
@@ -31,9 +31,6 @@ use crate::{
     hub::Told,
     store::Durability,
 };
-
-/// How often approvals are looked at for expiry.
-const TICK: Duration = Duration::from_secs(5);
 
 pub enum Input {
     Create { create: Create, answer: oneshot::Sender<Result<()>> },
@@ -44,7 +41,7 @@ pub enum Input {
 pub struct Driver {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
-    rules: Rules,
+    settings: Settings,
     changes: broadcast::Sender<RunId>,
     /// Runs that have not ended, oldest first: they get their service's lock in this order.
     runs: BTreeMap<RunId, Run>,
@@ -57,11 +54,11 @@ impl Driver {
     pub async fn load(
         cluster: Arc<Cluster>,
         blobs: Arc<Blobs>,
-        rules: Rules,
+        settings: Settings,
         changes: broadcast::Sender<RunId>,
     ) -> Result<Self> {
         let mut driver =
-            Self { cluster, blobs, rules, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
+            Self { cluster, blobs, settings, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
         for record in driver.cluster.store.live(Aggregate::Run).await? {
             let run = super::load(&*driver.cluster.store, record).await?.run;
             if let Some(task) = run.running_step().and_then(|step| step.task) {
@@ -77,7 +74,6 @@ impl Driver {
         // Steps that ended while nobody drove.
         self.catch_up().await;
         self.advance_all().await;
-        let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {
                 input = inputs.recv() => match input {
@@ -93,7 +89,7 @@ impl Driver {
                     Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up().await,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                _ = tick.tick() => self.expire().await,
+                () = approvals::due(&self.runs) => self.expire().await,
             }
         }
     }
@@ -148,6 +144,7 @@ impl Driver {
         for id in due {
             self.save_logged(id).await;
         }
+        self.advance_boxed().await;
     }
 
     /// Records a run; ended ones are dropped from memory.
@@ -224,7 +221,7 @@ impl Driver {
         match planned {
             Ok(planner::Answer::Plan(plan)) => {
                 let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
-                run.planned(now(), planner::planned(&plan, &stack));
+                run.planned(now(), planner::planned(&plan, &stack, &self.settings));
             }
             Ok(planner::Answer::Refused { code, message, cause }) => {
                 if let Some((rule, cause)) = cause {
@@ -257,7 +254,7 @@ impl Driver {
         let report = self.report(task).await?;
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
-        let mut answer = planner::plan(self.rules.set(), &stack, &evidence);
+        let mut answer = planner::plan(self.settings.rules.set(), &stack, &evidence);
         if let planner::Answer::Refused { message, .. } = &mut answer {
             // How the service is comes first: that it is healthy explains why nothing explains a failure.
             *message = format!("{}: {message}", report.message);

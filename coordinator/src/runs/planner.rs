@@ -4,6 +4,8 @@ use cooper_common::{error::Code, ids::ApprovalId};
 use cooper_core::run::{Planned, StepKind, Verdict};
 use cooper_repair::{Decision, Evidence, FileChange, RepairPlan, RuleSet, edit::Root, plan, step::StackRef};
 
+use super::Settings;
+
 /// What the planner says.
 pub enum Answer {
     Plan(Box<RepairPlan>),
@@ -52,7 +54,7 @@ pub fn patch(plan: &RepairPlan, evidence: &Evidence, stack: &StackRef) -> String
 }
 
 /// What the core has to know of a plan.
-pub fn planned(plan: &RepairPlan, stack: &StackRef) -> Planned {
+pub fn planned(plan: &RepairPlan, stack: &StackRef, settings: &Settings) -> Planned {
     Planned {
         hash: plan.hash(),
         cause: plan.diagnosis.cause.clone(),
@@ -61,10 +63,11 @@ pub fn planned(plan: &RepairPlan, stack: &StackRef) -> Planned {
         steps: plan.steps.iter().map(|step| (kind(step.kind), step.timeout_ms)).collect(),
         verdict: match &plan.decision {
             Decision::Allowed => Verdict::Allowed,
-            Decision::NeedsApproval { reasons, approvers } => Verdict::NeedsApproval {
+            Decision::NeedsApproval { reasons, approvers, ttl_ms } => Verdict::NeedsApproval {
                 id: ApprovalId::new(),
                 reasons: reasons.clone(),
                 approvers: approvers.clone(),
+                ttl_ms: settings.approval_ttl_ms.min(ttl_ms.unwrap_or(u64::MAX)),
             },
             Decision::Refused { reasons } => Verdict::Refused(reasons.clone()),
         },

@@ -40,6 +40,7 @@ fn planned(protected: bool) -> Planned {
                 id: ApprovalId::from_u128(1),
                 reasons: vec![],
                 approvers: vec!["ann".into()],
+                ttl_ms: 86_400_000,
             }
         } else {
             Verdict::Allowed

@@ -53,7 +53,10 @@ fn a_protected_service_and_a_fix_of_class_approve_wait_for_the_named_approvers()
     let approvers = vec!["ada".to_owned()];
     let protected = web(json!({ "protected": true, "approvers": ["ada"] }));
     let reasons = vec!["web is protected by x-cooper".to_owned()];
-    assert_eq!(protected.decide(Class::Auto, &[]), Decision::NeedsApproval { reasons, approvers });
+    assert_eq!(
+        protected.decide(Class::Auto, &[]),
+        Decision::NeedsApproval { reasons, approvers, ttl_ms: None }
+    );
     assert!(matches!(web(json!({})).decide(Class::Approve, &[]), Decision::NeedsApproval { .. }));
 }
 

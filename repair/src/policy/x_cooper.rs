@@ -15,6 +15,8 @@ pub(super) struct XCooper {
     pub(super) protected: Option<bool>,
     /// Who may approve.
     pub(super) approvers: Option<Vec<String>>,
+    /// How long an approval is waited for, such as `2h`.
+    pub(super) approval_ttl: Option<Milliseconds>,
     /// Globs, relative to the build context, in place of the defaults.
     pub(super) allow: Option<Vec<String>>,
     /// Only in a service.
@@ -43,6 +45,10 @@ impl XCooper {
                 "stable_for must be at most {} s",
                 limits::STABLE_FOR_MAX_MS / 1000
             )));
+        }
+        let ttl = limits::APPROVAL_TTL_MIN_MS..=limits::APPROVAL_TTL_MAX_MS;
+        if read.approval_ttl.is_some_and(|time| !ttl.contains(&time.0)) {
+            return Err(invalid("approval_ttl must be 1s to 720h".to_owned()));
         }
         if let Some(health) = &read.health {
             let rest = health.url.strip_prefix("http://").or_else(|| health.url.strip_prefix("https://"));

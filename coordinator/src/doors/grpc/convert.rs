@@ -233,17 +233,7 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         rule_id: body.rule_id.clone(),
         plan_hash: body.plan_hash.clone(),
         files: body.files.clone(),
-        approval: run.approval.as_ref().map(|approval| v1::Approval {
-            id: approval.id.to_string(),
-            plan_hash: approval.plan_hash.clone(),
-            decision: approval.decision.as_str().to_owned(),
-            reasons: approval.reasons.clone(),
-            approvers: approval.approvers.clone(),
-            decided_by: approval.decided_by.clone(),
-            comment: approval.comment.clone(),
-            decided_at_ms: approval.decided_ms,
-            expires_at_ms: approval.expires_ms,
-        }),
+        approval: run.approval.as_ref().map(approval),
         error: body.reason.as_ref().map(reason),
         created_at_ms: run.created_ms,
         updated_at_ms: loaded.updated_ms,
@@ -252,6 +242,20 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         tenant: run.tenant.to_string(),
         artifacts: body.artifacts.iter().map(|artifact| artifact.name.clone()).collect(),
         promotion: body.promotion.clone(),
+    }
+}
+
+pub fn approval(approval: &run::Approval) -> v1::Approval {
+    v1::Approval {
+        id: approval.id.to_string(),
+        plan_hash: approval.plan_hash.clone(),
+        decision: approval.decision.as_str().to_owned(),
+        reasons: approval.reasons.clone(),
+        approvers: approval.approvers.clone(),
+        decided_by: approval.decided_by.clone(),
+        comment: approval.comment.clone(),
+        decided_at_ms: approval.decided_ms,
+        expires_at_ms: approval.expires_ms,
     }
 }
 

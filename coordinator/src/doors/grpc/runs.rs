@@ -96,6 +96,28 @@ impl runs_server::Runs for Runs {
         Ok(Response::new(convert::run(&run)))
     }
 
+    async fn list_approvals(
+        &self,
+        request: Request<v1::ListApprovalsRequest>,
+    ) -> Result<Response<v1::ListApprovalsResponse>, Status> {
+        let caller = client(&request)?;
+        let (waiting, next_cursor) =
+            self.runs.approvals(&caller, request.into_inner()).await.map_err(status)?;
+        let approvals = waiting
+            .into_iter()
+            .map(|waiting| v1::ListedApproval {
+                may_decide: runs::may_decide(&caller, &waiting.approval),
+                approval: Some(convert::approval(&waiting.approval)),
+                run_id: waiting.run_id,
+                stack: waiting.run.stack,
+                service: waiting.run.service,
+                cause: waiting.run.cause,
+                files: waiting.run.files,
+            })
+            .collect();
+        Ok(Response::new(v1::ListApprovalsResponse { approvals, next_cursor }))
+    }
+
     async fn cancel_run(&self, request: Request<v1::CancelRunRequest>) -> Result<Response<v1::Run>, Status> {
         let caller = client(&request)?;
         let run = self.runs.cancel(&caller, &request.get_ref().run_id).await.map_err(status)?;
