@@ -126,6 +126,9 @@ codes! {
     PromotionConflict = "promotion_conflict", Conflict, "apply patch.diff by hand";
     StepFailed = "step_failed", Internal, "read the step's log in the run's artifacts";
     VerifyFailed = "verify_failed", Conflict, "read verify.log in the run's artifacts";
+    PatchNoEffect = "patch_no_effect", Conflict, "the image does not depend on what was changed: see patch.diff and the Dockerfile, then repair with another instruction";
+    NeighbourChanged = "neighbour_changed", Conflict, "see who else works on the stack, then repair again";
+    PreflightFailed = "preflight_failed", Conflict, "read restart.log in the run's artifacts; the running service was not touched";
     RollbackFailed = "rollback_failed", Internal, "restore by hand: rollback.log says what is left";
     EngineUnavailable = "engine_unavailable", Unavailable, "start the Docker engine, or `scripts/ensure-engine.sh`";
     StoreUnavailable = "store_unavailable", Unavailable, "check the data directory's disk and permissions";

@@ -112,6 +112,9 @@ pub struct Body {
     pub files: Vec<String>,
     #[serde(default)]
     pub promotion: String,
+    /// Of a run that was rolled back: whether the service runs from the very image of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_equal: Option<bool>,
     #[serde(default)]
     pub cancel_requested: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -219,6 +222,8 @@ pub struct StepEnd {
     pub message: String,
     /// Rollback: everything is as it was.
     pub restored: bool,
+    /// Rollback: false where the image of before was gone and was built again.
+    pub image_equal: Option<bool>,
     pub promotion: String,
 }
 
@@ -277,6 +282,7 @@ impl Run {
                 plan_hash: String::new(),
                 files: Vec::new(),
                 promotion: String::new(),
+                image_equal: None,
                 cancel_requested: false,
                 reason: None,
                 artifacts: Vec::new(),
@@ -620,6 +626,7 @@ impl Run {
     }
 
     fn rolled_back(&mut self, end: StepEnd) {
+        self.body.image_equal = end.image_equal;
         if end.ok && end.restored {
             let cancelled = self.body.cancel_requested;
             self.to(if cancelled { State::Cancelled } else { State::RolledBack });

@@ -66,6 +66,9 @@ pub struct Report {
     /// Rollback: true when bytes, image and container configuration equal the start record and the health class is no
     /// worse. False makes the run `rollback_failed`.
     pub restored: bool,
+    /// Rollback: whether the service runs from the very image of before. False where that was gone and was built again
+    /// from the restored bytes; absent where nothing of it was looked at.
+    pub image_equal: Option<bool>,
 }
 
 /// A named text.

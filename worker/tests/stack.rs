@@ -141,6 +141,95 @@ fn a_rollback_restores_absence() {
     assert!(["exited", "created"].contains(&web.status.as_str()), "{web:?}");
 }
 
+#[test]
+fn a_patch_that_changes_no_image_stops_before_the_restart() {
+    let Some(fixture) = small_or_skip("no-effect") else { return };
+    fixture.up();
+    let analyzed = fixture.analyze(None);
+    let old = fixture.read("web/Dockerfile");
+    let mut plan = fixture.plan_to_set(&analyzed, "COLOUR", "blue");
+    let new = format!("{old}# only a comment\n");
+    plan.edits[0].diff = cooper_repair::diff::unified("Dockerfile", Some(&old), &new);
+    (plan.edits[0].new_content, plan.edits[0].edits) = (new, vec![]);
+    let running = fixture.container("web");
+    assert!(fixture.step("patch", &plan).ok);
+    let built = fixture.step("build", &plan);
+    assert_eq!(built.code, "patch_no_effect", "{}", built.message);
+    assert!(fixture.step("rollback", &plan).restored);
+    assert_eq!(fixture.container("web"), running);
+}
+
+#[test]
+fn another_services_container_that_changes_during_a_restart_fails_it() {
+    let Some(fixture) = small_or_skip("neighbour") else { return };
+    // A signal that ends nothing: the restart takes as long as the grace period.
+    let slow = fixture.read("compose.yaml").replacen("1s", "5s\n    stop_signal: SIGWINCH", 1);
+    fixture.write("compose.yaml", &slow);
+    fixture.up();
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    for step in ["patch", "build"] {
+        assert!(fixture.step(step, &plan).ok);
+    }
+    let restarted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let journal = fixture.run_dir().join("restart.json");
+            while !journal.exists() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            std::thread::sleep(Duration::from_millis(800));
+            fixture.compose(&["up", "-d", "--force-recreate", "--no-deps", "store"]);
+        });
+        fixture.step("restart", &plan)
+    });
+    assert_eq!(restarted.code, "neighbour_changed", "{}", restarted.message);
+    assert!(restarted.message.contains("-store-1"), "{}", restarted.message);
+    // The service itself is brought back; that its neighbour is another one is not hidden.
+    let report = fixture.step("rollback", &plan);
+    assert_eq!((report.restored, report.code.as_str()), (false, "rollback_failed"), "{}", report.message);
+    assert!(report.message.contains("-store-1 of another service is not the same"), "{}", report.message);
+}
+
+/// I7 where somebody has removed the image of before.
+#[test]
+fn a_rollback_without_the_old_image_builds_it_again_and_says_so() {
+    let Some(mut fixture) = small_or_skip("image-gone") else { return };
+    fixture.up();
+    let before = fixture.checkout();
+    let neighbour = fixture.container("store");
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    for step in ["patch", "build", "restart", "verify", "promote"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    fixture.remove_image(&fixture.kept());
+    // Else the engine's cache would bring back the very image.
+    let old = fixture.read("web/Dockerfile");
+    fixture.write("web/Dockerfile", std::str::from_utf8(&before["web/Dockerfile"]).expect("text"));
+    fixture.build_anew("web");
+    fixture.write("web/Dockerfile", &old);
+    for _ in 0..2 {
+        let report = fixture.step("rollback", &plan);
+        assert!(report.restored, "{}\n{}", report.message, fixture.log());
+        assert_eq!(report.image_equal, Some(false));
+        assert!(report.message.contains("built again"), "{}", report.message);
+        assert_eq!((fixture.checkout(), fixture.container("store")), (before.clone(), neighbour.clone()));
+        assert_eq!(fixture.container("web").image, fixture.image("web"));
+    }
+    assert_eq!(fixture.run_tags(), Vec::<String>::new());
+
+    // And where the files of before do not build either, a person is told what to do.
+    fixture.next_run();
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "red");
+    for step in ["patch", "build", "restart"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    fixture.remove_image(&fixture.kept());
+    fixture.write("web/Dockerfile", &format!("{}RUN false\n", fixture.read("web/Dockerfile")));
+    let report = fixture.step("rollback", &plan);
+    assert_eq!((report.restored, report.code.as_str()), (false, "rollback_failed"), "{}", report.message);
+    assert!(report.message.contains("the restored files do not build"), "{}", report.message);
+    assert!(report.message.contains("By hand: docker compose --project-directory"), "{}", report.message);
+}
+
 /// `up -d --wait` calls both of these good.
 #[test]
 fn a_service_that_dies_is_not_verified_and_is_restored() {

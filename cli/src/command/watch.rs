@@ -226,6 +226,11 @@ pub fn summary(run: &Run) -> String {
                 .to_owned(),
         );
     }
+    if run.image_equal == Some(false) {
+        lines.push(
+            "  image     the one of before was gone; it was built again from the restored files".to_owned(),
+        );
+    }
     if run.state() == RunState::AwaitingApproval {
         let approval = run.approval.clone().unwrap_or_default();
         for reason in &approval.reasons {

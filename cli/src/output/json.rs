@@ -220,6 +220,7 @@ pub fn run(run: &v1::Run) -> Value {
         "plan_hash": run.plan_hash,
         "files": run.files,
         "promotion": run.promotion,
+        "image_equal": run.image_equal,
         "artifacts": run.artifacts,
         "steps": run.steps.iter().map(step).collect::<Vec<_>>(),
         "approval": run.approval.as_ref().map_or(Value::Null, approval),

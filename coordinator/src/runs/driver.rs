@@ -417,6 +417,7 @@ impl Driver {
             code: report.code,
             message: report.message,
             restored: report.restored,
+            image_equal: report.image_equal,
             promotion: report.promotion,
         };
         run.step_ended(now(), kind, end);

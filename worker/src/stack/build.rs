@@ -54,7 +54,10 @@ impl Step<'_> {
         let candidate =
             self.engine.image_id(&tag).await?.ok_or_else(|| failed(format!("the build left no {tag}")))?;
         if patched && (candidate == start.record.container_image_id || candidate == start.record.image_id) {
-            return Err(failed("patch had no effect: the image is the same as before"));
+            return Err(Error::new(
+                Code::PatchNoEffect,
+                format!("patch had no effect: the image is the same as before ({candidate})"),
+            ));
         }
         let mut candidates: Vec<String> = self.dir.read(run_dir::CANDIDATES)?.unwrap_or_default();
         if !candidates.contains(&candidate) {
@@ -101,7 +104,7 @@ impl Step<'_> {
     pub(super) async fn clean_up(&self, keep_old: bool) {
         let cleaned = async {
             self.dir.remove("stage")?;
-            for tag in ["analyze", "candidate"] {
+            for tag in ["analyze", "candidate", "restored"] {
                 self.engine.untag(&image_tag(self.run, &self.service, tag)).await?;
             }
             let candidates: Vec<String> = self.dir.read(run_dir::CANDIDATES)?.unwrap_or_default();

@@ -8,6 +8,7 @@ use cooper_repair::edit::sha256;
 use cooper_repair::step::Report;
 
 use super::checkout::{Checkout, Content};
+use super::rollback::Difference;
 use super::{Step, done, failed, run_dir};
 
 /// Where the bytes of before are kept in the run's directory.
@@ -84,6 +85,7 @@ impl Step<'_> {
             self.log.say(format_args!("{}; taking back what was written", conflict.message));
             let left = self.undo(&journal, &checkout)?;
             if !left.is_empty() {
+                let left: Vec<&str> = left.iter().map(|left| left.what.as_str()).collect();
                 return Err(failed(format!("{}; not taken back: {}", conflict.message, left.join("; "))));
             }
             return Ok(self.conflict(&conflict.message));
@@ -144,7 +146,7 @@ impl Step<'_> {
 
     /// Puts back the bytes of before, if a promotion has begun. Names what could not be put back: a file that somebody
     /// has changed since is left as it is.
-    pub(super) fn undo_promotion(&self) -> Result<Vec<String>> {
+    pub(super) fn undo_promotion(&self) -> Result<Vec<Difference>> {
         let Some(journal) = self.dir.read::<Journal>(run_dir::JOURNAL)? else { return Ok(vec![]) };
         if journal.state == State::Undone {
             return Ok(vec![]);
@@ -152,14 +154,23 @@ impl Step<'_> {
         self.undo(&journal, &Checkout::open(&self.project.dir)?)
     }
 
-    fn undo(&self, journal: &Journal, checkout: &Checkout) -> Result<Vec<String>> {
+    fn undo(&self, journal: &Journal, checkout: &Checkout) -> Result<Vec<Difference>> {
         let mut left = Vec::new();
         for (n, file) in journal.files.iter().enumerate() {
             checkout.sweep(&file.path, &file.temporary)?;
             match (file.now(checkout)?, &file.base) {
                 ((Now::Base, _), _) => {}
                 ((Now::Other, _), _) => {
-                    left.push(format!("{} was changed by somebody else meanwhile", file.path))
+                    let what = format!("{} was changed by somebody else meanwhile", file.path);
+                    let difference = Difference::new(what);
+                    left.push(match &file.base {
+                        Some(_) => difference.by_hand(format!(
+                            "diff {} {}",
+                            self.dir.path(&format!("{PREIMAGES}/{n}")).display(),
+                            self.project.dir.join(&file.path).display()
+                        )),
+                        None => difference,
+                    });
                 }
                 ((Now::New, _), None) => checkout.remove(&file.path)?,
                 ((Now::New, now), Some(_)) => {

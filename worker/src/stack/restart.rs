@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use cooper_common::error::Result;
+use cooper_common::error::{Code, Error, Result};
 use cooper_repair::RepairPlan;
 use cooper_repair::plan::StepKind;
 use cooper_repair::step::Report;
@@ -89,7 +89,10 @@ impl Step<'_> {
         let mut restart = restart.clone();
         restart.disturbed.extend(disturbed.iter().cloned());
         self.dir.write(run_dir::RESTART, &restart)?;
-        Err(failed(format!("containers of other services changed: {}", disturbed.join(", "))))
+        Err(Error::new(
+            Code::NeighbourChanged,
+            format!("containers of other services changed: {}", disturbed.join(", ")),
+        ))
     }
 }
 

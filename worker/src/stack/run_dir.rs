@@ -26,6 +26,8 @@ const LOCK_WAIT_MS: u64 = 30_000;
 /// Records in the directory.
 pub(super) const START: &str = "start.json";
 pub(super) const CANDIDATES: &str = "candidates.json";
+/// The image that was built again because the one of the start was gone.
+pub(super) const REBUILT: &str = "rebuilt.json";
 pub(super) const RESTART: &str = "restart.json";
 pub(super) const JOURNAL: &str = "journal.json";
 

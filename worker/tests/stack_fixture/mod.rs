@@ -407,6 +407,18 @@ impl Fixture {
         format!("cooper-prev/{}-web:{}", self.project, self.run)
     }
 
+    /// Takes an image away, whatever uses it.
+    pub fn remove_image(&self, reference: &str) {
+        sh("docker", &["image", "rm", "--force", reference], self.dir.path());
+    }
+
+    /// Builds a context without a cache and throws the image away: what is built next is another one than before.
+    pub fn build_anew(&self, context: &str) {
+        let tag = format!("{}-anew", self.project);
+        sh("docker", &["build", "--quiet", "--no-cache", "--tag", &tag, context], self.dir.path());
+        self.remove_image(&tag);
+    }
+
     /// Tags of images in the making of this run.
     pub fn run_tags(&self) -> Vec<String> {
         let prefix = format!("cooper-run/{}/", self.run.to_string().replace('_', "-"));

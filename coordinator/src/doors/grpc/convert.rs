@@ -242,6 +242,7 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         tenant: run.tenant.to_string(),
         artifacts: body.artifacts.iter().map(|artifact| artifact.name.clone()).collect(),
         promotion: body.promotion.clone(),
+        image_equal: body.image_equal,
     }
 }
 
