@@ -17,10 +17,13 @@ KILLS ?= 100
 TASKS ?= 1000
 SEED ?=
 
-.PHONY: help up build test lint fmt bench chaos sim
+# Names of repair cases or parts of them, --no-kills, --only-kills: make repair-cases CASES="pip --no-kills"
+CASES ?=
+
+.PHONY: help up build test lint fmt bench chaos sim repair-cases
 
 help: ## Explain the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: build ## Build, then run a coordinator and a worker here (Ctrl-C stops them; ARGS="…" are passed on)
 	exec target/release/cooper up $(ARGS)
@@ -48,6 +51,11 @@ bench: ## Measure against budgets and peers; prints a table, writes target/bench
 chaos: ## Faults in real processes, and a check that nothing is lost: KILLS=n TASKS=n SEED=n (root: all kinds of faults)
 	$(CARGO) build --locked --workspace --bins --features cooper/failpoints
 	target/debug/cooper-chaos --config chaos/short.toml --kills $(KILLS) --tasks $(TASKS) $(if $(SEED),--seed $(SEED))
+
+repair-cases: ## Break and repair the stacks of tests/repair-cases on this machine's Docker; prints a table (CASES="NAME…" for some)
+	scripts/ensure-engine.sh && scripts/base-images.sh
+	$(CARGO) build --locked --workspace --bins --features cooper/failpoints
+	target/debug/repair_cases $(CASES)
 
 # The one on PATH if there is one, else built once (a few minutes).
 $(TOOLS)/bin/cargo-deny:

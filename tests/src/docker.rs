@@ -109,15 +109,28 @@ impl Stack {
 
     /// The files only.
     pub fn files(name: &str) -> Self {
+        Self::of(name, &[&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stack")])
+    }
+
+    /// The files of these directories, later ones over earlier ones.
+    pub fn of(name: &str, layers: &[&Path]) -> Self {
         let turn = Turn::take();
         let scratch = Scratch::new(name);
         let project = format!("e2e-{name}-{:08x}", rand::random::<u32>());
         let dir = scratch.join(&project);
-        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stack");
+        fs::create_dir(&dir).expect("made");
+        let stack = Self { scratch, dir, project, _turn: turn };
+        for layer in layers {
+            stack.lay(layer);
+        }
+        stack
+    }
+
+    /// Puts a copy of these files over those that are there, with modes and symbolic links.
+    pub fn lay(&self, layer: &Path) {
         let mut copy = Command::new("cp");
-        copy.arg("-r").arg(example).arg(&dir);
+        copy.args(["-a", "--remove-destination", "-T"]).arg(layer).arg(&self.dir);
         Running::start(copy, b"").finish(seconds(10)).expect(0);
-        Self { scratch, dir, project, _turn: turn }
     }
 
     pub fn break_it(&self, how: &str) {
@@ -169,22 +182,36 @@ impl Stack {
 
     #[track_caller]
     pub fn container(&self, service: &str) -> Container {
-        let found = self.inspect(service).unwrap_or_else(|| panic!("no container of {service}"));
+        self.find_container(service).unwrap_or_else(|| panic!("no container of {service}"))
+    }
+
+    pub fn find_container(&self, service: &str) -> Option<Container> {
+        let found = self.inspect(service)?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Container {
+        Some(Container {
             id: text(&found["Id"]),
             image: text(&found["Image"]),
             configuration: configuration(&found),
-        }
+        })
     }
 
-    /// `healthy` or `unhealthy` where it runs and is checked; `down` where it dies or died.
+    /// Where a service's container is reached from this machine.
+    pub fn address(&self, service: &str) -> Option<String> {
+        let found = self.inspect(service)?;
+        let mut networks = found["NetworkSettings"]["Networks"].as_object()?.values();
+        let addresses = networks.find_map(|network| network["IPAddress"].as_str().map(str::to_owned));
+        addresses.filter(|address| !address.is_empty())
+    }
+
+    /// `healthy` or `unhealthy` where it runs and is checked; `running` where nothing checks it; `down` where it dies or
+    /// died.
     pub fn health(&self, service: &str) -> String {
         let Some(found) = self.inspect(service) else { return "absent".to_owned() };
         let state = &found["State"];
         match (state["Status"].as_str(), state["Health"]["Status"].as_str()) {
             (Some("running"), Some("starting")) if found["RestartCount"] != 0 => "down".to_owned(),
             (Some("running"), Some(health)) => health.to_owned(),
+            (Some("running"), None) if found["RestartCount"] == 0 => "running".to_owned(),
             _ => "down".to_owned(),
         }
     }

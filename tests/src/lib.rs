@@ -3,6 +3,7 @@
 //! A test gets a [`Cluster`] (or the [`shared`](cluster::shared) one, if it does not disturb it), talks to it through
 //! [`Cooper`] (the command line) or [`grpc`], and leaves nothing behind. What a failed test worked on is kept and named.
 
+pub mod cases;
 pub mod cluster;
 pub mod cooper;
 pub mod docker;
@@ -29,8 +30,10 @@ pub fn binary() -> PathBuf {
     let found = std::env::var_os("COOPER_BIN").map_or_else(
         || {
             let test = std::env::current_exe().expect("this test is a file");
-            // target/PROFILE/deps/e2e-HASH
-            test.ancestors().nth(2).expect("it lies in a target directory").join("cooper")
+            // target/PROFILE/deps/e2e-HASH, or a program beside it
+            let mut above = test.ancestors().skip(1);
+            let found = above.find(|dir| !dir.ends_with("deps")).expect("it lies in a target directory");
+            found.join("cooper")
         },
         PathBuf::from,
     );

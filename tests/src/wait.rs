@@ -9,12 +9,17 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Looks until there is an answer.
 #[track_caller]
 pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    until_within(within, &mut look).unwrap_or_else(|| panic!("waited {within:?} for {what}"))
+}
+
+/// The same for what need not come.
+pub fn until_within<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = clock::since_start() + within;
     loop {
-        if let Some(found) = look() {
+        let found = look();
+        if found.is_some() || clock::since_start() >= deadline {
             return found;
         }
-        assert!(clock::since_start() < deadline, "waited {within:?} for {what}");
         thread::sleep(LOOK);
     }
 }

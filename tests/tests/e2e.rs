@@ -26,6 +26,7 @@ mod e2e {
     mod python_client;
     mod pythons;
     mod repair;
+    mod repair_cases;
     mod resume;
     mod rollback;
     mod rolling;

@@ -95,6 +95,7 @@ impl Step<'_> {
                 built = Some(self.trial_build(&mut found).await?);
             }
         }
+        self.dir.write(run_dir::UNBUILT, &(found.phase == Phase::Build))?;
         let is = match (&seen, found.phase) {
             _ if log.is_some() => "the given log was taken".to_owned(),
             (_, Phase::Build) => format!("{} does not build", self.service),

@@ -53,7 +53,10 @@ impl Step<'_> {
         }
         let candidate =
             self.engine.image_id(&tag).await?.ok_or_else(|| failed(format!("the build left no {tag}")))?;
-        if patched && (candidate == start.record.container_image_id || candidate == start.record.image_id) {
+        // What did not build at all may well become what it last was.
+        let unbuilt: bool = self.dir.read(run_dir::UNBUILT)?.unwrap_or_default();
+        let known = [&start.record.container_image_id, &start.record.image_id].contains(&&candidate);
+        if patched && known && !unbuilt {
             return Err(Error::new(
                 Code::PatchNoEffect,
                 format!("patch had no effect: the image is the same as before ({candidate})"),

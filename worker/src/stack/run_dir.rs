@@ -1,7 +1,8 @@
 //! The directory of a run, `<worker dir>/runs/<run id>/`: what a step leaves for later ones.
 //!
-//! `start.json` how everything was · `stage/<plan>/` the patched copy of the build context · `candidates.json` images
-//! built · `restart.json` that the service's tag is about to move · `preimages/` and `journal.json` of the promotion.
+//! `start.json` how everything was · `unbuilt.json` whether the context did not build · `stage/<plan>/` the patched copy
+//! of the build context · `candidates.json` images built · `restart.json` that the service's tag is about to move ·
+//! `preimages/` and `journal.json` of the promotion.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -25,6 +26,7 @@ const LOCK_WAIT_MS: u64 = 30_000;
 
 /// Records in the directory.
 pub(super) const START: &str = "start.json";
+pub(super) const UNBUILT: &str = "unbuilt.json";
 pub(super) const CANDIDATES: &str = "candidates.json";
 /// The image that was built again because the one of the start was gone.
 pub(super) const REBUILT: &str = "rebuilt.json";

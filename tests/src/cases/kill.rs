@@ -1,0 +1,83 @@
+//! Repairs of which a process is killed at a step: they end in a state that is true, fixed or as it was.
+
+use cooper_common::clock;
+
+use crate::{Answer, Cluster, docker, docker::Stack, seconds, wait};
+
+use super::{
+    Case, Verdict, Wanted,
+    judge::{self, Before},
+    work::{self, Outcome},
+};
+
+/// Whom a repair outlives.
+pub const ROLES: [&str; 3] = ["coordinator", "worker-link", "worker"];
+/// When they are killed.
+pub const STEPS: [&str; 7] = ["analyze", "patch", "build", "restart", "verify", "promote", "rollback"];
+
+/// Kills the process in a role as soon as a step is seen to run, or to be over. `None` if the run has no such step.
+pub fn kill(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Verdict> {
+    let stack = work::broken(case);
+    let before = Before::of(&stack);
+    let cooper = cluster.cooper().patience(seconds(300));
+    let start = clock::mono_ms();
+    let args = work::arguments(case, &stack);
+    let id = cooper.ok(args.iter().map(String::as_str).chain(["--detach"]));
+    // What is asked while nobody answers is asked again.
+    let ask = || {
+        let done = cooper.run(["--json", "runs", "show", &id]);
+        (done.status == 0).then(|| done.json())
+    };
+    let met = wait::until(&format!("{step} of {}", case.name), seconds(300), || {
+        let run = ask()?;
+        let met = begun(&run, step);
+        (met || ended(&run)).then_some(met)
+    });
+    if !met {
+        return None;
+    }
+    cluster.kill(role);
+    let run = wait::until(&format!("the end of {}", case.name), seconds(300), || ask().filter(ended));
+    let ms = clock::mono_ms() - start;
+    let state = run["state"].as_str().unwrap_or_default();
+    let (wanted, status) = match state {
+        "succeeded" => (Wanted::Fixed, 0),
+        "rolled_back" => (Wanted::RolledBack, 4),
+        _ => (Wanted::Refused, 5),
+    };
+    let outcome =
+        Outcome { patch: work::patch(&cooper, &run), statuses: vec![status], run, touched_early: false, ms };
+    // What would have been refused or taken back is never called repaired.
+    let expect = super::Expected { end: wanted, ..case.expect.clone() };
+    let mut verdict = judge::judge(&Case { expect, ..case.clone() }, &stack, &before, &outcome);
+    if wanted == Wanted::Fixed && !case.fixable() {
+        verdict.problems.push("nothing could make it well, and it is said to be".to_owned());
+        verdict.end = judge::End::Wrong;
+    }
+    forget(&stack, &mut verdict);
+    Some(verdict)
+}
+
+fn begun(run: &Answer, step: &str) -> bool {
+    let steps = run["steps"].as_array().into_iter().flatten();
+    steps
+        .into_iter()
+        .any(|known| known["name"] == step && !["pending", "skipped"].iter().any(|s| known["state"] == *s))
+}
+
+fn ended(run: &Answer) -> bool {
+    let goes_on = ["queued", "planning", "awaiting_approval", "running", "rolling_back"];
+    !goes_on.iter().any(|state| run["state"] == *state)
+}
+
+/// What a killed step may leave running is a build, which ends by itself; no container may stay.
+fn forget(stack: &Stack, verdict: &mut Verdict) {
+    let label = format!("label=com.docker.compose.project={}", stack.project);
+    let listed = docker::docker(&["ps", "-a", "--filter", &label, "--format", "{{.Names}}"]).expect(0).out();
+    let services = stack.compose(&["config", "--services"]).expect(0).out();
+    let (containers, services) = (listed.lines().count(), services.lines().count());
+    if containers > services {
+        verdict.problems.push(format!("containers are left over: {listed}"));
+        verdict.end = judge::End::Wrong;
+    }
+}
