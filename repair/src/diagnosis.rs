@@ -163,6 +163,11 @@ pub fn diagnose(rules: &RuleSet, evidence: &Evidence) -> Result<Diagnosis, NoDia
     }
 }
 
+/// The lines that say what failed, without decoration.
+pub(crate) fn lines(evidence: &Evidence) -> Vec<String> {
+    Found::of(evidence).lines
+}
+
 /// The lines to ask the rules about, and what they were taken from.
 struct Found {
     lines: Vec<String>,
@@ -262,7 +267,7 @@ static NUMBERS: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\b[0-9a-f]{8,}\b|\d+").expect("the pattern is constant and tested"));
 
 /// Names a failure: the same for the same rule, captures and line, whatever the service, numbers and ids in it.
-fn fingerprint(rule: &str, captures: &BTreeMap<String, String>, line: &str, service: &str) -> String {
+pub(crate) fn fingerprint(rule: &str, captures: &BTreeMap<String, String>, line: &str, service: &str) -> String {
     let line = NUMBERS.replace_all(line, "N");
     let line = if service.is_empty() { line.into_owned() } else { line.replace(service, "SERVICE") };
     let captures: String = captures.iter().map(|(name, value)| format!("{name}={value}\n")).collect();

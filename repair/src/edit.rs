@@ -200,6 +200,13 @@ pub enum Edit {
     },
     /// Any text: CRLF becomes LF.
     UseUnixLineEnds,
+    /// Any text: one passage in place of another, which stands in it exactly once.
+    ReplaceText {
+        /// The passage as it is.
+        from: String,
+        /// The passage as it shall be.
+        to: String,
+    },
     /// Script: a first line that names its interpreter.
     AddShebang {
         /// Absolute path of the interpreter.
@@ -254,6 +261,7 @@ impl Edit {
             | Self::AddNodeDependency { .. }
             | Self::Unignore { .. }
             | Self::UseUnixLineEnds
+            | Self::ReplaceText { .. }
             | Self::AddShebang { .. } => false,
         }
     }
@@ -294,6 +302,7 @@ impl Edit {
                 package_json::add_dependency(old, package, version)
             }
             Self::UseUnixLineEnds => text::use_unix_line_ends(old),
+            Self::ReplaceText { from, to } => text::replace(old, from, to),
             Self::AddShebang { interpreter } => text::add_shebang(old, interpreter),
         }
     }
@@ -337,7 +346,15 @@ pub struct FileChange {
 impl FileChange {
     /// The change that an edit of a file in the build context amounts to.
     pub fn edit(path: &str, old: &str, edit: Edit, description: String) -> Result<Self, Error> {
-        let new_content = edit.apply(old)?;
+        Self::edits(path, old, vec![edit], description)
+    }
+
+    /// The change that several edits of one file amount to, one after the other.
+    pub fn edits(path: &str, old: &str, edits: Vec<Edit>, description: String) -> Result<Self, Error> {
+        let mut new_content = old.to_owned();
+        for edit in &edits {
+            new_content = edit.apply(&new_content)?;
+        }
         Ok(Self {
             root: Root::Context,
             path: path.to_owned(),
@@ -345,7 +362,7 @@ impl FileChange {
             diff: diff::unified(path, Some(old), &new_content),
             new_content,
             mode: None,
-            edits: vec![edit],
+            edits,
             description,
         })
     }

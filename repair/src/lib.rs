@@ -17,6 +17,7 @@ pub mod log;
 pub mod names;
 pub mod plan;
 pub mod policy;
+pub mod proposal;
 pub mod rules;
 pub mod step;
 

@@ -28,6 +28,16 @@ pub const RULES_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const ATTEMPTS_MAX: u32 = 3;
 /// Candidate lines that are looked at in one log, best first.
 pub const CANDIDATES_MAX: usize = 64;
+/// Bytes of a log that a model is shown, from its end.
+pub const MODEL_LOG_BYTES_MAX: usize = 16 * 1024;
+/// Files a model is shown.
+pub const MODEL_FILES_MAX: usize = 8;
+/// Bytes of one file that a model is shown; of a longer one only its head.
+pub const MODEL_FILE_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a sentence of a model.
+pub const MODEL_SENTENCE_BYTES_MAX: usize = 1024;
+/// A model is never surer than this, in percent: nobody tested what it says.
+pub const MODEL_CONFIDENCE_MAX: u8 = 50;
 /// How long a service must stay well before it counts as verified, where its policy does not say.
 pub const STABLE_FOR_DEFAULT_MS: u64 = 5_000;
 /// Longest `stable_for` a policy may ask for.

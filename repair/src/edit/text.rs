@@ -24,6 +24,19 @@ pub(super) fn add_shebang(old: &str, interpreter: &str) -> Result<String, Error>
     Ok(format!("#!{interpreter}\n{old}"))
 }
 
+/// Puts one passage in place of another.
+pub(super) fn replace(old: &str, from: &str, to: &str) -> Result<String, Error> {
+    if from.is_empty() || from == to || to.contains('\0') {
+        return Err(Error::Invalid { what: "passage", value: from.chars().take(80).collect() });
+    }
+    let mut places = old.match_indices(from);
+    match (places.next(), places.next()) {
+        (Some((at, _)), None) => Ok(super::splice(old, at..at + from.len(), to)),
+        (None, _) => Err(Error::NoPlace("the passage to replace does not stand in the file".to_owned())),
+        (Some(_), Some(_)) => Err(Error::NoPlace("the passage to replace stands in the file more than once".to_owned())),
+    }
+}
+
 /// Takes a file back into the build context; the last pattern that fits decides.
 pub(super) fn unignore(old: &str, path: &str) -> Result<String, Error> {
     check("path", path, "._-", "/._-")?;
@@ -47,6 +60,10 @@ mod tests {
         assert!(matches!(add_shebang("#!/bin/sh\n", "/bin/sh"), Err(Error::NoEffect(_))));
         assert_eq!(unignore("*.md", "README.md").unwrap(), "*.md\n!README.md\n");
         assert!(matches!(unignore("*.md\n!README.md\n", "README.md"), Err(Error::NoEffect(_))));
+        assert_eq!(replace("a b\n", "b", "c").unwrap(), "a c\n");
+        for (from, old) in [("b", "b b"), ("c", "b"), ("", "b")] {
+            assert!(replace(old, from, "d").is_err(), "{from:?} in {old:?}");
+        }
         assert!(matches!(add_shebang("\u{7f}ELF\0", "/bin/sh"), Err(Error::NoPlace(_))));
     }
 }
