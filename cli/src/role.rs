@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ffi::OsStr, net::IpAddr, path::PathBuf, process
 use cooper_common::{
     config::{Config, Role},
     error::Code,
-    limits::{link, stop, zygote},
+    limits::{self, link, stop, zygote},
     network, telemetry,
 };
 use cooper_coordinator::{Policy, Quota, Timing, runs, upkeep::Keep};
@@ -78,6 +78,7 @@ fn repairs(config: &Config) -> Result<runs::Settings> {
     Ok(runs::Settings {
         rules: config.path("rules_dir").map_or(Ok(default.rules), |dir| runs::Rules::with(&dir))?,
         approval_ttl_ms: config.integer("approval_ttl_ms").unwrap_or(default.approval_ttl_ms),
+        model: model(config)?,
     })
 }
 
@@ -118,6 +119,20 @@ fn artifacts(config: &Config) -> cooper_coordinator::artifacts::Quota {
         bytes: config.integer("quota_artifact_mib").map_or(default.bytes, |mib| mib << 20),
         days: config.integer("keep_artifact_days").unwrap_or(default.days),
     }
+}
+
+/// The language model that is asked where no rule explains a failure, if one is set.
+fn model(config: &Config) -> Result<Option<runs::model::Settings>> {
+    let Some(url) = config.text("llm_url") else { return Ok(None) };
+    let given = config.secret("llm_api_key").is_some() || config.path("llm_api_key_file").is_some();
+    Ok(Some(runs::model::Settings {
+        url,
+        name: config.text("llm_model").unwrap_or_default(),
+        key: given.then(|| config.token("llm_api_key", "llm_api_key_file")).transpose()?,
+        timeout: Duration::from_millis(config.integer("llm_timeout_ms").unwrap_or(limits::model::TIMEOUT_MS)),
+        tokens_per_day: config.integer("llm_tokens_per_day").unwrap_or(limits::model::TOKENS_PER_DAY),
+        trusted: config.text("llm_approval").as_deref() == Some("policy"),
+    }))
 }
 
 fn keep(config: &Config) -> Keep {

@@ -389,6 +389,21 @@ pub mod run {
     pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;
 }
 
+/// A language model that proposes repairs.
+pub mod model {
+    pub const TIMEOUT_MS: u64 = 60_000;
+    pub const TOKENS_PER_DAY: u64 = 1_000_000;
+    /// Tokens that one answer may have: the largest plan that policy lets pass has far fewer.
+    pub const ANSWER_TOKENS_MAX: u64 = 4_096;
+    /// Bytes of an answer with all that is around it.
+    pub const ANSWER_BYTES_MAX: usize = 256 << 10;
+    /// Bytes of a question to the token, to reckon with before its server has counted. Fewer than any tokenizer takes on
+    /// average, so that a budget is not overdrawn.
+    pub const BYTES_PER_TOKEN: u64 = 3;
+    /// Bytes of the reason of a call that came to nothing, kept with its run.
+    pub const MESSAGE_BYTES_MAX: usize = 512;
+}
+
 /// Artifacts of sessions.
 pub mod artifact {
     /// One file; a larger one is not kept. As of a run's.

@@ -5,6 +5,7 @@
 mod approvals;
 mod artifacts;
 mod driver;
+pub mod model;
 mod planner;
 mod rules;
 mod stacks;
@@ -48,11 +49,13 @@ pub struct Settings {
     pub rules: Rules,
     /// How long an approval is waited for; a stack may say less.
     pub approval_ttl_ms: u64,
+    /// What is asked where no rule explains a failure.
+    pub model: Option<model::Settings>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { rules: Rules::default(), approval_ttl_ms: limits::run::APPROVAL_TTL_MS }
+        Self { rules: Rules::default(), approval_ttl_ms: limits::run::APPROVAL_TTL_MS, model: None }
     }
 }
 
@@ -76,7 +79,8 @@ impl Runs {
     pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>, settings: Settings) -> Result<Arc<Self>> {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let changes = broadcast::Sender::new(CHANGES_BUFFERED_MAX);
-        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), settings, changes.clone()).await?;
+        let (to_driver, told) = (inputs.downgrade(), changes.clone());
+        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), settings, to_driver, told).await?;
         tokio::spawn(driver.drive(queue));
         Ok(Arc::new(Self { cluster, blobs, inputs, changes, registering: Registering::default() }))
     }

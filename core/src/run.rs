@@ -121,6 +121,21 @@ pub struct Body {
     pub reason: Option<Reason>,
     #[serde(default)]
     pub artifacts: Vec<Artifact>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub model_calls: Vec<ModelCall>,
+}
+
+/// A question to a language model. Recorded before it is asked, with what it may cost at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCall {
+    pub at_ms: i64,
+    pub model: String,
+    /// `asked`, then how it ended: `answered`, or why there is no answer.
+    pub status: String,
+    pub latency_ms: u64,
+    pub tokens: u64,
+    #[serde(default)]
+    pub message: String,
 }
 
 /// A named, content-addressed file of the run.
@@ -286,6 +301,7 @@ impl Run {
                 cancel_requested: false,
                 reason: None,
                 artifacts: Vec::new(),
+                model_calls: Vec::new(),
             },
             steps: vec![Step::new(StepKind::Analyze, limits::exec::STEP_TIMEOUT_MS)],
             approval: None,
@@ -637,6 +653,18 @@ impl Run {
                 message: format!("{}; the rollback was for: {why}", end.message),
             });
             self.to(State::RollbackFailed);
+        }
+    }
+
+    /// A model is about to be asked.
+    pub fn asks(&mut self, call: ModelCall) {
+        self.body.model_calls.push(call);
+    }
+
+    /// The model that was asked last has answered, or has not.
+    pub fn asked(&mut self, call: ModelCall) {
+        if let Some(last) = self.body.model_calls.last_mut() {
+            *last = call;
         }
     }
 

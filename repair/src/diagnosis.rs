@@ -267,7 +267,12 @@ static NUMBERS: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\b[0-9a-f]{8,}\b|\d+").expect("the pattern is constant and tested"));
 
 /// Names a failure: the same for the same rule, captures and line, whatever the service, numbers and ids in it.
-pub(crate) fn fingerprint(rule: &str, captures: &BTreeMap<String, String>, line: &str, service: &str) -> String {
+pub(crate) fn fingerprint(
+    rule: &str,
+    captures: &BTreeMap<String, String>,
+    line: &str,
+    service: &str,
+) -> String {
     let line = NUMBERS.replace_all(line, "N");
     let line = if service.is_empty() { line.into_owned() } else { line.replace(service, "SERVICE") };
     let captures: String = captures.iter().map(|(name, value)| format!("{name}={value}\n")).collect();

@@ -103,9 +103,8 @@ impl Question {
     /// Asks about evidence that explained nothing; `why` says what was found so far. Give it only what is redacted.
     pub fn about(evidence: &Evidence, why: &str) -> Self {
         let lines = diagnosis::lines(evidence);
-        let files: BTreeMap<&str, String> = shown(evidence)
-            .map(|(path, text)| (path, head(text, limits::MODEL_FILE_BYTES_MAX)))
-            .collect();
+        let files: BTreeMap<&str, String> =
+            shown(evidence).map(|(path, text)| (path, head(text, limits::MODEL_FILE_BYTES_MAX))).collect();
         let described = evidence.model.service(&evidence.service).ok();
         let user = json!({
             "service": evidence.service,
@@ -163,7 +162,8 @@ pub fn read(answer: &str, evidence: &Evidence, trusted: bool) -> Result<Diagnosi
     }
     let line = answer.evidence_line.trim();
     let asked = evidence.instruction.as_deref().is_some_and(|text| !line.is_empty() && text.contains(line));
-    let printed = diagnosis::lines(evidence).into_iter().find(|printed| !line.is_empty() && printed.contains(line));
+    let printed =
+        diagnosis::lines(evidence).into_iter().find(|printed| !line.is_empty() && printed.contains(line));
     if printed.is_none() && !asked {
         return Err(Error::Ungrounded(head(line, limits::MODEL_SENTENCE_BYTES_MAX)));
     }

@@ -11,6 +11,7 @@ pub mod document;
 pub mod fleet;
 pub mod grpc;
 pub mod http;
+pub mod model;
 pub mod processes;
 pub mod program;
 pub mod scratch;

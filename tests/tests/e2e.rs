@@ -19,6 +19,7 @@ mod e2e {
     mod idempotency;
     mod interactive;
     mod json;
+    mod model;
     mod network;
     mod packages;
     mod policy;

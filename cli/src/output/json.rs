@@ -221,12 +221,24 @@ pub fn run(run: &v1::Run) -> Value {
         "files": run.files,
         "promotion": run.promotion,
         "image_equal": run.image_equal,
+        "model_calls": run.model_calls.iter().map(model_call).collect::<Vec<_>>(),
         "artifacts": run.artifacts,
         "steps": run.steps.iter().map(step).collect::<Vec<_>>(),
         "approval": run.approval.as_ref().map_or(Value::Null, approval),
         "error": error_or_null(&run.error),
         "created_at_ms": run.created_at_ms,
         "updated_at_ms": run.updated_at_ms,
+    })
+}
+
+fn model_call(call: &v1::ModelCall) -> Value {
+    json!({
+        "at_ms": call.at_ms,
+        "model": call.model,
+        "status": call.status,
+        "latency_ms": call.latency_ms,
+        "tokens": call.tokens,
+        "message": call.message,
     })
 }
 

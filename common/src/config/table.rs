@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{artifact, checkpoint, link, run, store, zygote};
+use crate::limits::{artifact, checkpoint, link, model, run, store, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub enum Kind {
     Address,
     /// `host:port` or an `http(s)://` URL.
     Url,
+    /// An `http(s)://` URL with a path.
+    WebUrl,
     Integer {
         min: u64,
         max: u64,
@@ -572,6 +574,65 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 1_000, max: run::APPROVAL_TTL_MS_MAX },
         default: Default::Number(run::APPROVAL_TTL_MS),
         doc: "Milliseconds that a run waits for its approval; x-cooper.approval_ttl of a stack may say less.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_url",
+        env: &["COOPER_LLM_URL"],
+        roles: COORDINATORS,
+        kind: Kind::WebUrl,
+        doc: "Base URL of a server that speaks the OpenAI chat protocol (`…/v1`): a language model is then asked where no rule explains a failing service. Redacted logs and build files go there.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_model",
+        env: &["COOPER_LLM_MODEL"],
+        roles: COORDINATORS,
+        default: Default::Text("default"),
+        doc: "Name of the model, as its server knows it.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_api_key",
+        env: &["COOPER_LLM_API_KEY"],
+        roles: COORDINATORS,
+        kind: Kind::Secret,
+        doc: "Key for the model's server.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_api_key_file",
+        env: &["COOPER_LLM_API_KEY_FILE"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "File with the key for the model's server.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_timeout_ms",
+        env: &["COOPER_LLM_TIMEOUT_MS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 100, max: 600_000 },
+        default: Default::Number(model::TIMEOUT_MS),
+        doc: "Time in milliseconds that a model has for its answer.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_tokens_per_day",
+        env: &["COOPER_LLM_TOKENS_PER_DAY"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 1_000_000_000 },
+        default: Default::Number(model::TOKENS_PER_DAY),
+        doc: "Tokens that questions and answers may take in one day (UTC); beyond that no model is asked.",
+        ..BLANK
+    },
+    Setting {
+        key: "llm_approval",
+        env: &["COOPER_LLM_APPROVAL"],
+        roles: COORDINATORS,
+        kind: Kind::Choice(&["always", "policy"]),
+        default: Default::Text("always"),
+        doc: "Whether a model's proposal always waits for an approval, or only where policy asks for one.",
         ..BLANK
     },
     Setting {

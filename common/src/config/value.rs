@@ -92,6 +92,7 @@ fn convert(kind: Kind, text: &str, base: &Path) -> Result<Value, String> {
         Kind::Name => Err(format!("{text:?} is not a name: letters, digits, '.', '_', '-', at most 63")),
         Kind::Address => address(text).map(Value::Address),
         Kind::Url => url(text).map(Value::Text),
+        Kind::WebUrl => web_url(text).map(Value::Text),
         Kind::Integer { min, max } => match text.parse() {
             Ok(number) if (min..=max).contains(&number) => Ok(Value::Integer(number)),
             _ => Err(format!("{text:?} is not a whole number from {min} to {max}")),
@@ -143,6 +144,16 @@ fn url(text: &str) -> Result<String, String> {
         None => text.contains("://"),
     };
     if host_ok && port_ok { Ok(format!("{scheme}://{rest}")) } else { Err(bad()) }
+}
+
+fn web_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+    let host = rest.split('/').next().unwrap_or_default();
+    // What is secret does not belong into a URL, which is printed.
+    if host.is_empty() || text.contains([' ', '@', '#']) {
+        return Err(format!("{text:?} is not an http:// or https:// URL without a user name"));
+    }
+    Ok(text.trim_end_matches('/').to_owned())
 }
 
 fn log_level(text: &str) -> Result<Value, String> {

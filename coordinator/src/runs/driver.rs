@@ -1,6 +1,9 @@
 //! Drives runs: performs what `core::run` says is next, and tells it how steps ended.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use cooper_common::{
     clock,
@@ -18,12 +21,17 @@ use cooper_core::{
 use cooper_proto::v1;
 use cooper_repair::{
     RepairPlan,
+    proposal::Question,
     step::{Input as StepInput, Report, StackRef},
 };
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Settings, approvals, artifacts, planner};
+use super::{
+    Settings, approvals, artifacts,
+    model::{Answered, Model},
+    planner,
+};
 use crate::{
     blobs::Blobs,
     caller::Caller,
@@ -33,15 +41,36 @@ use crate::{
 };
 
 pub enum Input {
-    Create { create: Create, answer: oneshot::Sender<Result<()>> },
-    Decide { run: RunId, caller: Caller, request: v1::DecideRunRequest, answer: oneshot::Sender<Result<()>> },
-    Cancel { run: RunId, answer: oneshot::Sender<Result<()>> },
+    Create {
+        create: Create,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    Decide {
+        run: RunId,
+        caller: Caller,
+        request: v1::DecideRunRequest,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    Cancel {
+        run: RunId,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    /// A language model was asked about a run.
+    Answered {
+        run: RunId,
+        answered: Answered,
+    },
 }
 
 pub struct Driver {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
     settings: Settings,
+    model: Option<Arc<Model>>,
+    /// Runs whose question to the model is on its way.
+    asking: BTreeSet<RunId>,
+    /// To this driver, from what works beside it.
+    inputs: mpsc::WeakSender<Input>,
     changes: broadcast::Sender<RunId>,
     /// Runs that have not ended, oldest first: they get their service's lock in this order.
     runs: BTreeMap<RunId, Run>,
@@ -55,10 +84,24 @@ impl Driver {
         cluster: Arc<Cluster>,
         blobs: Arc<Blobs>,
         settings: Settings,
+        inputs: mpsc::WeakSender<Input>,
         changes: broadcast::Sender<RunId>,
     ) -> Result<Self> {
-        let mut driver =
-            Self { cluster, blobs, settings, changes, runs: BTreeMap::new(), tasks: BTreeMap::new() };
+        let model = match settings.model.clone() {
+            Some(settings) => Some(Arc::new(Model::load(settings, &*cluster.store).await?)),
+            None => None,
+        };
+        let mut driver = Self {
+            cluster,
+            blobs,
+            settings,
+            model,
+            asking: BTreeSet::new(),
+            inputs,
+            changes,
+            runs: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+        };
         for record in driver.cluster.store.live(Aggregate::Run).await? {
             let run = super::load(&*driver.cluster.store, record).await?.run;
             if let Some(task) = run.running_step().and_then(|step| step.task) {
@@ -121,6 +164,15 @@ impl Driver {
                 }
                 let _ = answer.send(saved);
                 self.advance(run).await;
+                self.advance_all().await;
+            }
+            Input::Answered { run: id, answered } => {
+                self.asking.remove(&id);
+                if let Some(run) = self.runs.get_mut(&id) {
+                    run.asked(answered.call);
+                    self.plan(id, Some(answered.answer)).await;
+                    self.advance(id).await;
+                }
                 self.advance_all().await;
             }
         }
@@ -199,7 +251,8 @@ impl Driver {
             }
             match run.next() {
                 Next::Wait | Next::Done => return,
-                Next::Plan => self.plan(id).await,
+                Next::Plan if self.asking.contains(&id) => return,
+                Next::Plan => self.plan(id, None).await,
                 Next::Start(kind) => {
                     self.start(id, kind).await;
                     return;
@@ -215,15 +268,26 @@ impl Driver {
         (first.id != run.id).then_some(first.id)
     }
 
-    async fn plan(&mut self, id: RunId) {
-        let planned = self.make_plan(id).await;
+    /// `said`: what a model answered, or why it did not.
+    async fn plan(&mut self, id: RunId, said: Option<Said>) {
+        let planned = match self.make_plan(id, said).await {
+            Ok(planner::Answer::Refused { code, mut message, cause, ask: Some(question) }) => {
+                match self.ask_model(id, *question).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(why) => message = format!("{message}; {why}"),
+                }
+                Ok(planner::Answer::Refused { code, message, cause, ask: None })
+            }
+            other => other,
+        };
         let Some(run) = self.runs.get_mut(&id) else { return };
         match planned {
             Ok(planner::Answer::Plan(plan)) => {
                 let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
                 run.planned(now(), planner::planned(&plan, &stack, &self.settings));
             }
-            Ok(planner::Answer::Refused { code, message, cause }) => {
+            Ok(planner::Answer::Refused { code, message, cause, .. }) => {
                 if let Some((rule, cause)) = cause {
                     (run.body.rule_id, run.body.cause) = (rule, cause);
                 }
@@ -246,7 +310,27 @@ impl Driver {
         })
     }
 
-    async fn make_plan(&mut self, id: RunId) -> Result<planner::Answer> {
+    /// Asks the model, if there is one. What it may cost is recorded before it is asked.
+    async fn ask_model(&mut self, id: RunId, question: Question) -> std::result::Result<bool, String> {
+        let Some(model) = self.model.clone() else { return Ok(false) };
+        let call = model.reserve(&question)?;
+        let Some(run) = self.runs.get_mut(&id) else { return Ok(false) };
+        run.asks(call.clone());
+        if let Err(error) = self.save(id).await {
+            return Err(format!("the model was not asked: {error}"));
+        }
+        self.asking.insert(id);
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let answered = model.ask(&question, call).await;
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.send(Input::Answered { run: id, answered }).await;
+            }
+        });
+        Ok(true)
+    }
+
+    async fn make_plan(&mut self, id: RunId, said: Option<Said>) -> Result<planner::Answer> {
         let run = self.runs.get(&id).ok_or_else(|| Error::internal("the run is gone"))?;
         let task = run.step(StepKind::Analyze).and_then(|step| step.task);
         let task = task.ok_or_else(|| Error::internal("the analyze step has no task"))?;
@@ -254,7 +338,12 @@ impl Driver {
         let report = self.report(task).await?;
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
-        let mut answer = planner::plan(self.settings.rules.set(), &stack, &evidence);
+        let trusted = self.model.as_ref().is_some_and(|model| model.trusted());
+        let rules = self.settings.rules.set();
+        let mut answer = match said {
+            None => planner::plan(rules, &stack, &evidence),
+            Some(said) => planner::proposed(rules, &stack, &evidence, said, trusted),
+        };
         if let planner::Answer::Refused { message, .. } = &mut answer {
             // How the service is comes first: that it is healthy explains why nothing explains a failure.
             *message = format!("{}: {message}", report.message);
@@ -476,6 +565,9 @@ impl Driver {
         }
     }
 }
+
+/// What a model answered, or why it did not.
+type Said = std::result::Result<String, String>;
 
 fn plan_id(run: RunId) -> String {
     format!("{run}/1")

@@ -2,7 +2,13 @@
 
 use cooper_common::{error::Code, ids::ApprovalId};
 use cooper_core::run::{Planned, StepKind, Verdict};
-use cooper_repair::{Decision, Evidence, FileChange, RepairPlan, RuleSet, edit::Root, plan, step::StackRef};
+use cooper_repair::{
+    Class, Decision, Diagnosis, Evidence, FileChange, RepairPlan, RuleSet,
+    edit::Root,
+    plan,
+    proposal::{self, Question},
+    step::StackRef,
+};
 
 use super::Settings;
 
@@ -14,6 +20,8 @@ pub enum Answer {
         code: Code,
         message: String,
         cause: Option<(String, String)>,
+        /// What a model may be asked, where it could help.
+        ask: Option<Box<Question>>,
     },
 }
 
@@ -21,16 +29,53 @@ pub fn plan(rules: &RuleSet, stack: &StackRef, evidence: &Evidence) -> Answer {
     let diagnosis = match cooper_repair::diagnose(rules, evidence) {
         Ok(diagnosis) => diagnosis,
         Err(none) => {
-            return Answer::Refused { code: Code::NoDiagnosis, message: none.to_string(), cause: None };
+            let message = none.to_string();
+            let ask = Some(Box::new(Question::about(evidence, &message)));
+            return Answer::Refused { code: Code::NoDiagnosis, message, cause: None, ask };
         }
     };
+    planned_by(rules, stack, evidence, &diagnosis)
+}
+
+/// The plan of what a model said, if it stands: else the refusal as it was, and why the model did not help.
+pub fn proposed(
+    rules: &RuleSet,
+    stack: &StackRef,
+    evidence: &Evidence,
+    said: Result<String, String>,
+    trusted: bool,
+) -> Answer {
+    let read = said.and_then(|text| {
+        proposal::read(&text, evidence, trusted)
+            .map_err(|error| format!("the model's proposal was put aside: {error}"))
+    });
+    let put_aside = match read {
+        Ok(diagnosis) => return planned_by(rules, stack, evidence, &diagnosis),
+        Err(why) => why,
+    };
+    let mut answer = plan(rules, stack, evidence);
+    if let Answer::Refused { message, ask, .. } = &mut answer {
+        *message = format!("{message}; {put_aside}");
+        *ask = None;
+    }
+    answer
+}
+
+fn planned_by(rules: &RuleSet, stack: &StackRef, evidence: &Evidence, diagnosis: &Diagnosis) -> Answer {
     let cause = Some((diagnosis.rule_id.clone(), diagnosis.cause.clone()));
-    match RepairPlan::new(&stack.name, &evidence.model, &evidence.service, 1, &diagnosis) {
+    match RepairPlan::new(&stack.name, &evidence.model, &evidence.service, 1, diagnosis) {
         Ok(plan) => Answer::Plan(Box::new(plan)),
         Err(error @ plan::Error::NoRemedy { .. }) => {
-            Answer::Refused { code: Code::NoDiagnosis, message: error.to_string(), cause }
+            let message = error.to_string();
+            // What a rule leaves to people is not asked of a model.
+            let rule = rules.rules().find(|rule| rule.id == diagnosis.rule_id);
+            let ask = rule.is_some_and(|rule| rule.class != Class::Escalate);
+            let ask = ask.then(|| Box::new(Question::about(evidence, &message)));
+            Answer::Refused { code: Code::NoDiagnosis, message, cause, ask }
         }
-        Err(error) => Answer::Refused { code: Code::PolicyRefused, message: error.to_string(), cause },
+        Err(error) => {
+            Answer::Refused { code: Code::PolicyRefused, message: error.to_string(), cause, ask: None }
+        }
     }
 }
 

@@ -33,7 +33,9 @@ pub(super) fn replace(old: &str, from: &str, to: &str) -> Result<String, Error> 
     match (places.next(), places.next()) {
         (Some((at, _)), None) => Ok(super::splice(old, at..at + from.len(), to)),
         (None, _) => Err(Error::NoPlace("the passage to replace does not stand in the file".to_owned())),
-        (Some(_), Some(_)) => Err(Error::NoPlace("the passage to replace stands in the file more than once".to_owned())),
+        (Some(_), Some(_)) => {
+            Err(Error::NoPlace("the passage to replace stands in the file more than once".to_owned()))
+        }
     }
 }
 

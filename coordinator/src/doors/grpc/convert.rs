@@ -243,6 +243,18 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         artifacts: body.artifacts.iter().map(|artifact| artifact.name.clone()).collect(),
         promotion: body.promotion.clone(),
         image_equal: body.image_equal,
+        model_calls: body.model_calls.iter().map(model_call).collect(),
+    }
+}
+
+fn model_call(call: &run::ModelCall) -> v1::ModelCall {
+    v1::ModelCall {
+        at_ms: call.at_ms,
+        model: call.model.clone(),
+        status: call.status.clone(),
+        latency_ms: call.latency_ms,
+        tokens: call.tokens,
+        message: call.message.clone(),
     }
 }
 
