@@ -18,6 +18,7 @@ mod history;
 mod input;
 mod notebook;
 mod packages;
+mod plan;
 mod port;
 mod repair;
 mod runs;

@@ -7,6 +7,7 @@ mod artifacts;
 mod driver;
 pub mod model;
 mod planner;
+mod plans;
 mod rules;
 mod stacks;
 

@@ -7,6 +7,7 @@
 //! Before it acts the worker asks [`Policy::check_change`] again, with the bytes it really staged.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod compose;
 pub mod diagnosis;
 pub mod diff;
@@ -18,6 +19,7 @@ pub mod names;
 pub mod plan;
 pub mod policy;
 pub mod proposal;
+pub mod review;
 pub mod rules;
 pub mod step;
 
@@ -25,4 +27,5 @@ pub use diagnosis::{Diagnosis, Evidence, NoDiagnosis, diagnose};
 pub use edit::{Edit, FileChange};
 pub use plan::RepairPlan;
 pub use policy::{Decision, Policy};
+pub use review::Review;
 pub use rules::{Class, RuleSet};

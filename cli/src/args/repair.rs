@@ -94,6 +94,13 @@ pub enum Runs {
     },
     /// Show one run
     Show(RunRef),
+    /// Show the plan of a run for review: why, what changes, what is run, who has to approve it
+    Plan {
+        run: String,
+        /// That of this attempt [default: the newest]
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        attempt: u32,
+    },
     /// Follow a run to its end
     Watch(RunRef),
     /// List the artifacts of a run, or copy them

@@ -8,7 +8,7 @@ use cooper_proto::v1::{
 };
 use serde_json::json;
 
-use super::{files::Receiving, watch};
+use super::{files::Receiving, plan, watch};
 use crate::{
     args::Runs,
     connect::Client,
@@ -38,6 +38,7 @@ pub async fn run(context: &Context, args: Runs) -> Result<u8> {
             let run = client.runs().get_run(GetRunRequest { run_id: args.run }).await?.into_inner();
             context.out.answer(|| json::run(&run), || text(&run))?;
         }
+        Runs::Plan { run, attempt } => plan::run(context, &client, run, attempt).await?,
         Runs::Watch(args) => return watch::to_the_end(context, &cluster, client, &args.run).await,
         Runs::Artifacts { run, to } => artifacts(context, &client, run, to.as_deref()).await?,
         Runs::Artifact { run, name } => artifact(context, &client, run, name).await?,

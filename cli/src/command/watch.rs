@@ -6,7 +6,7 @@ use cooper_proto::v1::{
     LogPosition, Run, RunState, Step, StepLog, StepState, Stream, WatchRunRequest, watch_run_response::Event,
 };
 
-use super::follow::Interrupts;
+use super::{follow::Interrupts, plan};
 use crate::{
     connect::{Client, Cluster, Patience},
     context::Context,
@@ -67,7 +67,12 @@ pub async fn to_the_end(context: &Context, cluster: &Cluster, client: Client, ru
         }
     };
     drop(view);
-    show_end(context, &run)?;
+    if run.dry_run && run.state() == RunState::Succeeded {
+        let plan = plan::get(&cluster.connect().await?, run.id.clone(), 0).await?;
+        plan::show_dry_run(context, &run, &plan)?;
+    } else {
+        show_end(context, &run)?;
+    }
     Ok(exit_status(run.state()))
 }
 
@@ -217,9 +222,6 @@ pub fn summary(run: &Run) -> String {
     if !run.files.is_empty() {
         lines.push(format!("  changes   {}", run.files.join(" ")));
     }
-    if run.dry_run && run.state() == RunState::Succeeded {
-        lines.push("  dry run   this is the plan; nothing was touched".to_owned());
-    }
     if run.promotion == "conflict" {
         lines.push(
             "  conflict  a file changed meanwhile and was not overwritten; apply patch.diff by hand"
@@ -239,7 +241,7 @@ pub fn summary(run: &Run) -> String {
         if !approval.approvers.is_empty() {
             lines.push(format!("  approvers {}", approval.approvers.join(" ")));
         }
-        lines.push(format!("  read      cooper runs artifact {} patch.diff", run.id));
+        lines.push(format!("  read      cooper runs plan {}", run.id));
         lines.push(format!("  approve   cooper approve {}", run.id));
         lines.push(format!("  reject    cooper reject {}", run.id));
     } else if !run.artifacts.is_empty() {

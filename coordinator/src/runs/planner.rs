@@ -3,10 +3,9 @@
 use cooper_common::{error::Code, ids::ApprovalId};
 use cooper_core::run::{Planned, StepKind, Verdict};
 use cooper_repair::{
-    Class, Decision, Diagnosis, Evidence, FileChange, RepairPlan, RuleSet,
-    edit::Root,
-    plan,
+    Class, Decision, Diagnosis, Evidence, FileChange, RepairPlan, RuleSet, plan,
     proposal::{self, Question},
+    review::shown,
     step::StackRef,
 };
 
@@ -79,21 +78,11 @@ fn planned_by(rules: &RuleSet, stack: &StackRef, evidence: &Evidence, diagnosis:
     }
 }
 
-/// The plan's files as people know them: relative to the stack's directory.
-fn shown(plan: &RepairPlan, change: &FileChange, stack: &StackRef) -> String {
-    let context = plan.build.as_ref().map(|build| build.context.as_str()).unwrap_or_default();
-    let inside = context.strip_prefix(stack.dir.trim_end_matches('/')).map(|rest| rest.trim_matches('/'));
-    match (change.root, inside) {
-        (Root::Context, Some(inside)) if !inside.is_empty() => format!("{inside}/{}", change.path),
-        (Root::Context | Root::Stack, _) => change.path.clone(),
-    }
-}
-
 /// `patch.diff` as an approver reads it, before anything is done by it.
 pub fn patch(plan: &RepairPlan, evidence: &Evidence, stack: &StackRef) -> String {
     let diff = |change: &FileChange| {
         let old = evidence.files.get(&change.path).map(String::as_str);
-        cooper_repair::diff::unified(&shown(plan, change, stack), old, &change.new_content)
+        cooper_repair::diff::unified(&shown(plan, change, &stack.dir), old, &change.new_content)
     };
     plan.edits.iter().map(diff).collect()
 }
@@ -104,7 +93,7 @@ pub fn planned(plan: &RepairPlan, stack: &StackRef, settings: &Settings) -> Plan
         hash: plan.hash(),
         cause: plan.diagnosis.cause.clone(),
         rule_id: plan.diagnosis.rule_id.clone(),
-        files: plan.edits.iter().map(|change| shown(plan, change, stack)).collect(),
+        files: plan.edits.iter().map(|change| shown(plan, change, &stack.dir)).collect(),
         steps: plan.steps.iter().map(|step| (kind(step.kind), step.timeout_ms)).collect(),
         verdict: match &plan.decision {
             Decision::Allowed => Verdict::Allowed,

@@ -110,3 +110,55 @@ fn a_stack_says_how_long_it_waits_and_who_may_decide_and_others_see_it_but_not_o
     cooper.ok(["cancel", id]);
     assert!(listed(&cooper.json(["approvals", "list", "--pending"]), id).is_none());
 }
+
+#[test]
+fn a_plan_is_shown_as_a_person_reviews_it_before_a_decision_and_by_a_dry_run() {
+    if !docker::wanted("a_plan_is_shown_as_a_person_reviews_it_before_a_decision_and_by_a_dry_run") {
+        return;
+    }
+    let stack = protected("review");
+    let cluster = cooper_tests::cluster::shared_compose();
+    let cooper = patient(cluster.cooper());
+    let run = waits(&cooper, &stack);
+    let id = text(&run, "run_id");
+    let plan = cooper.json(["runs", "plan", id]);
+    assert_eq!((&plan["plan_hash"], &plan["attempt"]), (&run["plan_hash"], &1.into()));
+    let review = &plan["review"];
+    assert_eq!(review["plan_hash"], run["plan_hash"]);
+    assert_eq!(review["decision"]["decision"], "needs_approval");
+    assert_eq!(review["files"][0]["path"], "web/requirements.txt");
+    assert_eq!(
+        (&review["files"][0]["lines_added"], &review["files"][0]["lines_removed"]),
+        (&1.into(), &0.into())
+    );
+    let steps: Vec<&str> =
+        review["steps"].as_array().expect("steps").iter().map(|step| text(step, "step")).collect();
+    assert_eq!(steps, ["patch", "build", "restart", "verify", "promote"]);
+    let up = ["up", "-d", "--no-deps", "--no-build", "--pull", "never", "web"];
+    let command = review["steps"][2]["commands"][0].as_array().expect("an argument vector");
+    assert_eq!(command[command.len() - up.len()..], up.map(Answer::from));
+    assert_eq!(plan["plan"]["edits"][0]["path"], "requirements.txt", "as it is carried out");
+
+    let said = cooper.ok(["runs", "plan", id]);
+    for part in [
+        "protected by x-cooper",
+        "+PyYAML",
+        "--no-deps --no-build --pull never web",
+        "GET http://web:8000/health",
+        "if a step fails",
+        "expires   in ",
+        &format!("cooper approve {id} --plan {}", text(&run, "plan_hash")),
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert_eq!(cooper.error(["runs", "plan", id, "--attempt", "7"]).code, "no_plan");
+    cooper.ok(["reject", id]);
+
+    let asked = ["repair", "web", "--stack", stack.arg(), "--instruction", "add package PyYAML", "--dry-run"];
+    let dry = cooper.json(asked);
+    assert_eq!(dry["plan"]["review"]["files"], review["files"]);
+    let said = cooper.ok(asked);
+    assert!(said.contains("+PyYAML") && said.contains("nothing was touched"), "{said}");
+    let other = Cooper::with_token(&cluster.url, &cluster.token("elsewhere", "admin"));
+    assert_eq!(other.error(["runs", "plan", id]).code, "run_not_found", "I10");
+}

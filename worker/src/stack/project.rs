@@ -11,6 +11,7 @@ use tokio::process::Command;
 
 use cooper_common::error::Result;
 use cooper_common::redact::{self, Redactor};
+use cooper_repair::command;
 use cooper_repair::compose::{Model, Service};
 
 use super::process::{self, Finished};
@@ -86,14 +87,13 @@ impl Project {
             build["context"] = json!(context.to_str());
         }
         // By standard input: the model holds secrets and has no business in a file.
-        let command = compose(&self.dir, &["-f", "-"], &["build", service]);
+        let command = compose(&self.dir, &command::FROM_STDIN, &command::build(service));
         process::stream(log, command, Some(model.to_string().as_bytes()), limit).await
     }
 
     /// Brings a service to what its file and its tag say: its container and no other, no build, no pull.
     pub(super) async fn up(&self, log: &Log, service: &str, start: bool, limit: Duration) -> Result<()> {
-        let mode = if start { "-d" } else { "--no-start" };
-        self.act(log, &["up", mode, "--no-deps", "--no-build", "--pull", "never", service], limit).await
+        self.act(log, &command::up(service, start), limit).await
     }
 
     /// Any other command on one service.
@@ -108,8 +108,8 @@ impl Project {
 }
 
 fn compose(dir: &Path, options: &[&str], args: &[&str]) -> Command {
-    let mut command = process::docker(dir, &["compose", "--project-directory"]);
-    command.arg(dir).args(["--progress", "plain", "--ansi", "never"]).args(options).args(args);
+    let mut command = process::docker(dir, &command::COMPOSE);
+    command.arg(dir).args(command::PLAIN).args(options).args(args);
     command
 }
 

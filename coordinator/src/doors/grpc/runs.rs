@@ -96,6 +96,15 @@ impl runs_server::Runs for Runs {
         Ok(Response::new(convert::run(&run)))
     }
 
+    async fn get_plan(
+        &self,
+        request: Request<v1::GetPlanRequest>,
+    ) -> Result<Response<v1::GetPlanResponse>, Status> {
+        let caller = client(&request)?;
+        let plan = self.runs.plan(&caller, &request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(plan))
+    }
+
     async fn list_approvals(
         &self,
         request: Request<v1::ListApprovalsRequest>,
