@@ -12,7 +12,8 @@ pub use self::{
     files::{Files, FromTo, ListWhich},
     repair::{Approvals, Decide, Diagnose, Repair, RunRef, Runs},
     session::{
-        Artifacts, Checkpoint, Port, Secret, Session, SessionCreate, SessionLimits, SessionList, Template,
+        Artifacts, Checkpoint, LimitName, Port, Secret, Session, SessionCreate, SessionLimits, SessionList,
+        Template,
     },
 };
 

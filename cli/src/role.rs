@@ -8,7 +8,7 @@ use cooper_common::{
     limits::{self, link, stop, zygote},
     network, telemetry,
 };
-use cooper_coordinator::{Policy, Quota, Timing, runs, upkeep::Keep};
+use cooper_coordinator::{Policy, Quota, Timing, runs, sessions::Defaults, upkeep::Keep};
 use cooper_worker::{
     config::{Ports, Pythons},
     egress::dial::Place,
@@ -53,7 +53,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         checkpoints: checkpoints(&config),
         artifacts: artifacts(&config),
         quota: quota(&config),
-        network: config.text("network").map_or(Ok(Policy::default()), |text| Policy::parse(&text))?,
+        defaults: session_defaults(&config)?,
         repairs: repairs(&config)?,
     };
     let fail = |error| Failure::new(Code::Internal, format!("cannot start the async runtime: {error}"));
@@ -79,6 +79,16 @@ fn repairs(config: &Config) -> Result<runs::Settings> {
         rules: config.path("rules_dir").map_or(Ok(default.rules), |dir| runs::Rules::with(&dir))?,
         approval_ttl_ms: config.integer("approval_ttl_ms").unwrap_or(default.approval_ttl_ms),
         model: model(config)?,
+    })
+}
+
+/// What sessions have that do not say so.
+fn session_defaults(config: &Config) -> Result<Defaults> {
+    let default = Defaults::default();
+    Ok(Defaults {
+        network: config.text("network").map_or(Ok(default.network), |text| Policy::parse(&text))?,
+        memory_bytes: config.integer("session_memory_mib").map_or(default.memory_bytes, |mib| mib << 20),
+        hibernate_after_ms: config.integer("hibernate_after_ms").unwrap_or(default.hibernate_after_ms),
     })
 }
 

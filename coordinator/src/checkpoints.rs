@@ -430,7 +430,7 @@ impl Checkpoints {
             python_version,
             ttl_ms: or(asked.ttl_ms, saved.ttl_ms),
             idle_timeout_ms: or(asked.idle_timeout_ms, saved.idle_timeout_ms),
-            hibernate_after_ms: or(asked.hibernate_after_ms, saved.hibernate_after_ms),
+            hibernate_after_ms: asked.hibernate_after_ms.or(saved.hibernate_after_ms),
             network: asked.network.or(saved.network),
             // Those that are there still.
             secrets: match asked.secrets.is_empty() {

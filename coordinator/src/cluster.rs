@@ -11,7 +11,6 @@ use cooper_common::{
     error::{Code, Error, Result},
     ids::SessionId,
     limits,
-    network::Policy,
 };
 use cooper_core::{
     Now, cluster,
@@ -29,6 +28,7 @@ use crate::{
     keys::Keys,
     output::OutputLog,
     secrets::{Granted, Secrets},
+    sessions,
     store::{Batch, Durability, RESTORED_EPOCH, Store},
     upkeep::Space,
 };
@@ -53,8 +53,8 @@ pub struct Cluster {
     pub timing: Timing,
     pub space: Space,
     pub secrets: Arc<Secrets>,
-    /// What sessions reach that do not say so.
-    pub network: Policy,
+    /// What sessions have that do not say so.
+    pub defaults: sessions::Defaults,
     session_changes: broadcast::Sender<SessionId>,
     /// Room for a session may have appeared.
     pub capacity: Notify,
@@ -76,7 +76,7 @@ impl Cluster {
         output: OutputLog,
         timing: Timing,
         quota: cluster::Quota,
-        network: Policy,
+        defaults: sessions::Defaults,
         secrets: Arc<Secrets>,
     ) -> Result<Arc<Self>> {
         use cooper_core::change::Aggregate;
@@ -128,7 +128,7 @@ impl Cluster {
             timing,
             space: Space::default(),
             secrets,
-            network,
+            defaults,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),
             capacity: Notify::new(),
             stock: Notify::new(),

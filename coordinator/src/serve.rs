@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use cooper_common::{error::Result, limits, network::Policy};
+use cooper_common::{error::Result, limits};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
     admin_server::AdminServer, checkpoints_server::CheckpointsServer, executions_server::ExecutionsServer,
@@ -27,6 +27,7 @@ use crate::{
     output::OutputLog,
     runs::{self, Runs},
     secrets::Secrets,
+    sessions,
     store::Store,
     templates,
     tokens::Tokens,
@@ -51,8 +52,8 @@ pub struct Config {
     pub artifacts: artifacts::Quota,
     /// What one tenant may hold.
     pub quota: Quota,
-    /// What sessions reach that do not say so.
-    pub network: Policy,
+    /// What sessions have that do not say so.
+    pub defaults: sessions::Defaults,
     /// What repairs go by.
     pub repairs: runs::Settings,
 }
@@ -85,7 +86,7 @@ impl Coordinator {
         let tokens = Tokens::open(store.clone(), &config.data).await?;
         let secrets = Secrets::open(store.clone(), &config.data).await?;
         let cluster =
-            Cluster::load(store, output, config.timing, config.quota, config.network.clone(), secrets)
+            Cluster::load(store, output, config.timing, config.quota, config.defaults.clone(), secrets)
                 .await?;
         let runs = Runs::start(cluster.clone(), blobs.clone(), config.repairs.clone()).await?;
         let checkpoints =

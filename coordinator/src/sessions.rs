@@ -1,5 +1,6 @@
 //! Sessions: create, find, destroy.
 
+mod defaults;
 mod first;
 pub(crate) mod network;
 mod update;
@@ -27,6 +28,7 @@ use crate::{
     templates,
 };
 
+pub use defaults::Defaults;
 pub use first::{Ran, run_first};
 pub use update::{merged, update};
 
@@ -49,8 +51,7 @@ pub async fn create(
         None => asked.clone(),
         Some(template) => templates::applied(template, asked.clone()),
     };
-    request.limits = Some(with_defaults(request.limits.unwrap_or_default())?);
-    request.network = Some(network::of(request.network.take(), &cluster.network)?);
+    cluster.defaults.fill(&mut request)?;
     cluster.secrets.usable(&caller.tenant, &request.secrets)?;
     request.inject = checked_injections(request.inject, request.network.as_ref())?;
     cluster.secrets.injectable(&caller.tenant, &request.inject)?;
@@ -91,8 +92,7 @@ pub async fn create_spare(
     mut request: v1::CreateSessionRequest,
     spare: session::Spare,
 ) -> Result<SessionId> {
-    request.limits = Some(with_defaults(request.limits.unwrap_or_default())?);
-    request.network = Some(network::of(request.network.take(), &cluster.network)?);
+    cluster.defaults.fill(&mut request)?;
     let id = placed(cluster, checkpoints, caller, &request, Some(spare)).await?;
     ready(cluster, id).await.map(|_| id)
 }
@@ -104,7 +104,7 @@ fn checked(request: &v1::CreateSessionRequest) -> Result<()> {
     check::labels(&request.labels)?;
     check::labels(&request.worker_labels)?;
     check::metadata(&request.metadata)?;
-    update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms), Some(request.hibernate_after_ms))?;
+    update::times(Some(request.ttl_ms), Some(request.idle_timeout_ms), request.hibernate_after_ms)?;
     check::python_version(&request.python_version)?;
     first::check_packages(&request.packages)?;
     if !request.template.is_empty() && !request.checkpoint_id.is_empty() {
@@ -156,7 +156,7 @@ fn wanted(caller: &Caller, id: SessionId, request: &v1::CreateSessionRequest) ->
         worker_labels: request.worker_labels.clone().into_iter().collect(),
         ttl_ms: request.ttl_ms,
         idle_timeout_ms: request.idle_timeout_ms,
-        hibernate_after_ms: request.hibernate_after_ms,
+        hibernate_after_ms: request.hibernate_after_ms.unwrap_or_default(),
         share: share(&limits),
         restore: None,
         python: request.python_version.clone(),
@@ -184,37 +184,6 @@ async fn take_spare(
         cluster.stock.notify_one();
     }
     Ok(taken)
-}
-
-fn with_defaults(mut limits: v1::Limits) -> Result<v1::Limits> {
-    use limits::exec;
-    let or = |value: &mut u64, default: u64| {
-        if *value == 0 {
-            *value = default;
-        }
-    };
-    or(&mut limits.exec_timeout_ms, exec::TIMEOUT_MS);
-    or(&mut limits.file_size_bytes, exec::FILE_SIZE_BYTES);
-    or(&mut limits.output_bytes, exec::OUTPUT_BYTES);
-    or(&mut limits.memory_bytes, exec::MEMORY_BYTES);
-    or(&mut limits.disk_bytes, exec::DISK_BYTES);
-    or(&mut limits.inodes_max, exec::INODES);
-    if limits.open_files == 0 {
-        limits.open_files = exec::OPEN_FILES;
-    }
-    if limits.processes_max == 0 {
-        limits.processes_max = exec::PROCESSES;
-    }
-    check::at_least("limits.memory_bytes", limits.memory_bytes, exec::MEMORY_BYTES_MIN)?;
-    check::at_least("limits.processes_max", limits.processes_max.into(), exec::PROCESSES_MIN.into())?;
-    check::at_most("limits.processes_max", limits.processes_max.into(), exec::PROCESSES_MAX.into())?;
-    if limits.cpu_millis > 0 {
-        check::at_least("limits.cpu_millis", limits.cpu_millis.into(), exec::CPU_MILLIS_MIN.into())?;
-        check::at_most("limits.cpu_millis", limits.cpu_millis.into(), exec::CPU_MILLIS_MAX.into())?;
-    }
-    check::at_most("limits.exec_timeout_ms", limits.exec_timeout_ms, exec::TIMEOUT_MS_MAX)?;
-    check::at_most("limits.output_bytes", limits.output_bytes, exec::OUTPUT_BYTES_MAX)?;
-    Ok(limits)
 }
 
 /// What these limits count against the tenant's quota.

@@ -103,7 +103,7 @@ impl Control {
             checkpoints: cooper_coordinator::checkpoints::Quota::default(),
             artifacts: cooper_coordinator::artifacts::Quota::default(),
             quota: Quota::default(),
-            network: Default::default(),
+            defaults: Default::default(),
             repairs: Default::default(),
         };
         let coordinator = Coordinator::load(store, bus, output, blobs, config).await?;

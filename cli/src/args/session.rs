@@ -160,6 +160,32 @@ pub struct SessionLimits {
     pub inodes: Option<u64>,
 }
 
+/// A limit, named as its flag is.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum LimitName {
+    ExecTimeout,
+    Memory,
+    Processes,
+    Cpu,
+    Disk,
+    Inodes,
+}
+
+impl LimitName {
+    /// The field of cooper.v1.Limits.
+    pub fn field(self) -> String {
+        let field = match self {
+            Self::ExecTimeout => "exec_timeout_ms",
+            Self::Memory => "memory_bytes",
+            Self::Processes => "processes_max",
+            Self::Cpu => "cpu_millis",
+            Self::Disk => "disk_bytes",
+            Self::Inodes => "inodes_max",
+        };
+        field.to_owned()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Template {
     /// Build the next version of a template from a recipe
@@ -248,8 +274,9 @@ pub struct SessionCreate {
     /// Destroy it when nothing happened in it for this long [default: never]
     #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
     pub idle_timeout: Option<u64>,
-    /// When nothing happened in it for this long, save it and free its place; the next use brings it back [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+    /// When nothing happened in it for this long, save it and free its place; the next use brings it back; or
+    /// never [default: as the coordinator's setting hibernate_after_ms says]
+    #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
     pub hibernate_after: Option<u64>,
     /// Package to install before it is ready, e.g. "requests>=2"; repeatable
     #[arg(long, value_name = "REQUIREMENT")]
@@ -330,6 +357,9 @@ pub struct SessionUpdate {
     pub exec_timeout: Option<u64>,
     #[command(flatten)]
     pub limits: SessionLimits,
+    /// Limit that gets its default back; repeatable
+    #[arg(long, value_name = "LIMIT", value_enum)]
+    pub reset: Vec<LimitName>,
     /// Destroy it this long from now, or never
     #[arg(long, value_name = "DURATION", value_parser = units::lifetime_ms)]
     pub ttl: Option<u64>,

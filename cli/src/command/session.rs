@@ -34,6 +34,7 @@ pub async fn run(context: &Context, args: args::Session) -> Result<u8> {
                 limits: Some(limits),
                 ttl_ms: args.ttl,
                 idle_timeout_ms: args.idle_timeout,
+                reset_limits: args.reset.into_iter().map(args::LimitName::field).collect(),
                 hibernate_after_ms: args.hibernate_after,
                 network: args.network.request(),
             };
@@ -102,7 +103,7 @@ async fn create(context: &Context, client: &Client, args: args::SessionCreate) -
         checkpoint_id: String::new(),
         ttl_ms: args.ttl.unwrap_or(0),
         idle_timeout_ms: args.idle_timeout.unwrap_or(0),
-        hibernate_after_ms: args.hibernate_after.unwrap_or(0),
+        hibernate_after_ms: args.hibernate_after,
         metadata: args.metadata.into_iter().collect(),
         packages: args.package,
         network: args.network.request(),

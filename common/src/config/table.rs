@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{artifact, checkpoint, link, model, run, store, zygote};
+use crate::limits::{artifact, checkpoint, exec, link, model, request, run, store, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -496,6 +496,24 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Text,
         default: Default::Text("none"),
         doc: "What sessions reach that do not say so: none, public, or hosts with commas between them.",
+        ..BLANK
+    },
+    Setting {
+        key: "session_memory_mib",
+        env: &["COOPER_SESSION_MEMORY_MIB"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: exec::MEMORY_BYTES_MIN >> 20, max: 1 << 20 },
+        default: Default::Number(exec::MEMORY_BYTES >> 20),
+        doc: "Memory in MiB of sessions that do not say how much they may have.",
+        ..BLANK
+    },
+    Setting {
+        key: "hibernate_after_ms",
+        env: &["COOPER_HIBERNATE_AFTER_MS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: request::SESSION_TTL_MS_MAX },
+        default: Default::Number(0),
+        doc: "Milliseconds without work after which sessions that do not say so hibernate; 0 = never.",
         ..BLANK
     },
     Setting {

@@ -7,7 +7,7 @@ use cooper_core::{change::Aggregate, cluster::Changed};
 use cooper_proto::v1;
 use prost::Message as _;
 
-use super::{get, network, not_found, parse, share, with_defaults};
+use super::{defaults, get, network, not_found, parse, share};
 use crate::{
     caller::Caller,
     check,
@@ -43,7 +43,8 @@ pub async fn update(
     merge(&mut spec.metadata, request.metadata, &request.remove_metadata);
     check::labels(&spec.labels)?;
     check::metadata(&spec.metadata)?;
-    let limits = with_defaults(merged(spec.limits.unwrap_or_default(), request.limits.unwrap_or_default()))?;
+    let kept = defaults::reset(spec.limits.unwrap_or_default(), &request.reset_limits)?;
+    let limits = cluster.defaults.limits(merged(kept, request.limits.unwrap_or_default()))?;
     spec.limits = Some(limits);
     if let Some(policy) = request.network {
         let now = network::policy(spec.network.as_ref())?;

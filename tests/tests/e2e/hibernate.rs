@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use cooper_tests::{Cooper, fleet::Fleet, seconds};
+use cooper_tests::{Cooper, cluster::Setup, fleet::Fleet, seconds};
 
 use super::repair::text;
 
@@ -132,4 +132,40 @@ fn a_session_that_hibernates_or_wakes_survives_kills_of_the_coordinator() {
         );
         fleet.stop();
     }
+}
+
+#[test]
+fn what_a_session_leaves_open_the_operator_says_and_what_an_update_resets_is_that_again() {
+    let cluster = Setup::python()
+        .env("COOPER_SESSION_MEMORY_MIB", "300")
+        .env("COOPER_HIBERNATE_AFTER_MS", "3600000")
+        .start();
+    let cooper = cluster.cooper();
+    let open = cooper.json(["session", "create"]);
+    assert_eq!(open["limits"]["memory_bytes"], 300 << 20);
+    assert_eq!(open["hibernate_after_ms"], 3_600_000);
+    let said = [
+        "session",
+        "create",
+        "--name",
+        "said",
+        "--memory",
+        "64M",
+        "--cpu",
+        "500",
+        "--hibernate-after",
+        "never",
+    ];
+    let said = cooper.json(said);
+    assert_eq!(
+        (&said["limits"]["memory_bytes"], &said["hibernate_after_ms"]),
+        (&(64 << 20).into(), &0.into())
+    );
+    let again = cooper.json(["session", "update", "said", "--reset", "memory", "--reset", "cpu"]);
+    assert_eq!(
+        (&again["limits"]["memory_bytes"], &again["limits"]["cpu_millis"]),
+        (&(300 << 20).into(), &0.into())
+    );
+    // It has them: what was too much is not.
+    assert_eq!(cooper.exec("said", "len(bytearray(100 << 20))"), "104857600");
 }

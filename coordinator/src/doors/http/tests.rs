@@ -34,8 +34,8 @@ async fn port() -> Port {
     let tokens = Tokens::open(Arc::clone(&store), data.path()).await.unwrap();
     let output = OutputLog::open(data.path()).unwrap();
     let secrets = crate::secrets::Secrets::open(Arc::clone(&store), data.path()).await.unwrap();
-    let (timing, quota, network) = Default::default();
-    let cluster = Cluster::load(Arc::clone(&store), output, timing, quota, network, secrets).await.unwrap();
+    let (timing, quota, defaults) = Default::default();
+    let cluster = Cluster::load(Arc::clone(&store), output, timing, quota, defaults, secrets).await.unwrap();
     // Stands for a gRPC service behind the layer.
     let whoami = get(|request: Request| async move {
         let caller = request.extensions().get::<Caller>().cloned();
