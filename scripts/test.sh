@@ -71,6 +71,8 @@ summary() {
   cat "$logs"/*.log | grep -hE '^kept for a look|^chaos: left out' | sort -u || true
   if ((SECONDS > minutes_max * 60)); then failed+=("more than $minutes_max minutes"); fi
   if ((${#failed[@]})); then
+    # What failed is said where who reads a log begins: at its end.
+    cat "$logs"/*.log | grep -hE '^test .* FAILED$' | sort -u || true
     printf 'failed: %s\n' "${failed[@]}"
     return 1
   fi

@@ -95,6 +95,9 @@ fn run(arguments: &[String]) -> ExitCode {
         }
     });
     let failed = failed.into_inner().expect("all threads ended");
+    if !failed.is_empty() {
+        println!("\nfailures:\n    {}", failed.join("\n    "));
+    }
     let word = if failed.is_empty() { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {} passed; {} failed\n", tests.len() - failed.len(), failed.len());
     ExitCode::from(u8::from(!failed.is_empty()))
