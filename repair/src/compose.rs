@@ -5,6 +5,8 @@
 //! Only what repair decides on is typed; everything else is kept in `extra`, so that a model can be compared before
 //! and after an edit. The model holds interpolated secrets: it may be planned with, never stored or shown.
 
+pub mod change;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,6 @@
 //! From evidence to a diagnosis: which rule explains the failure, and which edits remove its cause.
 
+mod compose;
 mod fix;
 mod instruction;
 mod python;
@@ -55,9 +56,30 @@ pub struct Evidence {
     /// Files that are only known to exist may be given with empty text.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
+    /// Files of the stack's directory that compose reads, by path relative to it: the compose files, and examples of
+    /// variables (`.env.example`).
+    #[serde(default)]
+    pub stack_files: BTreeMap<String, String>,
     /// What a person asked for.
     #[serde(default)]
     pub instruction: Option<String>,
+}
+
+impl Evidence {
+    /// Of a service of which nothing more is known yet.
+    pub fn new(service: impl Into<String>, model: Model, phase: Phase) -> Self {
+        Self {
+            service: service.into(),
+            model,
+            phase,
+            build_log: String::new(),
+            container_log: String::new(),
+            state: None,
+            files: BTreeMap::new(),
+            stack_files: BTreeMap::new(),
+            instruction: None,
+        }
+    }
 }
 
 /// A container's state, from `docker inspect`.

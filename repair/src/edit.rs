@@ -5,6 +5,7 @@
 //! into a file.
 
 mod apt;
+mod compose;
 mod instruction;
 mod package_json;
 mod python;
@@ -198,6 +199,31 @@ pub enum Edit {
         /// Version range.
         version: String,
     },
+    /// Compose file: one more environment variable of a service.
+    SetEnvironment {
+        /// Service.
+        service: String,
+        /// Name.
+        name: String,
+        /// Value.
+        value: String,
+    },
+    /// Compose file: publish on another port of the host.
+    MovePort {
+        /// Service.
+        service: String,
+        /// Host port as it is.
+        from: u16,
+        /// Host port as it shall be.
+        to: u16,
+    },
+    /// Compose file: start only once another service is healthy.
+    WaitUntilHealthy {
+        /// Service.
+        service: String,
+        /// The service it waits for.
+        on: String,
+    },
     /// Any text: CRLF becomes LF.
     UseUnixLineEnds,
     /// Any text: one passage in place of another, which stands in it exactly once.
@@ -260,6 +286,9 @@ impl Edit {
             | Self::AppendProjectDependency { .. }
             | Self::AddNodeDependency { .. }
             | Self::Unignore { .. }
+            | Self::SetEnvironment { .. }
+            | Self::MovePort { .. }
+            | Self::WaitUntilHealthy { .. }
             | Self::UseUnixLineEnds
             | Self::ReplaceText { .. }
             | Self::AddShebang { .. } => false,
@@ -301,6 +330,11 @@ impl Edit {
             Self::AddNodeDependency { package, version } => {
                 package_json::add_dependency(old, package, version)
             }
+            Self::SetEnvironment { service, name, value } => {
+                compose::set_environment(old, service, name, value)
+            }
+            Self::MovePort { service, from, to } => compose::move_port(old, service, *from, *to),
+            Self::WaitUntilHealthy { service, on } => compose::wait_until_healthy(old, service, on),
             Self::UseUnixLineEnds => text::use_unix_line_ends(old),
             Self::ReplaceText { from, to } => text::replace(old, from, to),
             Self::AddShebang { interpreter } => text::add_shebang(old, interpreter),

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::compose;
 use crate::diagnosis::{Diagnosis, Remedy};
-use crate::edit::FileChange;
+use crate::edit::{FileChange, Root};
 use crate::limits;
 use crate::policy::{self, Decision, Health, Policy};
 use crate::rules::Class;
@@ -165,7 +165,11 @@ impl RepairPlan {
             become_well_ms: limits::BECOME_WELL_DEFAULT_MS,
             stable_for_ms: policy.stable_for_ms,
         };
+        // A change of the compose file alone needs no build.
+        let wired =
+            !diagnosis.edits.is_empty() && diagnosis.edits.iter().all(|edit| edit.root == Root::Stack);
         let build = match diagnosis.remedy {
+            Remedy::Patch if wired => None,
             Remedy::Patch | Remedy::Rebuild => described.build.as_ref().map(|build| Build {
                 context: build.context.clone(),
                 dockerfile: build.dockerfile().to_owned(),
@@ -187,7 +191,7 @@ impl RepairPlan {
                 evidence_line: diagnosis.evidence_line.clone(),
                 fingerprint: diagnosis.fingerprint.clone(),
             },
-            steps: steps(diagnosis.remedy, &verify),
+            steps: steps(diagnosis.remedy, build.is_some(), &verify),
             on_failure: vec![Step {
                 kind: StepKind::Rollback,
                 needs: vec![],
@@ -229,10 +233,11 @@ impl RepairPlan {
 }
 
 /// The steps a remedy takes, each needing the one before.
-fn steps(remedy: Remedy, verify: &Verify) -> Vec<Step> {
+fn steps(remedy: Remedy, builds: bool, verify: &Verify) -> Vec<Step> {
     use StepKind::{Build, Patch, Promote, Restart, Verify as Watch};
     let kinds: &[StepKind] = match remedy {
-        Remedy::Patch => &[Patch, Build, Restart, Watch, Promote],
+        Remedy::Patch if builds => &[Patch, Build, Restart, Watch, Promote],
+        Remedy::Patch => &[Patch, Restart, Watch, Promote],
         Remedy::Rebuild => &[Build, Restart, Watch],
         Remedy::Restart => &[Restart, Watch],
         Remedy::Escalate => &[],

@@ -10,7 +10,7 @@ mod x_cooper;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::compose::{self, Model, Role};
+use crate::compose::{self, Model, Role, change};
 use crate::diff;
 use crate::edit::{FileChange, Root};
 use crate::limits;
@@ -90,6 +90,8 @@ pub struct Policy {
     pub auto_repair: bool,
     /// Attempts of a run, 1..=[`limits::ATTEMPTS_MAX`].
     pub max_attempts: u32,
+    /// The service it is about; a compose file may change only where it speaks of that.
+    service: String,
     allowed: GlobSet,
     never: GlobSet,
     compose_files: GlobSet,
@@ -206,6 +208,7 @@ impl Policy {
                 .map_or(limits::STABLE_FOR_DEFAULT_MS, |time| time.0),
             auto_repair: own.auto_repair.or(top.auto_repair).unwrap_or(false),
             max_attempts: own.max_attempts.or(top.max_attempts).unwrap_or(limits::ATTEMPTS_MAX),
+            service: service.to_owned(),
             allowed,
             never: constant(NEVER),
             compose_files: constant(COMPOSE_FILES),
@@ -254,6 +257,10 @@ impl Policy {
             return vec![format!("{path} has changed since the plan was made: repair again")];
         }
         let mut reasons = self.check(class, change, old.unwrap_or_default(), &change.new_content);
+        if change.root == Root::Stack {
+            let against = change::check_text(&self.service, old.unwrap_or_default(), &change.new_content);
+            reasons.extend(against.into_iter().map(|what| format!("{path}: {what}")));
+        }
         if diff::unified(path, old, &change.new_content) != change.diff {
             reasons.push(format!("{path}: the diff in the plan is not what the plan writes"));
         }
@@ -282,7 +289,7 @@ impl Policy {
             reasons.push(format!("{path} holds secrets or gives access: Cooper never changes it"));
         } else if change.root == Root::Stack || self.compose_files.is_match(path) {
             let is_compose = self.compose_files.is_match(path);
-            if !is_compose || class != Class::Approve {
+            if !is_compose || class != Class::Approve || change.root != Root::Stack {
                 reasons.push(format!("{path} lies outside what a fix of this kind may change"));
             }
         } else if !self.allowed.is_match(path) {

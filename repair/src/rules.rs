@@ -143,6 +143,21 @@ pub enum Fix {
         /// Its name.
         user: String,
     },
+    /// A variable is missing that the stack documents with a value (`.env.example`).
+    ComposeVariable {
+        /// Name.
+        name: String,
+    },
+    /// Something else has the port of the host that the service publishes.
+    ComposePort {
+        /// Port of the host.
+        port: String,
+    },
+    /// The service starts before one that it needs.
+    ComposeOrder {
+        /// The other service, as far as the log tells; may be empty.
+        peer: String,
+    },
     /// A variable is missing in the image.
     Variable {
         /// Name.

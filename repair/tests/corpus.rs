@@ -27,16 +27,12 @@ impl Sample {
     /// What explains it, by the log alone.
     fn explained(&self, log: &str) -> String {
         let (build_log, container_log) = if self.phase == Phase::Build { (log, "") } else { ("", log) };
+        let model =
+            Model::from_config("{name: shop, services: {web: {build: {context: /srv/shop/web}}}}").unwrap();
         let evidence = Evidence {
-            service: "web".to_owned(),
-            model: Model::from_config("{name: shop, services: {web: {build: {context: /srv/shop/web}}}}")
-                .unwrap(),
-            phase: self.phase,
             build_log: build_log.to_owned(),
             container_log: container_log.to_owned(),
-            state: None,
-            files: Default::default(),
-            instruction: None,
+            ..Evidence::new("web", model, self.phase)
         };
         diagnose(RuleSet::builtin(), &evidence).map_or("none".to_owned(), |diagnosis| diagnosis.rule_id)
     }

@@ -1,8 +1,6 @@
 //! What diagnosis must and must not propose, case by case.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-
 use cooper_repair::compose::Model;
 use cooper_repair::diagnosis::{Phase, Remedy, State};
 use cooper_repair::plan::{self, StepKind};
@@ -15,14 +13,8 @@ struct Case(Evidence);
 impl Case {
     fn runtime(log: &str) -> Self {
         Self(Evidence {
-            service: "web".to_owned(),
-            model: Model::from_config(MODEL).unwrap(),
-            phase: Phase::Runtime,
-            build_log: String::new(),
             container_log: log.to_owned(),
-            state: None,
-            files: BTreeMap::new(),
-            instruction: None,
+            ..Evidence::new("web", Model::from_config(MODEL).unwrap(), Phase::Runtime)
         })
     }
 
@@ -454,4 +446,66 @@ fn a_directory_is_given_to_the_user_who_writes_there_unless_it_is_a_mount() {
     assert_eq!(mounted.diagnosis().remedy, Remedy::Escalate);
     let as_root = Case::runtime(log).file("Dockerfile", "FROM python:3.11-slim\nCMD x\n");
     assert_eq!(as_root.diagnosis().remedy, Remedy::Escalate);
+}
+
+const WIRED: &str = "services:
+  web:
+    build: ./web
+    depends_on: [db]
+  db:
+    image: postgres:16
+    healthcheck: {test: [CMD, pg_isready]}
+";
+const WIRED_MODEL: &str =
+    "{name: p, services: {web: {build: {context: /s/web}, depends_on: {db: {condition: service_started}}},
+    db: {image: 'postgres:16', healthcheck: {test: [CMD, pg_isready]}}}}";
+
+impl Case {
+    fn stack_file(mut self, path: &str, text: &str) -> Self {
+        self.0.stack_files.insert(path.to_owned(), text.to_owned());
+        self
+    }
+}
+
+#[test]
+fn a_service_that_started_too_early_waits_for_the_healthy_one_after_an_approval() {
+    for log in [
+        "dial tcp 172.18.0.3:5432: connect: connection refused",
+        "connection to server at \"db\" (172.18.0.2), port 5432 failed: Connection refused",
+    ] {
+        let case = Case::runtime(log).model(WIRED_MODEL).stack_file("compose.yaml", WIRED);
+        let diagnosis = case.diagnosis();
+        assert_eq!((diagnosis.remedy, diagnosis.class), (Remedy::Patch, Class::Approve), "{diagnosis:?}");
+        assert!(diagnosis.edits[0].new_content.contains("condition: service_healthy"));
+        let plan = RepairPlan::new("s", &case.0.model, "web", 1, &diagnosis).unwrap();
+        let kinds: Vec<_> = plan.steps.iter().map(|step| step.kind).collect();
+        assert_eq!(kinds, [StepKind::Patch, StepKind::Restart, StepKind::Verify, StepKind::Promote]);
+        assert!(plan.build.is_none() && matches!(plan.decision, Decision::NeedsApproval { .. }));
+    }
+    // Nobody can be waited for who says nothing of his health.
+    let model = WIRED_MODEL.replace(", healthcheck: {test: [CMD, pg_isready]}", "");
+    let log = "dial tcp 172.18.0.3:5432: connect: connection refused";
+    let case = Case::runtime(log).model(&model).stack_file("compose.yaml", WIRED);
+    assert_eq!(case.diagnosis().remedy, Remedy::Escalate);
+}
+
+#[test]
+fn a_variable_gets_the_examples_value_unless_that_is_a_secret_or_a_placeholder() {
+    let wired = |log: &str, example: &str| {
+        let case = Case::runtime(log).model(WIRED_MODEL).stack_file("compose.yaml", WIRED);
+        case.stack_file(".env.example", example).diagnosis()
+    };
+    let found = wired("KeyError: 'CACHE_SIZE'", "# sizes\nexport CACHE_SIZE='64 MB' # each\n");
+    assert!(found.edits[0].new_content.contains("CACHE_SIZE: \"64 MB\""), "{found:?}");
+    for (name, value) in [
+        ("API_TOKEN", "abc"),
+        ("BASE_URL", "http://example.com"),
+        ("REGION", "<your region>"),
+        ("REGION", "changeme"),
+        ("REGION", ""),
+    ] {
+        let found = wired(&format!("KeyError: '{name}'"), &format!("{name}={value}\n"));
+        assert_eq!(found.remedy, Remedy::Escalate, "{name}={value}");
+        assert!(found.cause.contains("an operator has to give"), "{}", found.cause);
+    }
 }

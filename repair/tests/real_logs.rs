@@ -20,14 +20,10 @@ fn evidence(phase: Phase, log: &str, files: &[(&str, &str)]) -> Evidence {
     let own = |&(path, text): &(&str, &str)| (path.to_owned(), text.to_owned());
     let (build_log, container_log) = if phase == Phase::Build { (log, "") } else { ("", log) };
     Evidence {
-        service: "web".to_owned(),
-        model: Model::from_config(CONFIG).unwrap().without_values(),
-        phase,
         build_log: build_log.to_owned(),
         container_log: container_log.to_owned(),
-        state: None,
         files: files.iter().map(own).collect::<BTreeMap<_, _>>(),
-        instruction: None,
+        ..Evidence::new("web", Model::from_config(CONFIG).unwrap().without_values(), phase)
     }
 }
 

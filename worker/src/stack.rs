@@ -127,7 +127,7 @@ async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
             ),
         ));
     }
-    Ok(Step {
+    let mut step = Step {
         log: &context.log,
         run: context.run,
         worker_dir: &context.worker_dir,
@@ -135,7 +135,14 @@ async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
         engine,
         project,
         service: service.to_owned(),
-    })
+    };
+    // From the patch to the promotion the service is what the staged compose files say.
+    if let Input::Build { plan, .. } | Input::Restart { plan, .. } | Input::Verify { plan, .. } = input
+        && patch::touches_stack(plan)
+    {
+        step.project = step.project.with_files(step.staged_files(plan), &context.log).await?;
+    }
+    Ok(step)
 }
 
 fn parts(input: &Input) -> (&StackRef, &str, Option<&RepairPlan>) {
@@ -151,12 +158,12 @@ fn parts(input: &Input) -> (&StackRef, &str, Option<&RepairPlan>) {
 }
 
 impl Step<'_> {
-    async fn perform(&self, input: &Input) -> Result<Report> {
+    async fn perform(mut self, input: &Input) -> Result<Report> {
         match input {
             Input::Analyze { log, instruction, .. } => {
                 self.analyze(log.as_deref(), instruction.as_deref()).await
             }
-            Input::Patch { plan, .. } => self.patch(plan),
+            Input::Patch { plan, .. } => self.patch(plan).await,
             Input::Build { plan, .. } => self.build(plan).await,
             Input::Restart { plan, .. } => self.restart(plan).await,
             Input::Verify { plan, .. } => self.verify(plan).await,

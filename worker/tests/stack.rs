@@ -4,6 +4,7 @@ mod stack_fixture;
 
 use std::time::Duration;
 
+use cooper_repair::Decision;
 use cooper_repair::edit::{FileChange, Root};
 use cooper_repair::step::{HealthClass, Input, Report};
 use rustix::process::Signal;
@@ -228,6 +229,119 @@ fn a_rollback_without_the_old_image_builds_it_again_and_says_so() {
     assert_eq!((report.restored, report.code.as_str()), (false, "rollback_failed"), "{}", report.message);
     assert!(report.message.contains("the restored files do not build"), "{}", report.message);
     assert!(report.message.contains("By hand: docker compose --project-directory"), "{}", report.message);
+}
+
+/// The small stack without a secret in its compose file, which then may go into a plan, and with comments.
+fn plain_or_skip(name: &str) -> Option<Fixture> {
+    let fixture = small_or_skip(name)?;
+    let plain = fixture.read("compose.yaml").replace("planted-secret-value", "short  # no secret");
+    fixture.write("compose.yaml", &plain);
+    Some(fixture)
+}
+
+#[test]
+fn a_missing_variable_is_wired_from_the_stacks_example_and_the_compose_file_keeps_its_lines() {
+    let Some(fixture) = plain_or_skip("wired") else { return };
+    fixture.write(
+        "web/app.py",
+        &fixture.read("web/app.py").replace("import http", "import os; os.environ['GREETING']\nimport http"),
+    );
+    fixture.write(".env.example", "GREETING=\"hello $you\"  # any text\n");
+    fixture.deploy_broken();
+    let (before, neighbour) = (fixture.checkout(), fixture.container("store"));
+    let analyzed = fixture.analyze(None);
+    let plan = fixture.plan(&analyzed);
+    assert!(matches!(plan.decision, Decision::NeedsApproval { .. }), "{:?}", plan.decision);
+    for step in ["patch", "restart", "verify", "promote"] {
+        assert_eq!(fixture.checkout(), before, "nothing is written before the promotion");
+        for _ in 0..2 {
+            let report = fixture.step(step, &plan);
+            assert!(report.ok, "{step}: {} {}\n{}", report.code, report.message, fixture.log());
+        }
+    }
+    let was = std::str::from_utf8(&before["compose.yaml"]).expect("text");
+    let line = "      MODE: live\n";
+    let expected = was.replace(line, &format!("{line}      GREETING: \"hello $$you\"\n"));
+    assert_eq!(fixture.read("compose.yaml"), expected);
+    assert_eq!(fixture.variable("web", "GREETING").as_deref(), Some("hello $you"));
+    // What the user does next finds nothing to do.
+    let repaired = fixture.container("web");
+    fixture.compose(&["up", "-d", "--no-build"]);
+    assert_eq!((fixture.container("web").id, fixture.container("store")), (repaired.id, neighbour.clone()));
+    for _ in 0..2 {
+        let report = fixture.step("rollback", &plan);
+        assert!(report.restored, "{}\n{}", report.message, fixture.log());
+        assert_eq!((fixture.checkout(), fixture.container("store")), (before.clone(), neighbour.clone()));
+        assert_eq!(fixture.variable("web", "GREETING"), None);
+    }
+}
+
+#[test]
+fn a_changed_compose_file_is_rolled_back_after_any_step() {
+    let Some(mut fixture) = plain_or_skip("unwired") else { return };
+    fixture.up();
+    let steps = ["patch", "restart", "verify", "promote"];
+    for n in 0..=steps.len() {
+        fixture.next_run();
+        let before = state(&fixture);
+        let plan = fixture.plan_to_wire(&fixture.analyze(None), "COLOUR", "blue");
+        for step in &steps[..n] {
+            let report = fixture.step(step, &plan);
+            assert!(report.ok, "{step}: {} {}", report.code, report.message);
+        }
+        assert_eq!(fixture.variable("web", "COLOUR").is_some(), n >= 2);
+        for _ in 0..2 {
+            let report = fixture.step("rollback", &plan);
+            assert!(report.restored, "after {n} steps: {}\n{}", report.message, fixture.log());
+            assert_eq!(state(&fixture), before, "after {n} steps");
+            assert_eq!(fixture.variable("web", "COLOUR"), None);
+        }
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_moved() {
+    let Some(fixture) = plain_or_skip("port") else { return };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    let ports = format!("ports: [\"127.0.0.1:{port}:8000\"]");
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("expose: [8000]", &ports));
+    fixture.deploy_broken();
+    let analyzed = fixture.analyze(None);
+    let plan = fixture.plan(&analyzed);
+    for step in ["patch", "restart", "verify", "promote"] {
+        let report = fixture.step(step, &plan);
+        assert!(report.ok, "{step}: {} {}\n{}", report.code, report.message, fixture.log());
+    }
+    assert!(fixture.read("compose.yaml").contains(&format!("127.0.0.1:{}:8000", port + 1)));
+}
+
+#[test]
+fn of_a_compose_file_nothing_else_is_changed() {
+    let Some(fixture) = plain_or_skip("unwirable") else { return };
+    fixture.up();
+    let plan = fixture.plan_to_wire(&fixture.analyze(None), "COLOUR", "blue");
+    let old = fixture.read("compose.yaml");
+    let before = (fixture.checkout(), fixture.container("web"));
+    for (from, to) in [
+        ("stable_for: 1s", "stable_for: 1s\n      protected: false"),
+        ("init: true", "init: true\n    privileged: true"),
+        ("init: true", "init: true\n    volumes: [\"/var/run/docker.sock:/s\"]"),
+        ("build: ./store", "build: ./web"),
+        ("build: ./web", "build: .."),
+    ] {
+        let mut plan = plan.clone();
+        let new = old.replacen(from, to, 1);
+        plan.edits[0].diff = cooper_repair::diff::unified("compose.yaml", Some(&old), &new);
+        (plan.edits[0].new_content, plan.edits[0].edits) = (new, vec![]);
+        let report = fixture.step("patch", &plan);
+        assert_eq!(report.code, "policy_refused", "{to}: {}", report.message);
+    }
+    // Nor is it enough that a rule says so: a person has to look at it.
+    let mut auto = plan.clone();
+    auto.diagnosis.class = cooper_repair::Class::Auto;
+    assert_eq!(fixture.step("patch", &auto).code, "policy_refused");
+    assert_eq!((fixture.checkout(), fixture.container("web")), before);
 }
 
 /// `up -d --wait` calls both of these good.

@@ -3,7 +3,9 @@
 use cooper_common::{error::Code, ids::ApprovalId};
 use cooper_core::run::{Planned, StepKind, Verdict};
 use cooper_repair::{
-    Class, Decision, Diagnosis, Evidence, FileChange, RepairPlan, RuleSet, plan,
+    Class, Decision, Diagnosis, Evidence, FileChange, RepairPlan, RuleSet,
+    edit::Root,
+    plan,
     proposal::{self, Question},
     review::shown,
     step::StackRef,
@@ -81,7 +83,11 @@ fn planned_by(rules: &RuleSet, stack: &StackRef, evidence: &Evidence, diagnosis:
 /// `patch.diff` as an approver reads it, before anything is done by it.
 pub fn patch(plan: &RepairPlan, evidence: &Evidence, stack: &StackRef) -> String {
     let diff = |change: &FileChange| {
-        let old = evidence.files.get(&change.path).map(String::as_str);
+        let files = match change.root {
+            Root::Context => &evidence.files,
+            Root::Stack => &evidence.stack_files,
+        };
+        let old = files.get(&change.path).map(String::as_str);
         cooper_repair::diff::unified(&shown(plan, change, &stack.dir), old, &change.new_content)
     };
     plan.edits.iter().map(diff).collect()

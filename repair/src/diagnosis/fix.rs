@@ -6,6 +6,7 @@ use crate::edit::{self, Edit, FileChange, distribution_name};
 use crate::names::{Distribution, Provides};
 use crate::rules::{Class, Fix, Rule, fill};
 
+use super::compose;
 use super::python;
 use super::scene::Scene;
 use super::{Phase, Remedy};
@@ -80,6 +81,9 @@ pub(super) fn resolve(
             let user = fill(user);
             in_stage(scene, format!("create the user {user}"), |stage| Edit::AddUser { stage, user })
         }
+        Fix::ComposeVariable { name } => compose::variable(scene, &fill(name)),
+        Fix::ComposePort { port } => compose::port(scene, &fill(port)),
+        Fix::ComposeOrder { peer } => compose::order(scene, &fill(peer)),
         Fix::Variable { name, value } => {
             let (name, value) = (fill(name), fill(value));
             in_stage(scene, format!("set {name}={value}"), |stage| Edit::SetEnv { stage, name, value })

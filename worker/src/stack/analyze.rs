@@ -64,15 +64,14 @@ impl Step<'_> {
         });
 
         let listing = self.listing()?;
+        let redactor = self.log.redactor();
+        let phase = if class >= HealthClass::Unhealthy { Phase::Health } else { Phase::Runtime };
         let mut found = Evidence {
-            service: self.service.clone(),
-            model: without_secrets(&self.project.model, &self.log.redactor())?,
-            phase: if class >= HealthClass::Unhealthy { Phase::Health } else { Phase::Runtime },
-            build_log: String::new(),
-            container_log: String::new(),
             state: seen.as_ref().map(|seen| self.redacted(seen)),
             files: self.files(listing.as_ref())?,
+            stack_files: self.project.stack_files(&redactor)?,
             instruction: instruction.map(|text| self.log.redact(text)),
+            ..Evidence::new(&self.service, without_secrets(&self.project.model, &redactor)?, phase)
         };
         let mut built = None;
         if let Some(log) = log {

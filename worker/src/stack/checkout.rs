@@ -12,6 +12,7 @@ use cooper_common::error::{Code, Error, Result};
 use cooper_repair::edit::{FileChange, Root};
 use cooper_repair::limits;
 
+use super::project::Project;
 use super::{Step, While, failed};
 
 /// A directory whose files are read and replaced.
@@ -133,7 +134,12 @@ fn refused(path: &str, error: Errno) -> Error {
 impl Step<'_> {
     /// The service's build context: its directory, and the path to it from the stack's directory.
     pub(super) fn context_dir(&self) -> Result<(std::path::PathBuf, String)> {
-        let build = self.project.service(&self.service)?.build.as_ref();
+        self.context_inside(&self.project)
+    }
+
+    /// The same in another version of the project.
+    pub(super) fn context_inside(&self, project: &Project) -> Result<(std::path::PathBuf, String)> {
+        let build = project.service(&self.service)?.build.as_ref();
         let context = build.map(|build| Path::new(&build.context));
         let context = context.ok_or_else(|| failed(format!("service {} has no build", self.service)))?;
         if !context.is_dir() {
@@ -157,15 +163,18 @@ impl Step<'_> {
         Ok((context.to_path_buf(), inside))
     }
 
-    /// The path of a change from the stack's directory, where the service's build context is `context`.
-    pub(super) fn place(&self, context: &str, change: &FileChange) -> Result<String> {
+    /// The path of a change from the stack's directory.
+    pub(super) fn place(&self, change: &FileChange) -> Result<String> {
         if change.root == Root::Stack {
-            let what = format!(
-                "{} belongs to no build; changing files in place is not supported yet: change it by hand",
-                change.path
-            );
-            return Err(Error::new(Code::PolicyRefused, what));
+            let known = self.project.files.iter().any(|file| *file == self.project.dir.join(&change.path));
+            return if known {
+                Ok(change.path.clone())
+            } else {
+                let what = format!("{} is none of the files compose reads for this stack", change.path);
+                Err(Error::new(Code::PolicyRefused, what))
+            };
         }
+        let (_, context) = self.context_dir()?;
         let path = plain(Path::new(&change.path)).filter(|path| !path.is_empty()).ok_or_else(|| {
             Error::new(
                 Code::PolicyRefused,

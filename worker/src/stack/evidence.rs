@@ -18,7 +18,7 @@ pub(super) const LISTED_MAX: usize = 5_000;
 const FILE_BYTES_MAX: u64 = 64 << 10;
 const TEXT_BYTES_MAX: usize = 2 << 20;
 /// A file with a known secret of this length is not read; a shorter one is too likely an ordinary word of the code.
-const KNOWN_BYTES_MIN: usize = 12;
+pub(super) const KNOWN_BYTES_MIN: usize = 12;
 
 /// Files by path relative to the context; only known to exist (no text): what is of no use, too large, not text, or
 /// holds a secret, since a plan carries whole files.

@@ -45,24 +45,20 @@ pub async fn evidence(asked: Asked<'_>) -> Result<Evidence> {
         (None, Some(project)) => only_built(&project.model)?,
         (None, None) => "service".to_owned(),
     };
-    let mut found = Evidence {
-        model: match &project {
-            Some(project) => {
-                project
-                    .service(&service)
-                    .map_err(|error| Error::new(Code::ServiceNotFound, error.message))?;
-                without_secrets(&project.model, &log.redactor())?
-            }
-            None => nowhere(&service)?,
-        },
-        service,
-        phase: Phase::Runtime,
-        build_log: String::new(),
-        container_log: String::new(),
-        state: None,
-        files: Default::default(),
-        instruction: asked.instruction.map(|text| log.redact(&text)),
+    let model = match &project {
+        Some(project) => {
+            project.service(&service).map_err(|error| Error::new(Code::ServiceNotFound, error.message))?;
+            without_secrets(&project.model, &log.redactor())?
+        }
+        None => nowhere(&service)?,
     };
+    let mut found = Evidence {
+        instruction: asked.instruction.map(|text| log.redact(&text)),
+        ..Evidence::new(service, model, Phase::Runtime)
+    };
+    if let Some(project) = &project {
+        found.stack_files = project.stack_files(&log.redactor())?;
+    }
     if let Some(project) = &project
         && let Some(build) = &project.service(&found.service)?.build
         && Path::new(&build.context).is_dir()

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cooper_common::error::{Code, Error, Result};
-use cooper_repair::edit::FileChange;
+use cooper_repair::edit::{FileChange, Root};
 use cooper_repair::step::{Artifact, Report};
 use cooper_repair::{Decision, Policy, RepairPlan, diff};
 
@@ -20,28 +20,31 @@ pub(super) struct Placed<'p> {
 }
 
 impl Step<'_> {
-    pub(super) fn patch(&self, plan: &RepairPlan) -> Result<Report> {
-        let (context, _) = self.context_dir()?;
+    pub(super) async fn patch(&self, plan: &RepairPlan) -> Result<Report> {
         let placed = self.checked(plan)?;
         let patch: String = placed.iter().map(Placed::diff).collect::<Result<_>>()?;
-
-        // A stage is there whole or not at all: it gets its name when everything is in it.
-        let stage = self.stage(plan);
-        if stage.is_dir() {
-            self.log.say("the stage is already there");
-        } else {
-            let parent = self.dir.make("stage")?;
-            let unfinished = parent.join("unfinished");
-            if unfinished.exists() {
-                std::fs::remove_dir_all(&unfinished).while_doing("removing an unfinished stage")?;
-            }
-            let copied = tree::copy(&context, &unfinished, LeftOut::new(self.worker_dir)?)?;
-            self.log.say(format_args!("staged {copied} files and directories of {}", context.display()));
-            for placed in &placed {
-                placed.apply(&unfinished)?;
-                self.log.say(format_args!("changed {}: {}", placed.path, placed.change.description));
-            }
-            std::fs::rename(&unfinished, &stage).while_doing("naming the stage")?;
+        let of = |root: Root| placed.iter().filter(move |placed| placed.change.root == root);
+        if of(Root::Context).next().is_some() {
+            let (context, _) = self.context_dir()?;
+            self.staged(&self.stage(plan), |unfinished| {
+                let copied = tree::copy(&context, unfinished, LeftOut::new(self.worker_dir)?)?;
+                self.log.say(format_args!("staged {copied} files and directories of {}", context.display()));
+                of(Root::Context).try_for_each(|placed| self.apply(placed, unfinished))
+            })?;
+        }
+        if touches_stack(plan) {
+            self.staged(&self.stack_stage(plan), |unfinished| {
+                std::fs::create_dir(unfinished).while_doing("staging")?;
+                for placed in of(Root::Stack) {
+                    let path = unfinished.join(&placed.path);
+                    std::fs::create_dir_all(path.parent().unwrap_or(unfinished)).while_doing("staging")?;
+                    let old = placed.old.as_ref().map(|old| old.bytes.as_slice()).unwrap_or_default();
+                    tree::replace(&path, old, 0o600).while_doing(format_args!("staging {}", placed.path))?;
+                    self.apply(placed, unfinished)?;
+                }
+                Ok(())
+            })?;
+            self.check_model(plan).await?;
         }
         self.log.raw(patch.as_bytes());
         let content = self.log.redact(&patch);
@@ -50,6 +53,55 @@ impl Step<'_> {
             artifacts,
             ..done(format!("{} staged with {} changed", self.service, count(placed.len(), "file")))
         })
+    }
+
+    /// Makes a stage whole or not at all: it gets its name when everything is in it.
+    fn staged(&self, stage: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if stage.is_dir() {
+            self.log.say("the stage is already there");
+            return Ok(());
+        }
+        let unfinished = self.dir.make("stage")?.join("unfinished");
+        if unfinished.exists() {
+            std::fs::remove_dir_all(&unfinished).while_doing("removing an unfinished stage")?;
+        }
+        fill(&unfinished)?;
+        std::fs::rename(&unfinished, stage).while_doing("naming the stage")
+    }
+
+    fn apply(&self, placed: &Placed<'_>, stage: &Path) -> Result<()> {
+        placed.apply(stage)?;
+        self.log.say(format_args!("changed {}: {}", placed.path, placed.change.description));
+        Ok(())
+    }
+
+    /// Refuses compose files of which compose makes more than an edit may change.
+    async fn check_model(&self, plan: &RepairPlan) -> Result<()> {
+        let staged = self.project.with_files(self.staged_files(plan), self.log).await?;
+        let mut against = self.project.against(&staged, &self.service);
+        if staged.service(&self.service)?.build.is_some() {
+            // A context that an edit names must lie where any other does.
+            against.extend(self.context_inside(&staged).err().map(|error| error.message));
+        }
+        if against.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(Code::PolicyRefused, against.join("; ")))
+    }
+
+    /// Where the changed compose files of a plan are.
+    fn stack_stage(&self, plan: &RepairPlan) -> PathBuf {
+        self.stage(plan).with_extension("stack")
+    }
+
+    /// The project's compose files, those that the plan changes as it changes them.
+    pub(super) fn staged_files(&self, plan: &RepairPlan) -> Vec<PathBuf> {
+        let stage = self.stack_stage(plan);
+        let staged = |file: &PathBuf| {
+            let inside = file.strip_prefix(&self.project.dir).ok()?;
+            Some(stage.join(inside)).filter(|staged| staged.is_file())
+        };
+        self.project.files.iter().map(|file| staged(file).unwrap_or_else(|| file.clone())).collect()
     }
 
     /// The stage of a plan. Each plan has its own, since each attempt of a run is a plan of its own.
@@ -62,12 +114,11 @@ impl Step<'_> {
     pub(super) fn checked<'p>(&self, plan: &'p RepairPlan) -> Result<Vec<Placed<'p>>> {
         let policy = Policy::of(&self.project.model, &self.service)
             .map_err(|error| Error::new(Code::PolicyRefused, error.to_string()))?;
-        let (_, context) = self.context_dir()?;
         let checkout = Checkout::open(&self.project.dir)?;
         let mut against = Vec::new();
         let mut placed = Vec::new();
         for change in &plan.edits {
-            let path = self.place(&context, change)?;
+            let path = self.place(change)?;
             let old = checkout.read(&path)?;
             if !change.is_based_on(old.as_ref().map(|old| old.bytes.as_slice())) {
                 return Err(Error::new(
@@ -119,6 +170,11 @@ impl Placed<'_> {
         tree::replace(&path, self.change.new_content.as_bytes(), mode)
             .while_doing(format_args!("changing {}", self.path))
     }
+}
+
+/// True if the plan changes files of the stack itself.
+pub(super) fn touches_stack(plan: &RepairPlan) -> bool {
+    plan.edits.iter().any(|change| change.root == Root::Stack)
 }
 
 /// `1 file`, `2 files`.

@@ -3,6 +3,7 @@
 //! `-f`, project name, env file and profiles mean what they mean to compose: nothing of it is read here but what
 //! `docker compose config` prints.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use tokio::process::Command;
 use cooper_common::error::Result;
 use cooper_common::redact::{self, Redactor};
 use cooper_repair::command;
-use cooper_repair::compose::{Model, Service};
+use cooper_repair::compose::{Model, Service, change};
 
+use super::checkout::Checkout;
 use super::process::{self, Finished};
-use super::{Log, While, failed};
+use super::{Log, While, evidence, failed};
 
 const CONFIG_LIMIT: Duration = Duration::from_secs(60);
 /// Files with secrets are read up to here.
@@ -25,6 +27,10 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 pub(super) struct Project {
     pub(super) dir: PathBuf,
     pub(super) model: Model,
+    /// The compose files it is made of, in their order; absolute, or as `COMPOSE_FILE` names them.
+    pub(super) files: Vec<PathBuf>,
+    /// Other files in place of those: what a plan makes of them, before it is promoted.
+    staged: Option<Vec<PathBuf>>,
     /// Everything that `config` printed; it holds interpolated secrets and never leaves the process but into compose.
     resolved: Value,
 }
@@ -32,10 +38,19 @@ pub(super) struct Project {
 impl Project {
     /// Resolves the project of a directory and hides its secrets from the log.
     pub(super) async fn load(dir: &Path, log: &Log) -> Result<Self> {
+        Self::read(dir, None, log).await
+    }
+
+    /// The same project with other compose files.
+    pub(super) async fn with_files(&self, files: Vec<PathBuf>, log: &Log) -> Result<Self> {
+        Self::read(&self.dir, Some(files), log).await
+    }
+
+    async fn read(dir: &Path, staged: Option<Vec<PathBuf>>, log: &Log) -> Result<Self> {
         log.hide(dotenv_secrets(dir));
         let dir = dir.to_path_buf();
         // As YAML: JSON leaves the extension fields out, and policy is one (`x-cooper`).
-        let told = process::read(compose(&dir, &[], &["config"]), CONFIG_LIMIT).await?;
+        let told = process::read(compose(&dir, staged.as_deref(), &[], &["config"]), CONFIG_LIMIT).await?;
         if !told.status.success() {
             return Err(failed(format!(
                 "compose cannot read the stack in {}: {}",
@@ -47,7 +62,13 @@ impl Project {
             .while_doing("reading what `docker compose config` printed")?;
         let model = Model::from_json(&resolved.to_string()).while_doing("reading the compose model")?;
         log.hide(model_secrets(&model));
-        Ok(Self { dir, model, resolved })
+        Ok(Self { files: compose_files(&dir), dir, model, staged, resolved })
+    }
+
+    /// Reasons against running these files in place of those of `self`: what compose makes of them may only differ as
+    /// an edit of a compose file may.
+    pub(super) fn against(&self, other: &Self, service: &str) -> Vec<String> {
+        change::check_model(service, &self.resolved, &other.resolved)
     }
 
     pub(super) fn service(&self, name: &str) -> Result<&Service> {
@@ -87,7 +108,7 @@ impl Project {
             build["context"] = json!(context.to_str());
         }
         // By standard input: the model holds secrets and has no business in a file.
-        let command = compose(&self.dir, &command::FROM_STDIN, &command::build(service));
+        let command = compose(&self.dir, None, &command::FROM_STDIN, &command::build(service));
         process::stream(log, command, Some(model.to_string().as_bytes()), limit).await
     }
 
@@ -99,7 +120,8 @@ impl Project {
     /// Any other command on one service.
     pub(super) async fn act(&self, log: &Log, args: &[&str], limit: Duration) -> Result<()> {
         log.say(format_args!("docker compose {}", args.join(" ")));
-        let finished = process::stream(log, compose(&self.dir, &[], args), None, limit).await?;
+        let finished =
+            process::stream(log, compose(&self.dir, self.staged.as_deref(), &[], args), None, limit).await?;
         if finished.status.success() {
             return Ok(());
         }
@@ -107,10 +129,63 @@ impl Project {
     }
 }
 
-fn compose(dir: &Path, options: &[&str], args: &[&str]) -> Command {
+fn compose(dir: &Path, files: Option<&[PathBuf]>, options: &[&str], args: &[&str]) -> Command {
     let mut command = process::docker(dir, &command::COMPOSE);
-    command.arg(dir).args(command::PLAIN).args(options).args(args);
+    command.arg(dir).args(command::PLAIN);
+    for file in files.into_iter().flatten() {
+        command.arg("-f").arg(file);
+    }
+    command.args(options).args(args);
     command
+}
+
+/// The files compose takes in a directory: those of `COMPOSE_FILE`, else the first of its own names, with the first
+/// of those that override it.
+fn compose_files(dir: &Path) -> Vec<PathBuf> {
+    const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+    const OVERRIDES: [&str; 4] = [
+        "compose.override.yml",
+        "compose.override.yaml",
+        "docker-compose.override.yml",
+        "docker-compose.override.yaml",
+    ];
+    let dotenv = small_file(&dir.join(".env")).unwrap_or_default();
+    let setting = |name: &str| {
+        let of_file = || dotenv_variables(&dotenv).into_iter().find(|(known, _)| known == name);
+        std::env::var(name)
+            .ok()
+            .or_else(|| of_file().map(|(_, value)| value))
+            .filter(|value| !value.is_empty())
+    };
+    if let Some(named) = setting("COMPOSE_FILE") {
+        let separator = setting("COMPOSE_PATH_SEPARATOR").unwrap_or_else(|| ":".to_owned());
+        return named.split(separator.as_str()).map(|path| dir.join(path)).collect();
+    }
+    let first = |names: [&str; 4]| names.map(|name| dir.join(name)).into_iter().find(|path| path.is_file());
+    first(NAMES).into_iter().chain(first(OVERRIDES)).collect()
+}
+
+/// Examples of a stack's variables, for people; their values are no secrets, or only stand for them.
+const EXAMPLES: [&str; 5] = [".env.example", ".env.sample", ".env.template", ".env.dist", "env.example"];
+
+impl Project {
+    /// What an edit of the stack's own files needs: the compose files beneath its directory but for those that hold a
+    /// secret, since a plan carries whole files, and examples of variables without their secrets.
+    pub(super) fn stack_files(&self, redactor: &Redactor) -> Result<BTreeMap<String, String>> {
+        let checkout = Checkout::open(&self.dir)?;
+        let read = |path: &str| {
+            let content = checkout.read(path).ok().flatten()?;
+            String::from_utf8(content.bytes).ok()
+        };
+        let inside = self.files.iter().filter_map(|file| file.strip_prefix(&self.dir).ok()?.to_str());
+        let plain = |text: &String| !redactor.finds(text, evidence::KNOWN_BYTES_MIN);
+        let compose = inside.filter_map(|path| Some((path.to_owned(), read(path).filter(plain)?)));
+        let examples = EXAMPLES.into_iter().filter_map(|path| {
+            let text = read(path).filter(|text| text.len() as u64 <= SECRET_FILE_BYTES_MAX)?;
+            Some((path.to_owned(), redactor.redact(&text).into_owned()))
+        });
+        Ok(compose.chain(examples).collect())
+    }
 }
 
 /// What is secret in a model: variables and build arguments by name, passwords in URLs, files of `secrets`.
@@ -133,13 +208,16 @@ fn model_secrets(model: &Model) -> Redactor {
 
 /// Values of a stack's `.env` whose names look secret, for what compose says before there is a model.
 fn dotenv_secrets(dir: &Path) -> Redactor {
-    let text = small_file(&dir.join(".env")).unwrap_or_default();
+    let variables = dotenv_variables(&small_file(&dir.join(".env")).unwrap_or_default());
+    Redactor::for_environment(variables.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+}
+
+fn dotenv_variables(text: &str) -> Vec<(String, String)> {
     let line = |line: &'_ str| -> Option<(String, String)> {
         let (name, value) = line.trim().trim_start_matches("export ").split_once('=')?;
         Some((name.trim().to_owned(), value.trim().trim_matches(['"', '\'']).to_owned()))
     };
-    let variables: Vec<_> = text.lines().filter_map(line).collect();
-    Redactor::for_environment(variables.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+    text.lines().filter_map(line).collect()
 }
 
 fn small_file(path: &Path) -> Option<String> {

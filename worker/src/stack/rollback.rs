@@ -13,13 +13,15 @@ use cooper_repair::{Policy, RepairPlan};
 use super::analyze::Start;
 use super::build::{image_tag, limit};
 use super::observe::Seen;
+use super::patch::touches_stack;
+use super::project::Project;
 use super::restart::{Restart, disturbed};
 use super::{Step, configuration, done, run_dir};
 
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Step<'_> {
-    pub(super) async fn rollback(&self, plan: &RepairPlan) -> Result<Report> {
+    pub(super) async fn rollback(&mut self, plan: &RepairPlan) -> Result<Report> {
         let Some(start) = self.dir.read::<Start>(run_dir::START)? else {
             self.clean_up(false).await;
             return Ok(Report { restored: true, ..done("nothing was recorded, so nothing was touched") });
@@ -29,6 +31,10 @@ impl Step<'_> {
         // Each part is tried, whatever became of the others: what is left to do by hand is then as little as can be.
         let mut differences = Vec::new();
         note(&mut differences, "files", self.undo_promotion());
+        if touches_stack(plan) {
+            // Its compose file may just have become that of before.
+            self.project = Project::load(&self.project.dir, self.log).await?;
+        }
         if let Some(restart) = self.dir.read::<Restart>(run_dir::RESTART)? {
             let before = self.neighbours().await?;
             note(&mut differences, "container", self.bring_back(&start, limit).await);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use cooper_common::ids::RunId;
 use cooper_proto::v1::StepSpec;
 use cooper_repair::diagnosis::{Diagnosis, Remedy};
+use cooper_repair::edit::Root;
 use cooper_repair::step::{Input, Report, StackRef};
 use cooper_repair::{Class, Edit, FileChange, RepairPlan, RuleSet, diagnose};
 use cooper_worker::stack::{Context, Log, perform};
@@ -239,12 +240,24 @@ impl Fixture {
         self.plan_with(analyzed, vec![change])
     }
 
+    /// A plan that gives web a variable in the compose file.
+    pub fn plan_to_wire(&self, analyzed: &Report, name: &str, value: &str) -> RepairPlan {
+        let (service, path) = ("web".to_owned(), "compose.yaml");
+        let edit = Edit::SetEnvironment { service, name: name.to_owned(), value: value.to_owned() };
+        let change = FileChange::edit(path, &self.read(path), edit, format!("set {name}")).unwrap();
+        self.plan_with(analyzed, vec![FileChange { root: Root::Stack, ..change }])
+    }
+
     pub fn plan_with(&self, analyzed: &Report, edits: Vec<FileChange>) -> RepairPlan {
         let diagnosis = Diagnosis {
             rule_id: "test".to_owned(),
             cause: "a test".to_owned(),
             confidence: 100,
-            class: Class::Auto,
+            class: if edits.iter().any(|edit| edit.root == Root::Stack) {
+                Class::Approve
+            } else {
+                Class::Auto
+            },
             evidence_line: String::new(),
             remedy: if edits.is_empty() { Remedy::Restart } else { Remedy::Patch },
             edits,
@@ -385,6 +398,14 @@ impl Fixture {
             health: text("/State/Health/Status"),
             config_hash: text("/Config/Labels/com.docker.compose.config-hash"),
         }
+    }
+
+    /// A variable that a service's container was made with.
+    pub fn variable(&self, service: &str, name: &str) -> Option<String> {
+        let id = self.container(service).id;
+        let told = sh("docker", &["inspect", "--format", "{{json .Config.Env}}", &id], self.dir.path());
+        let all: Vec<String> = serde_json::from_str(&told).unwrap();
+        all.iter().find_map(|set| Some(set.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
     }
 
     /// The id behind a service's tag (or any other reference), empty if there is none.
