@@ -78,6 +78,7 @@ fn repairs(config: &Config) -> Result<runs::Settings> {
     Ok(runs::Settings {
         rules: config.path("rules_dir").map_or(Ok(default.rules), |dir| runs::Rules::with(&dir))?,
         approval_ttl_ms: config.integer("approval_ttl_ms").unwrap_or(default.approval_ttl_ms),
+        policy: config.path("policy_file").map_or(Ok(default.policy), |path| runs::policy_file(&path))?,
         model: model(config)?,
     })
 }

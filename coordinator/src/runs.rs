@@ -8,6 +8,7 @@ mod driver;
 pub mod model;
 mod planner;
 mod plans;
+mod policy_file;
 mod rules;
 mod stacks;
 
@@ -23,11 +24,13 @@ use cooper_core::{
     run::{self, Run},
 };
 use cooper_proto::v1;
+use cooper_repair::OperatorPolicy;
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use self::{
     approvals::{Waiting, may_decide},
+    policy_file::policy_file,
     rules::Rules,
     stacks::{Registering, Stack},
 };
@@ -50,13 +53,20 @@ pub struct Settings {
     pub rules: Rules,
     /// How long an approval is waited for; a stack may say less.
     pub approval_ttl_ms: u64,
+    /// What the operator forbids, or wants to be asked about.
+    pub policy: Arc<OperatorPolicy>,
     /// What is asked where no rule explains a failure.
     pub model: Option<model::Settings>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { rules: Rules::default(), approval_ttl_ms: limits::run::APPROVAL_TTL_MS, model: None }
+        Self {
+            rules: Rules::default(),
+            approval_ttl_ms: limits::run::APPROVAL_TTL_MS,
+            policy: Arc::default(),
+            model: None,
+        }
     }
 }
 

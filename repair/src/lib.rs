@@ -26,6 +26,6 @@ pub mod step;
 pub use diagnosis::{Diagnosis, Evidence, NoDiagnosis, diagnose};
 pub use edit::{Edit, FileChange};
 pub use plan::RepairPlan;
-pub use policy::{Decision, Policy};
+pub use policy::{Decision, OperatorPolicy, Policy};
 pub use review::Review;
 pub use rules::{Class, RuleSet};

@@ -3,6 +3,7 @@
 //! The stack says it itself, under `x-cooper` in its compose file; what it does not say has a safe default. Policy is
 //! asked twice: when a plan is made, with the diff people review, and by the worker, with the bytes really there.
 
+mod operator;
 mod path;
 mod weakening;
 mod x_cooper;
@@ -16,6 +17,7 @@ use crate::edit::{FileChange, Root};
 use crate::limits;
 use crate::rules::Class;
 
+pub use operator::{Error as OperatorError, OperatorPolicy};
 use x_cooper::XCooper;
 
 /// The stack's policy is not valid.
@@ -218,15 +220,11 @@ impl Policy {
     /// What policy says to a fix of this class with these changes, judged by their diffs.
     pub fn decide(&self, class: Class, edits: &[FileChange]) -> Decision {
         let mut refused = Vec::new();
-        let mut changed = 0;
         for edit in edits {
             let (before, after) = diff::sides(&edit.diff);
             refused.extend(self.check(class, edit, &before, &after));
-            let lines = diff::lines(&before, &after);
-            // A line that only changes its line end is not counted.
-            changed += lines.added.iter().filter(|line| !lines.removed.contains(line)).count();
-            changed += lines.removed.iter().filter(|line| !lines.added.contains(line)).count();
         }
+        let changed = changed_lines(edits);
         if edits.len() > limits::PLAN_FILES_MAX {
             refused.push(format!("it changes {} files, at most {} may", edits.len(), limits::PLAN_FILES_MAX));
         }
@@ -303,6 +301,18 @@ impl Policy {
         reasons.extend(weakening::check(old, new).into_iter().map(|what| format!("{path}: {what}")));
         reasons
     }
+}
+
+/// Lines that are added and removed, together.
+fn changed_lines(edits: &[FileChange]) -> usize {
+    let of = |edit: &FileChange| {
+        let (before, after) = diff::sides(&edit.diff);
+        let lines = diff::lines(&before, &after);
+        // A line that only changes its line end is not counted.
+        let added = lines.added.iter().filter(|line| !lines.removed.contains(line)).count();
+        added + lines.removed.iter().filter(|line| !lines.added.contains(line)).count()
+    };
+    edits.iter().map(of).sum()
 }
 
 /// Why a service needs approval by what it is.

@@ -586,6 +586,14 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "policy_file",
+        env: &["COOPER_POLICY_FILE"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "File (TOML) that forbids repairs, or asks for approvals, whatever stacks say themselves; it can only tighten.",
+        ..BLANK
+    },
+    Setting {
         key: "approval_ttl_ms",
         env: &["COOPER_APPROVAL_TTL_MS"],
         roles: COORDINATORS,

@@ -20,7 +20,7 @@ use cooper_core::{
 };
 use cooper_proto::v1;
 use cooper_repair::{
-    RepairPlan,
+    Policy, RepairPlan,
     proposal::Question,
     step::{Input as StepInput, Report, StackRef},
 };
@@ -348,6 +348,11 @@ impl Driver {
             // How the service is comes first: that it is healthy explains why nothing explains a failure.
             *message = format!("{}: {message}", report.message);
         }
+        if let planner::Answer::Plan(plan) = &mut answer
+            && let Ok(own) = Policy::of(&evidence.model, &evidence.service)
+        {
+            self.settings.policy.tighten(plan, &stack.dir, &own);
+        }
         if let planner::Answer::Plan(plan) = &answer {
             let json = plan.to_json();
             let artifact = artifacts::store(&self.blobs, "plan.json", json.clone().into_bytes()).await?;
@@ -468,6 +473,11 @@ impl Driver {
             return Ok(StepInput::Analyze { stack, service: run.body.service.clone(), log, instruction });
         }
         let plan = self.stored_plan(id, &run.body.plan_hash).await?;
+        // The operator may have thought again while the plan waited. What was touched is put back in any case.
+        let against = self.settings.policy.against(&plan, &stack.dir);
+        if kind != StepKind::Rollback && !against.is_empty() {
+            return Err(Error::new(Code::PolicyRefused, against.join("; ")));
+        }
         Ok(match kind {
             StepKind::Analyze | StepKind::Patch => StepInput::Patch { stack, plan },
             StepKind::Build => StepInput::Build { stack, plan },

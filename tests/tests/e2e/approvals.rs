@@ -162,3 +162,46 @@ fn a_plan_is_shown_as_a_person_reviews_it_before_a_decision_and_by_a_dry_run() {
     let other = Cooper::with_token(&cluster.url, &cluster.token("elsewhere", "admin"));
     assert_eq!(other.error(["runs", "plan", id]).code, "run_not_found", "I10");
 }
+
+#[test]
+fn the_operators_file_refuses_and_asks_whatever_the_stack_says_and_names_its_line() {
+    if !docker::wanted("the_operators_file_refuses_and_asks_whatever_the_stack_says_and_names_its_line") {
+        return;
+    }
+    let stack = Stack::files("operator");
+    let scratch = cooper_tests::Scratch::new("policy-file");
+    let file = scratch.join("policy.toml");
+    let name = file.to_str().expect("plain").to_owned();
+    let cluster = Setup::compose().env("COOPER_POLICY_FILE", &name);
+    std::fs::write(&file, "[[limit]]\nservices = ['web']\nprotected = true\n").expect("written");
+    {
+        let started = cluster.start();
+        let cooper = patient(started.cooper());
+        // Asked for by the operator; meanwhile the file forbids it, and the plan that waited is not carried out.
+        let run = waits(&cooper, &stack);
+        assert!(run["approval"]["reasons"].to_string().contains("policy.toml:1"), "{run:#}");
+        std::fs::write(&file, "\n[[limit]]\ndeny = ['**/requirements.txt']\n").expect("written");
+        started.kill("coordinator");
+        let id = text(&run, "run_id");
+        cooper.until_json("the coordinator", seconds(20), &["runs", "show", id], |_| true);
+        let before = stack.tree();
+        let (status, refused) = cooper.run_json(["approve", id, "--follow"]);
+        assert_eq!((status, text(&refused, "state")), (5, "refused"), "{refused:#}");
+        let said = text(&refused["error"], "message");
+        assert!(said.contains("policy.toml:2") && said.contains("web/requirements.txt"), "{said}");
+        assert_eq!(stack.tree(), before);
+        let asked = ["repair", "web", "--stack", stack.arg(), "--instruction", "add package PyYAML"];
+        let (status, refused) = cooper.run_json(asked);
+        assert_eq!((status, text(&refused["error"], "code")), (5, "policy_refused"), "{refused:#}");
+    }
+    // One that is wrong keeps a coordinator from starting, with its line.
+    std::fs::write(&file, "[[limit]]\nprotected = false\n").expect("written");
+    let wrong = Cooper::default().env("COOPER_POLICY_FILE", &name);
+    let data = scratch.join("data");
+    let refused =
+        wrong.run(["coordinator", "--data", data.to_str().expect("plain"), "--listen", "127.0.0.1:0"]);
+    assert_ne!(refused.status, 0);
+    let (code, message) = refused.error_line();
+    assert_eq!(code, "config_invalid");
+    assert!(message.contains("policy.toml:2: protected can only be true"), "{message}");
+}
