@@ -381,6 +381,8 @@ pub mod token {
 
 /// Repair runs.
 pub mod run {
+    /// Attempts of one run, each a plan of its own; `max_attempts` of a policy can only lower it.
+    pub const ATTEMPTS_MAX: u32 = 3;
     /// Default of the setting `approval_ttl_ms`.
     pub const APPROVAL_TTL_MS: u64 = 24 * 3_600_000;
     pub const APPROVAL_TTL_MS_MAX: u64 = 30 * 86_400_000;

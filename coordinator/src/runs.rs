@@ -69,6 +69,8 @@ impl Default for Settings {
         }
     }
 }
+/// Steps of one run: of each attempt at most as many as there are kinds.
+const PARTS_MAX: usize = 100;
 
 /// A run as recorded.
 pub struct Loaded {
@@ -143,6 +145,8 @@ impl Runs {
             service: request.service.clone(),
             instruction: request.instruction.clone(),
             dry_run: request.dry_run,
+            origin: run::Origin::Repair,
+            needs_approval: false,
             spec: request.encode_to_vec(),
         };
         self.ask(|answer| driver::Input::Create { create, answer }).await?;
@@ -203,17 +207,17 @@ impl Runs {
     }
 }
 
-/// A run with its steps and approval.
+/// A run with its steps and approvals.
 pub(crate) async fn load(store: &dyn Store, record: Record) -> Result<Loaded> {
     let unreadable = || Error::internal(format!("the stored run {} cannot be read", record.id));
-    let of_run = || Filter { parent: Some(record.id.clone()), limit: 100, ..Filter::default() };
+    let of_run = || Filter { parent: Some(record.id.clone()), limit: PARTS_MAX, ..Filter::default() };
     let steps = store.list(Aggregate::Step, of_run()).await?;
     let approvals = store.list(Aggregate::Approval, of_run()).await?;
-    let steps = steps.records.into_iter().map(|step| (step.version, step.row)).collect();
-    let approval = approvals.records.into_iter().next().map(|approval| (approval.version, approval.row));
+    let steps = steps.records.into_iter().map(|step| (step.id, step.version, step.row)).collect();
+    let approvals = approvals.records.into_iter().map(|approval| (approval.version, approval.row)).collect();
     let id = record.id.parse().map_err(|_| unreadable())?;
     let updated_ms = record.row.updated_ms;
     let run =
-        Run::restore(id, record.version, record.row.clone(), steps, approval).map_err(|_| unreadable())?;
+        Run::restore(id, record.version, record.row.clone(), steps, approvals).map_err(|_| unreadable())?;
     Ok(Loaded { run, updated_ms })
 }

@@ -1,16 +1,24 @@
 //! A run: one repair from queued to a true end. Decides the next step; the coordinator performs it as a task.
 
+mod attempt;
+mod decision;
 mod record;
+mod step;
 
 use std::sync::Arc;
 
 use cooper_common::{
-    error::{Code, Error, Result},
+    error::Code,
     ids::{ApprovalId, RunId, TaskId},
     limits,
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    attempt::Tried,
+    decision::{Approval, Approver},
+    step::{Step, StepEnd},
+};
 use crate::{Now, change::Version, session::Reason};
 
 macro_rules! names {
@@ -103,6 +111,23 @@ pub struct Body {
     #[serde(default)]
     pub dry_run: bool,
     #[serde(default)]
+    pub origin: Origin,
+    /// The attempt that goes on, or was the last; from 1.
+    #[serde(default = "first")]
+    pub attempt: u32,
+    /// Known with the first plan.
+    #[serde(default = "first")]
+    pub max_attempts: u32,
+    /// A plan of this run, or the run that it repeats, needed an approval: every further one does (I8).
+    #[serde(default)]
+    pub needs_approval: bool,
+    /// The rollback that goes on is followed by another attempt.
+    #[serde(default)]
+    pub tries_again: bool,
+    /// Attempts that have a plan, the one that goes on included.
+    #[serde(default)]
+    pub tried: Vec<Tried>,
+    #[serde(default)]
     pub cause: String,
     #[serde(default)]
     pub rule_id: String,
@@ -138,6 +163,27 @@ pub struct ModelCall {
     pub message: String,
 }
 
+const fn first() -> u32 {
+    1
+}
+
+/// Where a run comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Origin {
+    /// A request to repair.
+    #[default]
+    Repair,
+    /// Another run over again; from a step on, by the plan of that run.
+    Retry {
+        of: RunId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<StepKind>,
+    },
+    /// Takes a run back that has succeeded.
+    Undo { of: RunId },
+}
+
 /// A named, content-addressed file of the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
@@ -146,47 +192,6 @@ pub struct Artifact {
     /// BLAKE3, hex.
     pub digest: String,
     pub created_ms: i64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    pub kind: StepKind,
-    pub state: StepState,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub task: Option<TaskId>,
-    #[serde(default)]
-    pub timeout_ms: u64,
-    #[serde(default)]
-    pub started_ms: i64,
-    #[serde(default)]
-    pub ended_ms: i64,
-    #[serde(default)]
-    pub message: String,
-    #[serde(skip)]
-    version: Version,
-    #[serde(skip)]
-    touched: bool,
-}
-
-/// A decision bound to one plan hash (I8).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Approval {
-    pub id: ApprovalId,
-    pub plan_hash: String,
-    pub decision: Decision,
-    pub reasons: Vec<String>,
-    pub approvers: Vec<String>,
-    #[serde(default)]
-    pub decided_by: String,
-    #[serde(default)]
-    pub comment: String,
-    #[serde(default)]
-    pub decided_ms: i64,
-    pub expires_ms: i64,
-    #[serde(skip)]
-    version: Version,
-    #[serde(skip)]
-    touched: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -200,6 +205,9 @@ pub struct Create {
     pub service: String,
     pub instruction: String,
     pub dry_run: bool,
+    pub origin: Origin,
+    /// The run that this one repeats or takes back needed an approval.
+    pub needs_approval: bool,
     /// Encoded cooper.v1.CreateRunRequest.
     pub spec: Vec<u8>,
 }
@@ -211,55 +219,35 @@ pub struct Planned {
     pub cause: String,
     pub rule_id: String,
     pub files: Vec<String>,
+    /// Names what is done about the cause: no two attempts of a run do the same.
+    pub fix: String,
+    pub max_attempts: u32,
     pub steps: Vec<(StepKind, u64)>,
     pub verdict: Verdict,
+    /// Of the approval, if one is needed.
+    pub approval: ApprovalId,
+    /// How long somebody may take to decide.
+    pub approval_ttl_ms: u64,
 }
 
 /// What policy says to a plan.
 #[derive(Debug, Clone)]
 pub enum Verdict {
     Allowed,
-    /// `ttl_ms` is how long somebody may take to decide.
-    NeedsApproval {
-        id: ApprovalId,
-        reasons: Vec<String>,
-        approvers: Vec<String>,
-        ttl_ms: u64,
-    },
+    NeedsApproval { reasons: Vec<String>, approvers: Vec<String> },
     Refused(Vec<String>),
-}
-
-/// How a step ended.
-#[derive(Debug, Clone, Default)]
-pub struct StepEnd {
-    pub ok: bool,
-    pub code: String,
-    pub message: String,
-    /// Rollback: everything is as it was.
-    pub restored: bool,
-    /// Rollback: false where the image of before was gone and was built again.
-    pub image_equal: Option<bool>,
-    pub promotion: String,
 }
 
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Perform this step.
+    /// Perform this step of the attempt.
     Start(StepKind),
     /// Make a plan from the evidence of the analyze step.
     Plan,
     /// A decision, an ongoing step, or the service's other run comes first.
     Wait,
     Done,
-}
-
-/// Who decides about a plan.
-#[derive(Debug, Clone, Copy)]
-pub struct Approver<'a> {
-    pub name: &'a str,
-    /// Scope operator or admin.
-    pub may_approve: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -270,8 +258,10 @@ pub struct Run {
     pub created_ms: i64,
     pub version: Version,
     pub body: Body,
+    /// Of all attempts, in the order in which they come.
     pub steps: Vec<Step>,
-    pub approval: Option<Approval>,
+    /// At most one an attempt, in their order.
+    pub approvals: Vec<Approval>,
     spec: Option<Vec<u8>>,
     events: Vec<(String, String)>,
 }
@@ -292,6 +282,12 @@ impl Run {
                 service: create.service,
                 instruction: create.instruction,
                 dry_run: create.dry_run,
+                origin: create.origin,
+                attempt: 1,
+                max_attempts: 1,
+                needs_approval: create.needs_approval,
+                tries_again: false,
+                tried: Vec::new(),
                 cause: String::new(),
                 rule_id: String::new(),
                 plan_hash: String::new(),
@@ -303,11 +299,12 @@ impl Run {
                 artifacts: Vec::new(),
                 model_calls: Vec::new(),
             },
-            steps: vec![Step::new(StepKind::Analyze, limits::exec::STEP_TIMEOUT_MS)],
-            approval: None,
+            steps: Vec::new(),
+            approvals: Vec::new(),
             spec: Some(create.spec),
             events: Vec::new(),
         };
+        run.add_step(StepKind::Analyze, limits::exec::STEP_TIMEOUT_MS);
         run.to(State::Queued);
         run
     }
@@ -317,38 +314,19 @@ impl Run {
         (self.body.worker.clone(), self.body.dir.clone(), self.body.service.clone())
     }
 
-    pub fn step(&self, kind: StepKind) -> Option<&Step> {
-        self.steps.iter().find(|step| step.kind == kind)
-    }
-
-    fn step_mut(&mut self, kind: StepKind) -> Option<&mut Step> {
-        self.steps.iter_mut().find(|step| step.kind == kind)
-    }
-
-    pub fn running_step(&self) -> Option<&Step> {
-        self.steps.iter().find(|step| step.state == StepState::Running)
-    }
-
     fn to(&mut self, next: State) {
         self.body.state = next;
         let reason = self.body.reason.as_ref().map(|r| r.code.as_str()).unwrap_or_default();
-        let body =
-            serde_json::json!({"stack": self.body.stack, "service": self.body.service, "reason": reason});
+        let body = serde_json::json!({
+            "stack": self.body.stack, "service": self.body.service, "attempt": self.body.attempt, "reason": reason,
+        });
         self.events.push((format!("run.{}", next.as_str()), body.to_string()));
     }
 
     fn end(&mut self, next: State, code: &str, message: impl Into<String>) {
         self.body.reason = Some(Reason { code: code.to_owned(), message: message.into() });
-        if let Some(approval) = self.approval.as_mut().filter(|it| it.decision == Decision::Pending) {
-            approval.decision = Decision::Cancelled;
-            approval.touched = true;
-        }
-        for step in &mut self.steps {
-            if step.state == StepState::Pending {
-                step.state = StepState::Skipped;
-                step.touched = true;
-            }
-        }
+        self.cancel_approval();
+        self.skip_pending();
         self.to(next);
     }
 
@@ -406,14 +384,14 @@ impl Run {
     /// Nothing to do that Cooper may or can do; nothing was touched.
     pub fn refuse(&mut self, code: Code, message: impl Into<String>) {
         if self.body.state == State::Planning {
-            self.end(State::Refused, code.as_str(), message);
+            self.end_untouched(State::Refused, code.as_str(), message.into());
         }
     }
 
     /// An error before anything was touched.
     pub fn fail(&mut self, code: &str, message: impl Into<String>) {
         if matches!(self.body.state, State::Queued | State::Planning) {
-            self.end(State::Failed, code, message);
+            self.end_untouched(State::Failed, code, message.into());
         }
     }
 
@@ -422,121 +400,57 @@ impl Run {
         if self.body.state != State::Planning {
             return;
         }
+        if self.body.attempt == 1 {
+            self.body.max_attempts = planned.max_attempts.clamp(1, limits::run::ATTEMPTS_MAX);
+        } else if self.body.tried.iter().any(|tried| tried.fix == planned.fix) {
+            let message = format!("{} would be repaired as it was before", planned.rule_id);
+            return self.refuse(Code::NoDiagnosis, message);
+        }
+        self.note_tried(&planned);
         self.body.cause = planned.cause;
         self.body.rule_id = planned.rule_id;
         self.body.files = planned.files;
-        self.body.plan_hash = planned.hash.clone();
+        self.body.plan_hash.clone_from(&planned.hash);
         for (kind, timeout_ms) in planned.steps {
-            self.steps.push(Step::new(kind, timeout_ms));
+            self.add_step(kind, timeout_ms);
         }
-        match planned.verdict {
+        let needed = match planned.verdict {
             Verdict::Refused(reasons) => {
-                self.end(State::Refused, Code::PolicyRefused.as_str(), reasons.join("; "));
+                return self.refuse(Code::PolicyRefused, reasons.join("; "));
             }
+            Verdict::Allowed if self.body.needs_approval => {
+                let approvers = self.approvals.last().map(|approval| approval.approvers.clone());
+                Some((
+                    vec!["what came before it needed an approval".to_owned()],
+                    approvers.unwrap_or_default(),
+                ))
+            }
+            Verdict::Allowed => None,
+            Verdict::NeedsApproval { reasons, approvers } => Some((reasons, approvers)),
+        };
+        match needed {
             _ if self.body.dry_run => {
-                for step in &mut self.steps {
-                    if step.state == StepState::Pending {
-                        step.state = StepState::Skipped;
-                        step.touched = true;
-                    }
-                }
+                self.skip_pending();
                 self.to(State::Succeeded);
             }
-            Verdict::Allowed => self.to(State::Running),
-            Verdict::NeedsApproval { id, reasons, approvers, ttl_ms } => {
-                self.approval = Some(Approval {
-                    id,
-                    plan_hash: planned.hash,
-                    decision: Decision::Pending,
-                    reasons,
-                    approvers,
-                    decided_by: String::new(),
-                    comment: String::new(),
-                    decided_ms: 0,
-                    expires_ms: now.wall_ms.saturating_add(i64::try_from(ttl_ms).unwrap_or(i64::MAX)),
-                    version: 0,
-                    touched: true,
-                });
+            None => self.to(State::Running),
+            Some((reasons, approvers)) => {
+                self.body.needs_approval = true;
+                let attempt = self.body.attempt;
+                let (id, hash) = (planned.approval, planned.hash);
+                let ttl_ms = i64::try_from(planned.approval_ttl_ms).unwrap_or(i64::MAX);
+                let expires_ms = now.wall_ms.saturating_add(ttl_ms);
+                self.approvals.push(Approval::new(id, attempt, hash, reasons, approvers, expires_ms));
                 self.to(State::AwaitingApproval);
             }
         }
-    }
-
-    /// A person decides (I8).
-    ///
-    /// # Errors
-    /// `not_awaiting_approval`, `plan_changed`, `forbidden`.
-    pub fn decide(
-        &mut self,
-        now: Now,
-        approve: bool,
-        approver: Approver<'_>,
-        comment: &str,
-        plan_hash: &str,
-    ) -> Result<()> {
-        self.expire(now);
-        let state = self.body.state;
-        let Some(approval) = self.approval.as_mut().filter(|_| state == State::AwaitingApproval) else {
-            return Err(Error::new(
-                Code::NotAwaitingApproval,
-                format!("run {} is {} and waits for no decision", self.id, state.as_str()),
-            ));
-        };
-        if !plan_hash.is_empty() && plan_hash != approval.plan_hash {
-            return Err(Error::new(
-                Code::PlanChanged,
-                format!("the plan of run {} is another one now", self.id),
-            ));
-        }
-        let named =
-            approval.approvers.is_empty() || approval.approvers.iter().any(|name| name == approver.name);
-        if !approver.may_approve || !named {
-            return Err(Error::new(
-                Code::Forbidden,
-                format!("{:?} may not decide about run {}", approver.name, self.id),
-            )
-            .with_hint(if approval.approvers.is_empty() {
-                "use a token with scope operator or admin".to_owned()
-            } else {
-                format!("one of these may: {}", approval.approvers.join(", "))
-            }));
-        }
-        approval.decision = if approve { Decision::Approved } else { Decision::Rejected };
-        approval.decided_by = approver.name.to_owned();
-        approval.comment = comment.to_owned();
-        approval.decided_ms = now.wall_ms;
-        approval.touched = true;
-        if approve {
-            self.to(State::Running);
-        } else {
-            self.end(State::Rejected, "rejected", format!("rejected by {}", approver.name));
-        }
-        Ok(())
-    }
-
-    /// When the approval that the run waits for expires, if it waits for one.
-    pub fn expires_ms(&self) -> Option<i64> {
-        let approval = self.approval.as_ref()?;
-        (self.body.state == State::AwaitingApproval).then_some(approval.expires_ms)
-    }
-
-    /// Ends a run whose approval nobody gave in time. True if it did.
-    pub fn expire(&mut self, now: Now) -> bool {
-        let Some(approval) = &mut self.approval else { return false };
-        let due = self.body.state == State::AwaitingApproval && now.wall_ms >= approval.expires_ms;
-        if due {
-            approval.decision = Decision::Expired;
-            approval.touched = true;
-            self.end(State::Expired, "expired", "nobody decided in time");
-        }
-        due
     }
 
     /// Asks for the end of the run. Returns the task to cancel, if a step is on.
     pub fn cancel(&mut self) -> Option<TaskId> {
         match self.body.state {
             State::Queued | State::AwaitingApproval => {
-                self.end(State::Cancelled, Code::Cancelled.as_str(), "cancelled; nothing was touched");
+                self.end_cancelled();
                 None
             }
             State::Planning | State::Running => {
@@ -547,9 +461,12 @@ impl Run {
                 }
                 task
             }
-            // A rollback goes on to its end: half restored helps nobody.
-            State::RollingBack
-            | State::Succeeded
+            // A rollback goes on to its end: half restored helps nobody. But nothing comes after it.
+            State::RollingBack => {
+                self.body.tries_again = false;
+                None
+            }
+            State::Succeeded
             | State::RolledBack
             | State::RollbackFailed
             | State::Failed
@@ -562,98 +479,18 @@ impl Run {
 
     fn after_cancel(&mut self) {
         if self.body.state == State::Planning {
-            self.end(State::Cancelled, Code::Cancelled.as_str(), "cancelled; nothing was touched");
+            self.end_cancelled();
         } else {
             self.roll_back(Code::Cancelled.as_str(), "cancelled".to_owned());
         }
     }
 
-    fn roll_back(&mut self, code: &str, message: String) {
-        self.body.reason = Some(Reason { code: code.to_owned(), message });
-        for step in &mut self.steps {
-            if step.state == StepState::Pending {
-                step.state = StepState::Skipped;
-                step.touched = true;
-            }
-        }
-        self.steps.push(Step::new(StepKind::Rollback, limits::exec::STEP_TIMEOUT_MS));
-        self.to(State::RollingBack);
-    }
-
-    /// The step was given to a worker as this task.
-    pub fn step_started(&mut self, now: Now, kind: StepKind, task: TaskId) {
-        if let Some(step) = self.step_mut(kind) {
-            step.state = StepState::Running;
-            step.task = Some(task);
-            step.started_ms = now.wall_ms;
-            step.touched = true;
-        }
-        self.events.push((
-            "step.running".to_owned(),
-            serde_json::json!({"step": kind.as_str(), "task": task}).to_string(),
-        ));
-    }
-
-    /// The step's task ended.
-    pub fn step_ended(&mut self, now: Now, kind: StepKind, end: StepEnd) {
-        let Some(step) = self.step_mut(kind) else { return };
-        if step.state != StepState::Running {
-            return;
-        }
-        step.state = if end.ok { StepState::Succeeded } else { StepState::Failed };
-        step.ended_ms = now.wall_ms;
-        step.message = end.message.clone();
-        step.touched = true;
-        let event = if end.ok { "step.succeeded" } else { "step.failed" };
-        self.events.push((
-            event.to_owned(),
-            serde_json::json!({"step": kind.as_str(), "code": end.code}).to_string(),
-        ));
-        match kind {
-            StepKind::Analyze if self.body.cancel_requested => self.after_cancel(),
-            StepKind::Analyze if !end.ok => self.fail(&end.code, end.message),
-            StepKind::Analyze => {}
-            StepKind::Rollback => self.rolled_back(end),
-            // Nothing was staged, let alone deployed.
-            StepKind::Patch if !end.ok && end.code == Code::PolicyRefused.as_str() => {
-                self.end(State::Refused, &end.code, end.message);
-            }
-            StepKind::Promote if end.ok => {
-                self.body.promotion = end.promotion.clone();
-                if end.promotion == "conflict" {
-                    self.body.reason = Some(Reason {
-                        code: Code::PromotionConflict.as_str().to_owned(),
-                        message: end.message,
-                    });
-                }
-                self.to(State::Succeeded);
-            }
-            StepKind::Patch | StepKind::Build | StepKind::Restart | StepKind::Verify | StepKind::Promote => {
-                if self.body.cancel_requested {
-                    self.after_cancel();
-                } else if !end.ok {
-                    self.roll_back(&end.code, end.message);
-                } else if self.next() == Next::Done {
-                    // A plan without promotion (a mere restart) ends with its last step.
-                    self.to(State::Succeeded);
-                }
-            }
-        }
-    }
-
-    fn rolled_back(&mut self, end: StepEnd) {
-        self.body.image_equal = end.image_equal;
-        if end.ok && end.restored {
-            let cancelled = self.body.cancel_requested;
-            self.to(if cancelled { State::Cancelled } else { State::RolledBack });
-        } else {
-            let why = self.body.reason.take().map(|r| r.message).unwrap_or_default();
-            self.body.reason = Some(Reason {
-                code: Code::RollbackFailed.as_str().to_owned(),
-                message: format!("{}; the rollback was for: {why}", end.message),
-            });
-            self.to(State::RollbackFailed);
-        }
+    fn end_cancelled(&mut self) {
+        let message = match self.body.attempt {
+            1 => "cancelled; nothing was touched",
+            _ => "cancelled; everything is as it was",
+        };
+        self.end(State::Cancelled, Code::Cancelled.as_str(), message);
     }
 
     /// A model is about to be asked.
@@ -672,21 +509,5 @@ impl Run {
     pub fn artifact(&mut self, artifact: Artifact) {
         self.body.artifacts.retain(|known| known.name != artifact.name);
         self.body.artifacts.push(artifact);
-    }
-}
-
-impl Step {
-    fn new(kind: StepKind, timeout_ms: u64) -> Self {
-        Self {
-            kind,
-            state: StepState::Pending,
-            task: None,
-            timeout_ms,
-            started_ms: 0,
-            ended_ms: 0,
-            message: String::new(),
-            version: 0,
-            touched: true,
-        }
     }
 }

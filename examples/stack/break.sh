@@ -8,6 +8,7 @@ list() {
   cat <<'NAMES'
 missing-python-package  web imports yaml, requirements.txt lacks PyYAML: it dies when it starts
 missing-apt-package     web's Dockerfile calls jq, which is not installed: its build fails
+two-missing-packages    web imports yaml and tabulate, requirements.txt lacks both: one shows behind the other
 missing-header          web gains pylibacl, which is compiled and wants sys/acl.h: its build fails
 protected               missing-python-package in a service whose repairs need an approval
 unexplained             web ends with an error of its own making: there is nothing to go by
@@ -39,6 +40,11 @@ missing_python_package() {
   insert after web/app.py '^store =' 'settings = yaml.safe_load("greeting: hello")'
 }
 
+two_missing_packages() {
+  missing_python_package
+  insert after web/app.py '^import yaml' 'import tabulate'
+}
+
 missing_apt_package() {
   printf '{\n  "greeting": "hello"\n}\n' >web/settings.json
   insert after web/Dockerfile '^COPY app.py' $'COPY settings.json .\nRUN jq --compact-output . settings.json > settings.min.json'
@@ -67,7 +73,7 @@ unrepairable() {
 main() {
   case "${1:-}" in
     list) list; return ;;
-    missing-python-package | missing-apt-package | missing-header | protected | unexplained | unrepairable) ;;
+    missing-python-package | two-missing-packages | missing-apt-package | missing-header | protected | unexplained | unrepairable) ;;
     *) printf 'usage: break.sh NAME, in a copy of the stack; names:\n%s\n' "$(list)" >&2; exit 2 ;;
   esac
   [[ -f compose.yaml && -f web/app.py && -f web/Dockerfile ]] || fail "no copy of the example stack in $PWD"

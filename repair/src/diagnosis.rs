@@ -3,6 +3,7 @@
 mod compose;
 mod fix;
 mod instruction;
+mod past;
 mod python;
 mod scene;
 
@@ -19,6 +20,7 @@ use crate::log::{Failure, Log};
 use crate::rules::{Class, Rule, RuleSet, fill};
 
 use fix::Resolved;
+pub use past::{FileEdits, Ground, Learned, Outcome, Past, Repair};
 use scene::Scene;
 
 /// Where a failure showed.
@@ -117,10 +119,21 @@ pub struct Diagnosis {
     pub evidence_line: String,
     /// What Cooper can do about it.
     pub remedy: Remedy,
-    /// The changes, for [`Remedy::Patch`]; else empty.
+    /// The changes, for [`Remedy::Patch`]; else empty. With those of the attempt it builds upon.
     pub edits: Vec<FileChange>,
     /// Names this failure across runs and services: 64 hex digits.
     pub fingerprint: String,
+    /// The instruction of the Dockerfile that failed; empty if it was none.
+    #[serde(default)]
+    pub at: String,
+    /// What is done about this cause alone.
+    pub repair: Repair,
+    /// The run that has verified this repair of this failure before.
+    #[serde(default)]
+    pub verified_by: Option<String>,
+    /// The attempt of the run whose edits are kept, since the failure it was about is gone.
+    #[serde(default)]
+    pub builds_on: Option<u32>,
 }
 
 /// What can be done about a cause.
@@ -154,40 +167,100 @@ pub struct NoDiagnosis {
 /// # Errors
 /// [`NoDiagnosis`] if no rule explains the failure, or the instruction is not understood.
 pub fn diagnose(rules: &RuleSet, evidence: &Evidence) -> Result<Diagnosis, NoDiagnosis> {
+    diagnose_after(rules, evidence, &Past::default())
+}
+
+/// The same with what came before: what was verified of the same failure is proposed first, what was rolled back is
+/// not proposed. After an attempt of the same run the logs are those of that attempt, the files those of the checkout.
+///
+/// # Errors
+/// As [`diagnose`]; also if all that could be done was done before.
+pub fn diagnose_after(rules: &RuleSet, evidence: &Evidence, past: &Past) -> Result<Diagnosis, NoDiagnosis> {
     let instruction = evidence.instruction.as_deref().map(str::trim).filter(|text| !text.is_empty());
     if let Some(instruction) = instruction
+        && past.tried.is_empty()
         && let Some(asked) = instruction::follow(rules, evidence, instruction)?
     {
         return Ok(asked);
     }
     let found = Found::of(evidence);
+    let at = found.failure.instruction.clone().unwrap_or_default();
     let mut candidates = candidates(rules, evidence.phase, &found.lines);
     if candidates.is_empty() {
         let reasons = vec![format!("no rule explains what was printed ({} lines)", found.lines.len())];
         return Err(NoDiagnosis { reasons, looked_at: found.looked_at });
     }
     candidates.truncate(limits::CANDIDATES_MAX);
-    let scene = Scene::new(evidence, rules.names(), found.failure);
+    // What was verified before first, else as they are.
+    candidates.sort_by_key(|candidate| past.verified(&candidate.fingerprint(evidence)).is_none());
+    let ground = match ground_of(evidence, past, &found, &candidates) {
+        Ok(ground) => ground,
+        Err(reason) => return Err(NoDiagnosis { reasons: vec![reason], looked_at: found.looked_at }),
+    };
+    let scene = Scene::new(&ground.evidence, rules.names(), found.failure);
     let mut first_without_remedy = None;
+    let mut done_before = Vec::new();
     for candidate in candidates {
-        match fix::resolve(&scene, candidate.rule, &candidate.captures) {
+        let fingerprint = candidate.fingerprint(evidence);
+        let resolved = fix::resolve(&scene, candidate.rule, &candidate.captures);
+        let (resolved, learned) = past.preferred(&fingerprint, resolved, &scene.evidence.files);
+        match resolved {
             // What explains it best and cannot be repaired says more than what explains it less and is not repaired either.
             Ok(resolved) if resolved.remedy == Remedy::Escalate && first_without_remedy.is_some() => {}
-            Ok(resolved) => return Ok(candidate.diagnosis(evidence, resolved)),
+            Ok(resolved) => {
+                if let Some(why) = past.against(&fingerprint, &Repair::of(&resolved)) {
+                    done_before.push(format!("{} But {why}", candidate.cause()));
+                    continue;
+                }
+                let verified_by = learned.map(|learned| learned.run.clone());
+                let diagnosis = ground.settle(candidate.diagnosis(evidence, at, resolved), evidence);
+                return Ok(Diagnosis { verified_by, ..diagnosis });
+            }
             Err(reason) => {
                 first_without_remedy.get_or_insert((candidate, reason));
             }
         }
     }
     match first_without_remedy {
-        Some((candidate, reason)) => Ok(candidate.escalated(evidence, &reason)),
-        None => Err(NoDiagnosis { reasons: vec![], looked_at: found.looked_at }),
+        Some((candidate, reason)) if done_before.is_empty() => Ok(candidate.escalated(evidence, at, &reason)),
+        _ => Err(NoDiagnosis { reasons: done_before, looked_at: found.looked_at }),
     }
+}
+
+/// What an attempt is worked out for.
+///
+/// # Errors
+/// A file was changed while it was repaired.
+pub fn ground<'p>(rules: &RuleSet, evidence: &Evidence, past: &'p Past) -> Result<Ground<'p>, String> {
+    let found = Found::of(evidence);
+    ground_of(evidence, past, &found, &candidates(rules, evidence.phase, &found.lines))
+}
+
+fn ground_of<'p>(
+    evidence: &Evidence,
+    past: &'p Past,
+    found: &Found,
+    candidates: &[Candidate<'_>],
+) -> Result<Ground<'p>, String> {
+    let at = found.failure.instruction.as_deref().unwrap_or_default();
+    let base = past.base(|last| {
+        let same = |candidate: &Candidate<'_>| candidate.fingerprint(evidence) == last.diagnosis.fingerprint;
+        at == last.diagnosis.at && candidates.iter().any(same)
+    });
+    Ground::upon(base, evidence)
 }
 
 /// The lines that say what failed, without decoration.
 pub(crate) fn lines(evidence: &Evidence) -> Vec<String> {
     Found::of(evidence).lines
+}
+
+/// The fingerprints of all failures that show, for which something may have been learned.
+pub fn fingerprints(rules: &RuleSet, evidence: &Evidence) -> Vec<String> {
+    let found = Found::of(evidence);
+    let mut candidates = candidates(rules, evidence.phase, &found.lines);
+    candidates.truncate(limits::CANDIDATES_MAX);
+    candidates.iter().map(|candidate| candidate.fingerprint(evidence)).collect()
 }
 
 /// The lines to ask the rules about, and what they were taken from.
@@ -261,23 +334,35 @@ fn candidates<'a>(rules: &'a RuleSet, phase: Phase, lines: &'a [String]) -> Vec<
 }
 
 impl Candidate<'_> {
-    fn diagnosis(&self, evidence: &Evidence, resolved: Resolved) -> Diagnosis {
+    fn cause(&self) -> String {
+        fill(&self.rule.cause, &self.captures)
+    }
+
+    fn fingerprint(&self, evidence: &Evidence) -> String {
+        fingerprint(&self.rule.id, &self.captures, self.line, &evidence.service)
+    }
+
+    fn diagnosis(&self, evidence: &Evidence, at: String, resolved: Resolved) -> Diagnosis {
         Diagnosis {
             rule_id: self.rule.id.clone(),
-            cause: fill(&self.rule.cause, &self.captures),
+            cause: self.cause(),
             confidence: self.rule.confidence.min(resolved.confidence),
             class: self.rule.class.max(resolved.class),
             evidence_line: self.line.to_owned(),
             remedy: resolved.remedy,
+            repair: Repair::of(&resolved),
             edits: resolved.edits,
-            fingerprint: fingerprint(&self.rule.id, &self.captures, self.line, &evidence.service),
+            fingerprint: self.fingerprint(evidence),
+            at,
+            verified_by: None,
+            builds_on: None,
         }
     }
 
     /// The cause is known, but nothing that may be done about it.
-    fn escalated(&self, evidence: &Evidence, reason: &str) -> Diagnosis {
+    fn escalated(&self, evidence: &Evidence, at: String, reason: &str) -> Diagnosis {
         let resolved = Resolved { class: Class::Escalate, ..Resolved::nothing(Remedy::Escalate) };
-        let mut diagnosis = self.diagnosis(evidence, resolved);
+        let mut diagnosis = self.diagnosis(evidence, at, resolved);
         if !reason.is_empty() {
             diagnosis.cause = format!("{} Not repaired: {reason}.", diagnosis.cause);
         }
@@ -285,18 +370,33 @@ impl Candidate<'_> {
     }
 }
 
-static NUMBERS: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"\b[0-9a-f]{8,}\b|\d+").expect("the pattern is constant and tested"));
+/// What is another one at each time and place: directories, ids, numbers.
+static PASSING: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(?:/[\w@.+~-]+)+/|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{8,}\b|\d+")
+        .expect("the pattern is constant and tested")
+});
+/// The same in what a rule has picked out, where numbers and most paths mean something.
+static PASSING_IN_CAPTURES: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"(?:/(?:tmp|var/tmp|proc|run)(?:/[\w@.+~-]+)*/)|\b[0-9a-f]{12,}\b|\b\d{4}-\d\d-\d\d[T ][\d:.]+Z?",
+    )
+    .expect("the pattern is constant and tested")
+});
 
-/// Names a failure: the same for the same rule, captures and line, whatever the service, numbers and ids in it.
+/// Names a failure: the rule with what it has picked out, or with its line where it picks out nothing; whatever the
+/// service, the time and the ids in it.
 pub(crate) fn fingerprint(
     rule: &str,
     captures: &BTreeMap<String, String>,
     line: &str,
     service: &str,
 ) -> String {
-    let line = NUMBERS.replace_all(line, "N");
-    let line = if service.is_empty() { line.into_owned() } else { line.replace(service, "SERVICE") };
-    let captures: String = captures.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-    edit::sha256(format!("{rule}\n{captures}{line}").as_bytes())
+    let text = if captures.is_empty() {
+        let line = PASSING.replace_all(line, "N");
+        if service.is_empty() { line.into_owned() } else { line.replace(service, "SERVICE") }
+    } else {
+        let of = |value| PASSING_IN_CAPTURES.replace_all(value, "N");
+        captures.iter().map(|(name, value)| format!("{name}={}\n", of(value))).collect()
+    };
+    edit::sha256(format!("{rule}\n{text}").as_bytes())
 }

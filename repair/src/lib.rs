@@ -23,7 +23,7 @@ pub mod review;
 pub mod rules;
 pub mod step;
 
-pub use diagnosis::{Diagnosis, Evidence, NoDiagnosis, diagnose};
+pub use diagnosis::{Diagnosis, Evidence, Learned, NoDiagnosis, Past, diagnose, diagnose_after};
 pub use edit::{Edit, FileChange};
 pub use plan::RepairPlan;
 pub use policy::{Decision, OperatorPolicy, Policy};

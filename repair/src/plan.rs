@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::compose;
-use crate::diagnosis::{Diagnosis, Remedy};
+use crate::diagnosis::{Diagnosis, Remedy, Repair};
 use crate::edit::{FileChange, Root};
 use crate::limits;
 use crate::policy::{self, Decision, Health, Policy};
@@ -50,6 +50,9 @@ pub struct RepairPlan {
     pub service: String,
     /// Attempt of the run, from 1. Each attempt is a plan of its own.
     pub attempt: u32,
+    /// The attempt whose edits are in this plan too, since the failure that it was about is gone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub builds_on: Option<u32>,
     /// What was found.
     pub diagnosis: Finding,
     /// What is changed; empty for a mere restart or rebuild.
@@ -83,6 +86,18 @@ pub struct Finding {
     pub evidence_line: String,
     /// Names the failure across runs.
     pub fingerprint: String,
+    /// The instruction of the Dockerfile that failed.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub at: String,
+    /// What is done about this cause alone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repair: Option<Repair>,
+    /// The run that has verified this repair of this failure before.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verified_by: Option<String>,
+    /// Digest of what the failure was found in.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub sources: String,
 }
 
 /// One step.
@@ -190,7 +205,12 @@ impl RepairPlan {
                 class: diagnosis.class,
                 evidence_line: diagnosis.evidence_line.clone(),
                 fingerprint: diagnosis.fingerprint.clone(),
+                at: diagnosis.at.clone(),
+                repair: Some(diagnosis.repair.clone()),
+                verified_by: diagnosis.verified_by.clone(),
+                sources: String::new(),
             },
+            builds_on: diagnosis.builds_on,
             steps: steps(diagnosis.remedy, build.is_some(), &verify),
             on_failure: vec![Step {
                 kind: StepKind::Rollback,
@@ -202,6 +222,15 @@ impl RepairPlan {
             build,
             verify,
         })
+    }
+
+    /// Asks for an approval whatever policy says of this plan alone: what came before it needed one (I8).
+    pub fn require_approval(&mut self, reason: &str, approvers: &[String]) {
+        if self.decision == Decision::Allowed {
+            let approvers = approvers.to_vec();
+            self.decision =
+                Decision::NeedsApproval { reasons: vec![reason.to_owned()], approvers, ttl_ms: None };
+        }
     }
 
     /// SHA-256 of the plan as canonical JSON (keys sorted, no spaces), as 64 lower-case hex digits.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::diagnosis::{self, Diagnosis, Evidence, Remedy};
+use crate::diagnosis::{self, Diagnosis, Evidence, Remedy, Repair};
 use crate::dockerfile::{self, Dockerfile};
 use crate::edit::{self, Edit, FileChange};
 use crate::limits;
@@ -207,7 +207,11 @@ pub fn read(answer: &str, evidence: &Evidence, trusted: bool) -> Result<Diagnosi
         ),
         evidence_line: printed.unwrap_or_else(|| line.to_owned()),
         remedy: Remedy::Patch,
+        repair: Repair::new(Remedy::Patch, &edits),
         edits,
+        at: String::new(),
+        verified_by: None,
+        builds_on: None,
     })
 }
 

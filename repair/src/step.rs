@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::diagnosis::Evidence;
+use crate::diagnosis::{Evidence, Phase, State};
+use crate::edit::FileChange;
 use crate::plan::RepairPlan;
 
 /// What to do.
@@ -23,6 +24,9 @@ pub enum Input {
         log: Option<String>,
         #[serde(default)]
         instruction: Option<String>,
+        /// What is looked at.
+        #[serde(default)]
+        mode: Analysis,
     },
     /// Copies the build context into the stage and applies the plan's edits there.
     Patch { stack: StackRef, plan: RepairPlan },
@@ -36,6 +40,24 @@ pub enum Input {
     Promote { stack: StackRef, plan: RepairPlan },
     /// Puts back bytes, image and container, and compares with the start record (I7).
     Rollback { stack: StackRef, plan: RepairPlan },
+}
+
+/// What an analysis is for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Analysis {
+    /// To find out what is wrong with the service.
+    #[default]
+    Service,
+    /// For a later attempt: by what showed the failure of the one before, since that was rolled back.
+    After(Failure),
+    /// To record how everything is: what is to be done is known.
+    Start,
+    /// To find out what it takes to take a run back.
+    Undo {
+        /// The run.
+        of: String,
+    },
 }
 
 /// A stack as registered on the worker.
@@ -63,12 +85,28 @@ pub struct Report {
     pub artifacts: Vec<Artifact>,
     /// Promote: `promoted` or `conflict`.
     pub promotion: String,
+    /// Build, restart, verify: what shows why it failed, taken before anything is put back.
+    pub failure: Option<Failure>,
+    /// Analyze of an undo: the changes that take the run back.
+    pub changes: Vec<FileChange>,
     /// Rollback: true when bytes, image and container configuration equal the start record and the health class is no
     /// worse. False makes the run `rollback_failed`.
     pub restored: bool,
     /// Rollback: whether the service runs from the very image of before. False where that was gone and was built again
     /// from the restored bytes; absent where nothing of it was looked at.
     pub image_equal: Option<bool>,
+}
+
+/// What shows the failure of what was built or started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Where it showed.
+    pub phase: Phase,
+    /// What the build or the container printed, redacted.
+    pub log: String,
+    /// The container's state, if there was one.
+    #[serde(default)]
+    pub state: Option<State>,
 }
 
 /// A named text.

@@ -4,6 +4,7 @@
 mod e2e {
     mod approvals;
     mod artifacts;
+    mod attempts;
     mod checkpoint;
     mod config;
     mod container;

@@ -11,6 +11,7 @@ mod checkout;
 mod configuration;
 mod engine;
 mod evidence;
+mod failure;
 mod log;
 mod main;
 mod observe;
@@ -33,7 +34,7 @@ use std::path::PathBuf;
 use cooper_common::error::{Code, Error, Result};
 use cooper_common::ids::RunId;
 use cooper_repair::RepairPlan;
-use cooper_repair::step::{Input, Report, StackRef};
+use cooper_repair::step::{Analysis, Input, Report, StackRef};
 
 use engine::Engine;
 use project::Project;
@@ -160,13 +161,16 @@ fn parts(input: &Input) -> (&StackRef, &str, Option<&RepairPlan>) {
 impl Step<'_> {
     async fn perform(mut self, input: &Input) -> Result<Report> {
         match input {
-            Input::Analyze { log, instruction, .. } => {
-                self.analyze(log.as_deref(), instruction.as_deref()).await
-            }
+            Input::Analyze { log, instruction, mode, .. } => match mode {
+                Analysis::Service => self.analyze(log.as_deref(), instruction.as_deref()).await,
+                Analysis::After(failure) => self.analyze_after(failure),
+                Analysis::Start => self.only_start().await,
+                Analysis::Undo { .. } => Err(failed("this worker cannot take runs back")),
+            },
             Input::Patch { plan, .. } => self.patch(plan).await,
             Input::Build { plan, .. } => self.build(plan).await,
-            Input::Restart { plan, .. } => self.restart(plan).await,
-            Input::Verify { plan, .. } => self.verify(plan).await,
+            Input::Restart { plan, .. } => self.shown(self.restart(plan).await).await,
+            Input::Verify { plan, .. } => self.shown(self.verify(plan).await).await,
             Input::Promote { plan, .. } => self.promote(plan).await,
             Input::Rollback { plan, .. } => self.rollback(plan).await,
         }

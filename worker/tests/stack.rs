@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cooper_repair::Decision;
 use cooper_repair::edit::{FileChange, Root};
-use cooper_repair::step::{HealthClass, Input, Report};
+use cooper_repair::step::{Analysis, HealthClass, Input, Report};
 use rustix::process::Signal;
 use stack_fixture::{Fixture, STEPS, example_or_skip, small_or_skip};
 
@@ -413,7 +413,13 @@ fn a_service_without_a_network_is_asked_from_inside_and_a_one_shot_by_its_end() 
 fn a_project_of_another_directory_is_refused() {
     let Some(fixture) = small_or_skip("twin") else { return };
     fixture.up();
-    let input = |stack| Input::Analyze { stack, service: "web".to_owned(), log: None, instruction: None };
+    let input = |stack| Input::Analyze {
+        stack,
+        service: "web".to_owned(),
+        log: None,
+        instruction: None,
+        mode: Analysis::Service,
+    };
     let twin = fixture.copy();
     let report = twin.perform(&input(twin.stack()));
     assert_eq!(report.code, "policy_refused", "{}", report.message);
@@ -560,6 +566,7 @@ fn a_stack_or_service_that_is_not_there_is_named() {
         service: service.to_owned(),
         log: None,
         instruction: None,
+        mode: Analysis::Service,
     };
     let report = fixture.perform(&analyze(stack.clone(), "nothing"));
     assert_eq!(report.code, "service_not_found");
@@ -582,8 +589,13 @@ fn step_process() {
 #[test]
 fn an_engine_that_is_away_is_said_and_nothing_is_touched() {
     let fixture = Fixture::example("away");
-    let input =
-        Input::Analyze { stack: fixture.stack(), service: "web".to_owned(), log: None, instruction: None };
+    let input = Input::Analyze {
+        stack: fixture.stack(),
+        service: "web".to_owned(),
+        log: None,
+        instruction: None,
+        mode: Analysis::Service,
+    };
     let away = [("DOCKER_HOST", "unix:///nonexistent/docker.sock")];
     let (report, log) = fixture.spawn("step_process", &input, &away).wait();
     let report = report.expect("a report");
@@ -631,8 +643,13 @@ fn a_cancelled_step_ends_with_everything_it_started() {
     let Some(fixture) = small_or_skip("cancelled") else { return };
     let slow = format!("{}RUN sleep 60.{}\n", fixture.read("web/Dockerfile"), std::process::id());
     fixture.write("web/Dockerfile", &slow);
-    let input =
-        Input::Analyze { stack: fixture.stack(), service: "web".to_owned(), log: None, instruction: None };
+    let input = Input::Analyze {
+        stack: fixture.stack(),
+        service: "web".to_owned(),
+        log: None,
+        instruction: None,
+        mode: Analysis::Service,
+    };
     let process = fixture.spawn("step_process", &input, &[]);
     let group = process.child.id();
     std::thread::sleep(Duration::from_secs(3));

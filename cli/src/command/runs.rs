@@ -1,6 +1,9 @@
 //! `cooper runs`: list, show, watch, artifacts.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Component, Path},
+};
 
 use cooper_common::error::Code;
 use cooper_proto::v1::{
@@ -103,12 +106,18 @@ async fn artifacts(context: &Context, client: &Client, run_id: String, to: Optio
 }
 
 async fn copy(client: &Client, run_id: &str, artifact: &Artifact, dir: &Path) -> Result<()> {
-    // A name is a file's name, never a way out of the directory.
-    let Some(name) = Path::new(&artifact.name).file_name().filter(|name| *name == artifact.name.as_str())
-    else {
-        return Err(Failure::new(Code::PathEscapes, format!("artifact name {:?} is a path", artifact.name)));
-    };
-    let mut file = Receiving::file(&dir.join(name))?;
+    // Names of later attempts are `attempt-2/NAME`; none is a way out of the directory.
+    let name = Path::new(&artifact.name);
+    if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(Failure::new(Code::PathEscapes, format!("artifact name {name:?} leads elsewhere")));
+    }
+    let path = dir.join(name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|error| {
+            Failure::new(Code::NotAFile, format!("cannot create {}: {error}", parent.display())).hint("")
+        })?;
+    }
+    let mut file = Receiving::file(&path)?;
     read(client, run_id, &artifact.name, &mut file).await?;
     file.finish(0)
 }

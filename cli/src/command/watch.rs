@@ -119,8 +119,8 @@ async fn watch(
 struct View<'a> {
     context: &'a Context,
     progress: Progress,
-    /// Steps whose end was shown; by task, as a second attempt has the same names.
-    shown: BTreeSet<(String, String)>,
+    /// Steps whose end was shown, by attempt, name and task.
+    shown: BTreeSet<(u32, String, String)>,
     doing: String,
     /// Where the logs are.
     position: Option<LogPosition>,
@@ -151,7 +151,7 @@ impl View<'_> {
             return;
         }
         if let (RunState::Queued, Some(waits)) = (run.state(), &run.error)
-            && self.shown.insert(("queued".to_owned(), waits.message.clone()))
+            && self.shown.insert((0, "queued".to_owned(), waits.message.clone()))
         {
             let line = format!("{:<9} {}", "queued", clean(&waits.message));
             let _ = self.progress.beside(|| self.context.out.line(&line));
@@ -162,7 +162,7 @@ impl View<'_> {
                 // A dry run skips all that comes after its plan: no news.
                 StepState::Skipped if run.dry_run => {}
                 StepState::Succeeded | StepState::Failed | StepState::Skipped => {
-                    if self.shown.insert((step.name.clone(), step.task_id.clone())) {
+                    if self.shown.insert((step.attempt, step.name.clone(), step.task_id.clone())) {
                         let line = step_line(step);
                         // A closed pipe is noticed when the end is shown.
                         let _ = self.progress.beside(|| self.context.out.line(&line));
@@ -183,9 +183,10 @@ impl View<'_> {
 
 pub fn step_line(step: &Step) -> String {
     let took = units::between(step.started_at_ms, step.ended_at_ms);
+    // Most runs have one attempt, and need no number.
+    let name = if step.attempt > 1 { format!("{} {}", step.attempt, step.name) } else { step.name.clone() };
     let line = format!(
-        "{:<9} {:<10} {took:>8}  {}",
-        step.name,
+        "{name:<9} {:<10} {took:>8}  {}",
         json::step_state(step.state()),
         clean(&step.message).replace('\n', " ")
     );
@@ -213,20 +214,34 @@ fn show_end(context: &Context, run: &Run) -> Result<()> {
     Ok(())
 }
 
+/// The name of an artifact of the run's last attempt.
+fn of_attempt(run: &Run, name: &str) -> String {
+    if run.attempt > 1 { format!("attempt-{}/{name}", run.attempt) } else { name.to_owned() }
+}
+
 /// A few lines that say what a person wants to know of a run that is over or waits.
 pub fn summary(run: &Run) -> String {
     let mut lines = vec![format!("{} {} {}", run.id, run.service, json::run_state(run.state()))];
     if !run.cause.is_empty() {
         lines.push(format!("  cause     {}", clean(&run.cause)));
     }
+    if run.attempt > 1 {
+        lines.push(format!("  attempts  {} of {}", run.attempt, run.max_attempts));
+        for tried in &run.attempts {
+            let why = tried.error.as_ref().map_or("", |error| error.message.as_str());
+            let line =
+                format!("  {:<9} {}: {}", format!("attempt {}", tried.number), tried.rule_id, clean(why));
+            lines.push(line.trim_end_matches([':', ' ']).to_owned());
+        }
+    }
     if !run.files.is_empty() {
         lines.push(format!("  changes   {}", run.files.join(" ")));
     }
     if run.promotion == "conflict" {
-        lines.push(
-            "  conflict  a file changed meanwhile and was not overwritten; apply patch.diff by hand"
-                .to_owned(),
-        );
+        let patch = of_attempt(run, "patch.diff");
+        lines.push(format!(
+            "  conflict  a file changed meanwhile and was not overwritten; apply {patch} by hand"
+        ));
     }
     if run.image_equal == Some(false) {
         lines.push(

@@ -222,9 +222,13 @@ pub fn run(run: &v1::Run) -> Value {
         "promotion": run.promotion,
         "image_equal": run.image_equal,
         "model_calls": run.model_calls.iter().map(model_call).collect::<Vec<_>>(),
+        "attempt": run.attempt,
+        "max_attempts": run.max_attempts,
+        "attempts": run.attempts.iter().map(attempt).collect::<Vec<_>>(),
         "artifacts": run.artifacts,
         "steps": run.steps.iter().map(step).collect::<Vec<_>>(),
         "approval": run.approval.as_ref().map_or(Value::Null, approval),
+        "approvals": run.approvals.iter().map(approval).collect::<Vec<_>>(),
         "error": error_or_null(&run.error),
         "created_at_ms": run.created_at_ms,
         "updated_at_ms": run.updated_at_ms,
@@ -245,6 +249,7 @@ fn model_call(call: &v1::ModelCall) -> Value {
 fn step(step: &v1::Step) -> Value {
     json!({
         "name": step.name,
+        "attempt": step.attempt,
         "state": step_state(step.state()),
         "task_id": step.task_id,
         "message": step.message,
@@ -253,9 +258,21 @@ fn step(step: &v1::Step) -> Value {
     })
 }
 
+fn attempt(attempt: &v1::Attempt) -> Value {
+    json!({
+        "number": attempt.number,
+        "plan_hash": attempt.plan_hash,
+        "rule_id": attempt.rule_id,
+        "cause": attempt.cause,
+        "files": attempt.files,
+        "error": error_or_null(&attempt.error),
+    })
+}
+
 pub fn approval(approval: &v1::Approval) -> Value {
     json!({
         "approval_id": approval.id,
+        "attempt": approval.attempt,
         "plan_hash": approval.plan_hash,
         "decision": approval.decision,
         "reasons": approval.reasons,

@@ -20,9 +20,9 @@ use cooper_core::{
 };
 use cooper_proto::v1;
 use cooper_repair::{
-    Policy, RepairPlan,
+    Past, Policy, RepairPlan,
     proposal::Question,
-    step::{Input as StepInput, Report, StackRef},
+    step::{Analysis, Input as StepInput, Report, StackRef},
 };
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -283,9 +283,9 @@ impl Driver {
         };
         let Some(run) = self.runs.get_mut(&id) else { return };
         match planned {
-            Ok(planner::Answer::Plan(plan)) => {
-                let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
-                run.planned(now(), planner::planned(&plan, &stack, &self.settings));
+            Ok(planner::Answer::Plan { plan, max_attempts }) => {
+                let planned = planner::planned(&plan, max_attempts, &stack_of(run), &self.settings);
+                run.planned(now(), planned);
             }
             Ok(planner::Answer::Refused { code, message, cause, .. }) => {
                 if let Some((rule, cause)) = cause {
@@ -332,55 +332,65 @@ impl Driver {
 
     async fn make_plan(&mut self, id: RunId, said: Option<Said>) -> Result<planner::Answer> {
         let run = self.runs.get(&id).ok_or_else(|| Error::internal("the run is gone"))?;
+        let attempt = run.body.attempt;
         let task = run.step(StepKind::Analyze).and_then(|step| step.task);
         let task = task.ok_or_else(|| Error::internal("the analyze step has no task"))?;
-        let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
+        let stack = stack_of(run);
         let report = self.report(task).await?;
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
+        let past = self.past(run).await?;
         let trusted = self.model.as_ref().is_some_and(|model| model.trusted());
         let rules = self.settings.rules.set();
+        let case = planner::Case { rules, stack: &stack, evidence: &evidence, attempt, past: &past };
         let mut answer = match said {
-            None => planner::plan(rules, &stack, &evidence),
-            Some(said) => planner::proposed(rules, &stack, &evidence, said, trusted),
+            None => planner::plan(&case),
+            Some(said) => planner::proposed(&case, said, trusted),
         };
-        if let planner::Answer::Refused { message, .. } = &mut answer {
+        match &mut answer {
             // How the service is comes first: that it is healthy explains why nothing explains a failure.
-            *message = format!("{}: {message}", report.message);
-        }
-        if let planner::Answer::Plan(plan) = &mut answer
-            && let Ok(own) = Policy::of(&evidence.model, &evidence.service)
-        {
-            self.settings.policy.tighten(plan, &stack.dir, &own);
-        }
-        if let planner::Answer::Plan(plan) = &answer {
-            let json = plan.to_json();
-            let artifact = artifacts::store(&self.blobs, "plan.json", json.clone().into_bytes()).await?;
-            let patch = planner::patch(plan, &evidence, &stack);
-            if let Some(run) = self.runs.get_mut(&id) {
-                run.artifact(artifact);
+            planner::Answer::Refused { message, .. } if attempt == 1 => {
+                *message = format!("{}: {message}", report.message);
             }
-            if !patch.is_empty() {
-                let artifact = artifacts::store(&self.blobs, "patch.diff", patch.into_bytes()).await?;
-                if let Some(run) = self.runs.get_mut(&id) {
-                    run.artifact(artifact);
+            planner::Answer::Refused { .. } => {}
+            planner::Answer::Plan { plan, .. } => {
+                if let Ok(own) = Policy::of(&evidence.model, &evidence.service) {
+                    self.settings.policy.tighten(plan, &stack.dir, &own);
+                }
+                **plan = self.record_plan(id, plan).await?;
+                let patch = planner::patch(plan, &evidence, &stack);
+                self.keep_text(id, "plan.json", plan.to_json()).await?;
+                if !patch.is_empty() {
+                    self.keep_text(id, "patch.diff", patch).await?;
                 }
             }
-            self.record_plan(id, plan, json).await?;
         }
         Ok(answer)
     }
 
-    /// The plan is a row of its own, before anything is done by it.
-    async fn record_plan(&self, id: RunId, plan: &RepairPlan, json: String) -> Result<()> {
-        let Some(run) = self.runs.get(&id) else { return Ok(()) };
-        if self.cluster.store.get(Aggregate::Plan, &plan_id(id)).await?.is_some() {
-            // Planned before a restart: the same evidence gives the same plan.
-            return Ok(());
+    /// What this run has tried.
+    async fn past(&self, run: &Run) -> Result<Past> {
+        let mut past = Past::default();
+        for attempt in 1..run.body.attempt {
+            past.tried.extend(self.plan_row(run.id, attempt).await?);
+        }
+        Ok(past)
+    }
+
+    /// The plan is a row of its own, before anything is done by it. One that was recorded before a restart stays.
+    async fn record_plan(&self, id: RunId, plan: &RepairPlan) -> Result<RepairPlan> {
+        let run = self.runs.get(&id).ok_or_else(|| Error::internal("the run is gone"))?;
+        if let Some(recorded) = self.plan_row(id, run.body.attempt).await? {
+            return Ok(recorded);
+        }
+        let mut plan = plan.clone();
+        if run.body.needs_approval {
+            let approvers = run.approval().map(|approval| approval.approvers.as_slice());
+            plan.require_approval("what came before it needed an approval", approvers.unwrap_or_default());
         }
         let change = Change {
             aggregate: Aggregate::Plan,
-            id: plan_id(id),
+            id: plan_id(id, run.body.attempt),
             expected: 0,
             row: Row {
                 tenant: run.tenant.to_string(),
@@ -389,21 +399,28 @@ impl Driver {
                 parent: id.to_string(),
                 created_ms: clock::wall_ms(),
                 updated_ms: clock::wall_ms(),
-                body: json,
+                body: plan.to_json(),
                 ..Row::default()
             },
             events: Vec::new(),
             output: Vec::new(),
         };
-        Ok(self.cluster.store.commit_wait(vec![change], Durability::Full).await?)
+        self.cluster.store.commit_wait(vec![change], Durability::Full).await?;
+        Ok(plan)
     }
 
-    async fn stored_plan(&self, id: RunId, hash: &str) -> Result<RepairPlan> {
-        let record = self.cluster.store.get(Aggregate::Plan, &plan_id(id)).await?;
-        let record = record.ok_or_else(|| Error::internal(format!("the plan of run {id} is gone")))?;
-        let plan =
-            RepairPlan::from_json(&record.row.body).map_err(|error| Error::internal(error.to_string()))?;
-        if plan.hash() != hash {
+    async fn plan_row(&self, id: RunId, attempt: u32) -> Result<Option<RepairPlan>> {
+        let record = self.cluster.store.get(Aggregate::Plan, &plan_id(id, attempt)).await?;
+        let plan = record.map(|record| RepairPlan::from_json(&record.row.body)).transpose();
+        plan.map_err(|error| Error::internal(error.to_string()))
+    }
+
+    /// The plan of the attempt that goes on.
+    async fn stored_plan(&self, run: &Run) -> Result<RepairPlan> {
+        let id = run.id;
+        let plan = self.plan_row(id, run.body.attempt).await?;
+        let plan = plan.ok_or_else(|| Error::internal(format!("the plan of run {id} is gone")))?;
+        if plan.hash() != run.body.plan_hash {
             return Err(Error::internal(format!(
                 "the stored plan of run {id} is not the one that was decided on"
             )));
@@ -463,16 +480,11 @@ impl Driver {
 
     async fn step_input(&self, id: RunId, kind: StepKind) -> Result<StepInput> {
         let run = self.runs.get(&id).ok_or_else(|| Error::internal("the run is gone"))?;
-        let stack = StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() };
+        let stack = stack_of(run);
         if kind == StepKind::Analyze {
-            let record = self.cluster.store.get(Aggregate::Run, &id.to_string()).await?;
-            let spec = record.and_then(|record| record.row.spec).unwrap_or_default();
-            let request = v1::CreateRunRequest::decode(&*spec).unwrap_or_default();
-            let log = (!request.log.is_empty()).then(|| String::from_utf8_lossy(&request.log).into_owned());
-            let instruction = (!request.instruction.is_empty()).then_some(request.instruction);
-            return Ok(StepInput::Analyze { stack, service: run.body.service.clone(), log, instruction });
+            return self.analysis(run, stack).await;
         }
-        let plan = self.stored_plan(id, &run.body.plan_hash).await?;
+        let plan = self.stored_plan(run).await?;
         // The operator may have thought again while the plan waited. What was touched is put back in any case.
         let against = self.settings.policy.against(&plan, &stack.dir);
         if kind != StepKind::Rollback && !against.is_empty() {
@@ -486,6 +498,23 @@ impl Driver {
             StepKind::Promote => StepInput::Promote { stack, plan },
             StepKind::Rollback => StepInput::Rollback { stack, plan },
         })
+    }
+
+    async fn analysis(&self, run: &Run, stack: StackRef) -> Result<StepInput> {
+        let service = run.body.service.clone();
+        if let Some(failed) = run.body.attempt.checked_sub(1).and_then(|before| run.failed_step(before)) {
+            let task = failed.task.ok_or_else(|| Error::internal("the failed step has no task"))?;
+            let failure = self.report(task).await?.failure;
+            let failure = failure.ok_or_else(|| Error::internal("what showed the failure is gone"))?;
+            let mode = Analysis::After(failure);
+            return Ok(StepInput::Analyze { stack, service, log: None, instruction: None, mode });
+        }
+        let record = self.cluster.store.get(Aggregate::Run, &run.id.to_string()).await?;
+        let spec = record.and_then(|record| record.row.spec).unwrap_or_default();
+        let request = v1::CreateRunRequest::decode(&*spec).unwrap_or_default();
+        let log = (!request.log.is_empty()).then(|| String::from_utf8_lossy(&request.log).into_owned());
+        let instruction = (!request.instruction.is_empty()).then_some(request.instruction);
+        Ok(StepInput::Analyze { stack, service, log, instruction, mode: Analysis::Service })
     }
 
     /// The report of an ended step.
@@ -515,6 +544,7 @@ impl Driver {
             ok: report.ok,
             code: report.code,
             message: report.message,
+            shown: report.failure.is_some(),
             restored: report.restored,
             image_equal: report.image_equal,
             promotion: report.promotion,
@@ -528,16 +558,22 @@ impl Driver {
     /// Keeps a step's log and what else it brought.
     async fn keep(&mut self, id: RunId, kind: StepKind, task: TaskId, report: &Report) -> Result<()> {
         let log = artifacts::log_of(&self.cluster, task).await?;
-        let mut kept = vec![artifacts::store(&self.blobs, &format!("{}.log", kind.as_str()), log).await?];
+        self.keep_file(id, &format!("{}.log", kind.as_str()), log).await?;
         for artifact in &report.artifacts {
-            kept.push(
-                artifacts::store(&self.blobs, &artifact.name, artifact.content.clone().into_bytes()).await?,
-            );
+            self.keep_text(id, &artifact.name, artifact.content.clone()).await?;
         }
+        Ok(())
+    }
+
+    async fn keep_text(&mut self, id: RunId, name: &str, text: String) -> Result<()> {
+        self.keep_file(id, name, text.into_bytes()).await
+    }
+
+    /// Under the name that it has in this attempt.
+    async fn keep_file(&mut self, id: RunId, name: &str, content: Vec<u8>) -> Result<()> {
         if let Some(run) = self.runs.get_mut(&id) {
-            for artifact in kept {
-                run.artifact(artifact);
-            }
+            let artifact = artifacts::store(&self.blobs, &run.artifact_name(name), content).await?;
+            run.artifact(artifact);
         }
         Ok(())
     }
@@ -579,8 +615,12 @@ impl Driver {
 /// What a model answered, or why it did not.
 type Said = std::result::Result<String, String>;
 
-fn plan_id(run: RunId) -> String {
-    format!("{run}/1")
+fn plan_id(run: RunId, attempt: u32) -> String {
+    format!("{run}/{attempt}")
+}
+
+fn stack_of(run: &Run) -> StackRef {
+    StackRef { name: run.body.stack.clone(), dir: run.body.dir.clone() }
 }
 
 fn failed(code: &str, message: &str) -> Report {

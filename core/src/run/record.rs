@@ -1,4 +1,4 @@
-//! A run as rows: itself, its steps and its approval, each with a version of its own.
+//! A run as rows: itself, its steps and its approvals, each with a version of its own.
 
 use cooper_common::ids::RunId;
 
@@ -14,19 +14,20 @@ impl Run {
         id: RunId,
         version: Version,
         row: Row,
-        steps: Vec<(Version, Row)>,
-        approval: Option<(Version, Row)>,
+        steps: Vec<(String, Version, Row)>,
+        approvals: Vec<(Version, Row)>,
     ) -> Result<Self, serde_json::Error> {
         let mut loaded = Vec::new();
-        for (version, row) in steps {
-            loaded.push(Step { version, ..serde_json::from_str(&row.body)? });
+        for (id, version, row) in steps {
+            // Older rows are called `run/kind`, and stay so.
+            loaded.push(Step { row: id, version, ..serde_json::from_str(&row.body)? });
         }
-        loaded.sort_by_key(|step: &Step| step.kind);
-        let approval = approval
-            .map(|(version, row)| {
-                serde_json::from_str(&row.body).map(|approval: Approval| Approval { version, ..approval })
-            })
-            .transpose()?;
+        loaded.sort_by_key(|step: &Step| (step.attempt, step.place, step.kind));
+        let mut decided = Vec::new();
+        for (version, row) in approvals {
+            decided.push(Approval { version, ..serde_json::from_str(&row.body)? });
+        }
+        decided.sort_by_key(|approval: &Approval| approval.attempt);
         Ok(Self {
             id,
             tenant: row.tenant.into(),
@@ -35,13 +36,13 @@ impl Run {
             version,
             body: serde_json::from_str(&row.body)?,
             steps: loaded,
-            approval,
+            approvals: decided,
             spec: None,
             events: Vec::new(),
         })
     }
 
-    /// Everything since the last call: the run's row, and those of its steps and approval that changed.
+    /// Everything since the last call: the run's row, and those of its steps and approvals that changed.
     pub fn take_changes(&mut self, now: Now) -> Vec<Change> {
         let run = self.id.to_string();
         let tenant = self.tenant.to_string();
@@ -82,16 +83,16 @@ impl Run {
         for step in &mut self.steps {
             if std::mem::take(&mut step.touched) {
                 let body = serde_json::to_string(step).unwrap_or_default();
-                let id = format!("{run}/{}", step.kind.as_str());
                 let over =
                     matches!(step.state, StepState::Succeeded | StepState::Failed | StepState::Skipped);
-                changes.push(row(&id, step.version, step.state.as_str(), over, body, Aggregate::Step));
+                changes.push(row(&step.row, step.version, step.state.as_str(), over, body, Aggregate::Step));
                 step.version += 1;
             }
         }
-        if let Some(approval) = &mut self.approval
-            && std::mem::take(&mut approval.touched)
-        {
+        for approval in &mut self.approvals {
+            if !std::mem::take(&mut approval.touched) {
+                continue;
+            }
             let body = serde_json::to_string(approval).unwrap_or_default();
             let over = approval.decision != Decision::Pending;
             let mut change = row(

@@ -6,7 +6,7 @@ use crate::rules::{Class, Request, RuleSet};
 
 use super::fix::{self, Resolved};
 use super::scene::Scene;
-use super::{Diagnosis, Evidence, NoDiagnosis, Remedy, fingerprint, python};
+use super::{Diagnosis, Evidence, NoDiagnosis, Remedy, Repair, fingerprint, python};
 
 /// Follows an instruction. `None` if it asks for what diagnosis does anyway.
 pub(super) fn follow(
@@ -86,7 +86,11 @@ pub(super) fn follow(
         class: resolved.class.max(Class::Auto),
         evidence_line: instruction.to_owned(),
         remedy: resolved.remedy,
+        repair: Repair::of(&resolved),
         edits: resolved.edits,
         fingerprint: fingerprint(id, &captures, "", &evidence.service),
+        at: String::new(),
+        verified_by: None,
+        builds_on: None,
     }))
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use cooper_common::error::{Code, Error, Result};
 use cooper_repair::diagnosis::Phase;
-use cooper_repair::step::{HealthClass, Report, StartRecord};
+use cooper_repair::step::{Failure, HealthClass, Report, StartRecord};
 use cooper_repair::{Evidence, Policy, RuleSet, limits};
 
 use super::build::image_tag;
@@ -105,6 +105,38 @@ impl Step<'_> {
         Ok(Report { evidence: Some(found), start: Some(start.record), ..done(format!("{is}{builds}")) })
     }
 
+    /// The evidence of a later attempt: the newest failure, with the files as they are.
+    pub(super) fn analyze_after(&self, failure: &Failure) -> Result<Report> {
+        self.start()?;
+        let redactor = self.log.redactor();
+        let model = without_secrets(&self.project.model, &redactor)?;
+        let mut found = Evidence {
+            state: failure.state.clone(),
+            files: self.files(self.listing()?.as_ref())?,
+            stack_files: self.project.stack_files(&redactor)?,
+            ..Evidence::new(&self.service, model, failure.phase)
+        };
+        let (what, log) = match failure.phase {
+            Phase::Build => ("build", &mut found.build_log),
+            Phase::Runtime | Phase::Health => ("container", &mut found.container_log),
+        };
+        log.clone_from(&failure.log);
+        let message = format!("the {what} log of the attempt before was taken: {} bytes", failure.log.len());
+        Ok(Report { evidence: Some(found), ..done(message) })
+    }
+
+    /// How everything is, and nothing else.
+    pub(super) async fn only_start(&self) -> Result<Report> {
+        run_dir::prune(self.worker_dir);
+        self.check_ownership().await?;
+        let policy = Policy::of(&self.project.model, &self.service)
+            .map_err(|error| Error::new(Code::PolicyRefused, error.to_string()))?;
+        let (seen, class) = self.settled(policy.health.as_ref()).await?;
+        let start = self.record_start(seen.as_ref(), class).await?;
+        let is = seen.map_or_else(|| "absent".to_owned(), |seen| seen.describe());
+        Ok(Report { start: Some(start.record), ..done(format!("{} is {is}", self.service)) })
+    }
+
     /// Refuses a project whose containers were made from another directory: it only has the same name.
     async fn check_ownership(&self) -> Result<()> {
         let real = |dir: &Path| std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
@@ -162,7 +194,7 @@ impl Step<'_> {
         evidence::files(Path::new(&build.context), build.dockerfile(), listing, &self.log.redactor())
     }
 
-    fn redacted(&self, seen: &Seen) -> cooper_repair::diagnosis::State {
+    pub(super) fn redacted(&self, seen: &Seen) -> cooper_repair::diagnosis::State {
         let mut state = seen.state.clone();
         state.health_output = self.log.redact(&state.health_output);
         state.error = self.log.redact(&state.error);

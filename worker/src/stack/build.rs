@@ -44,12 +44,13 @@ impl Step<'_> {
         let finished =
             self.project.build(self.log, &self.service, context, &tag, limit(plan, StepKind::Build)).await?;
         if !finished.status.success() {
-            return Err(failed(format!(
+            let message = format!(
                 "{} does not build{}: {}",
                 self.service,
                 if patched { " with the patch" } else { "" },
                 finished.last_line()
-            )));
+            );
+            return Ok(self.not_built(&message, &finished.output));
         }
         let candidate =
             self.engine.image_id(&tag).await?.ok_or_else(|| failed(format!("the build left no {tag}")))?;

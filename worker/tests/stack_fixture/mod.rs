@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 
 use cooper_common::ids::RunId;
 use cooper_proto::v1::StepSpec;
-use cooper_repair::diagnosis::{Diagnosis, Remedy};
+use cooper_repair::diagnosis::{Diagnosis, Remedy, Repair};
 use cooper_repair::edit::Root;
-use cooper_repair::step::{Input, Report, StackRef};
+use cooper_repair::step::{Analysis, Input, Report, StackRef};
 use cooper_repair::{Class, Edit, FileChange, RepairPlan, RuleSet, diagnose};
 use cooper_worker::stack::{Context, Log, perform};
 use prost::Message;
@@ -225,6 +225,7 @@ impl Fixture {
             service: "web".to_owned(),
             log: log.map(str::to_owned),
             instruction: None,
+            mode: Analysis::Service,
         };
         let report = self.perform(&input);
         assert!(report.ok, "{} {}\n{}", report.code, report.message, self.log());
@@ -260,8 +261,12 @@ impl Fixture {
             },
             evidence_line: String::new(),
             remedy: if edits.is_empty() { Remedy::Restart } else { Remedy::Patch },
+            repair: Repair { remedy: Remedy::Patch, edits: vec![] },
             edits,
             fingerprint: "0".repeat(64),
+            at: String::new(),
+            verified_by: None,
+            builds_on: None,
         };
         let model = &analyzed.evidence.as_ref().expect("evidence").model;
         let mut plan = RepairPlan::new("example", model, "web", 1, &diagnosis).unwrap();

@@ -217,6 +217,7 @@ fn step(step: &run::Step) -> v1::Step {
         ended_at_ms: step.ended_ms,
         task_id: step.task.map(|id| id.to_string()).unwrap_or_default(),
         message: step.message.clone(),
+        attempt: step.attempt,
     }
 }
 
@@ -233,7 +234,7 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         rule_id: body.rule_id.clone(),
         plan_hash: body.plan_hash.clone(),
         files: body.files.clone(),
-        approval: run.approval.as_ref().map(approval),
+        approval: run.approval().map(approval),
         error: body.reason.as_ref().map(reason),
         created_at_ms: run.created_ms,
         updated_at_ms: loaded.updated_ms,
@@ -244,6 +245,10 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         promotion: body.promotion.clone(),
         image_equal: body.image_equal,
         model_calls: body.model_calls.iter().map(model_call).collect(),
+        attempt: body.attempt,
+        max_attempts: body.max_attempts,
+        attempts: body.tried.iter().map(attempt).collect(),
+        approvals: run.approvals.iter().map(approval).collect(),
     }
 }
 
@@ -258,6 +263,17 @@ fn model_call(call: &run::ModelCall) -> v1::ModelCall {
     }
 }
 
+fn attempt(tried: &run::Tried) -> v1::Attempt {
+    v1::Attempt {
+        number: tried.attempt,
+        plan_hash: tried.plan_hash.clone(),
+        rule_id: tried.rule_id.clone(),
+        cause: tried.cause.clone(),
+        files: tried.files.clone(),
+        error: tried.reason.as_ref().map(reason),
+    }
+}
+
 pub fn approval(approval: &run::Approval) -> v1::Approval {
     v1::Approval {
         id: approval.id.to_string(),
@@ -269,6 +285,7 @@ pub fn approval(approval: &run::Approval) -> v1::Approval {
         comment: approval.comment.clone(),
         decided_at_ms: approval.decided_ms,
         expires_at_ms: approval.expires_ms,
+        attempt: approval.attempt,
     }
 }
 

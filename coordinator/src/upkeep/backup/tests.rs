@@ -72,6 +72,8 @@ fn json_of_a_run(digest: &str) -> String {
         service: "web".into(),
         instruction: String::new(),
         dry_run: false,
+        origin: cooper_core::run::Origin::Repair,
+        needs_approval: false,
         spec: vec![],
     };
     let now = cooper_core::Now { mono_ms: 0, wall_ms: 0 };
