@@ -10,7 +10,7 @@ mod tests;
 pub use self::{
     execution::{Attach, DetachKeys, Exec, Packages, PackagesRun, Schedule, Sh, Streams},
     files::{Files, FromTo, ListWhich},
-    repair::{Approvals, Decide, Diagnose, Repair, RunRef, Runs},
+    repair::{Approvals, Decide, Diagnose, Repair, RunRef, Runs, Stacks, StacksCheck, StacksCommand},
     session::{
         Artifacts, Checkpoint, LimitName, Port, Secret, Session, SessionCreate, SessionLimits, SessionList,
         Template,
@@ -122,8 +122,8 @@ pub enum Command {
     /// List, show and watch runs; read their artifacts
     #[command(subcommand)]
     Runs(Runs),
-    /// List the stacks that workers serve
-    Stacks,
+    /// List the stacks that workers serve; check what Cooper could do to their services
+    Stacks(Stacks),
     /// List workers: what they are, hold and can take
     Workers,
     /// Empty a worker: nothing new goes there, what runs goes on until the deadline

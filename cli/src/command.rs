@@ -24,6 +24,7 @@ mod repair;
 mod runs;
 mod secret;
 mod session;
+mod stacks;
 mod store;
 mod tasks;
 mod template;
@@ -69,7 +70,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Reject(args) => repair::decide(context, args, false).await,
             Command::Cancel(args) => repair::cancel(context, args).await,
             Command::Runs(args) => runs::run(context, args).await,
-            Command::Stacks => admin::stacks(context).await,
+            Command::Stacks(args) => stacks::run(context, args).await,
             Command::Workers => admin::workers(context).await,
             Command::Drain(args) => drain::drain(context, args).await,
             Command::Undrain { worker } => drain::undrain(context, worker).await,

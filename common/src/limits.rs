@@ -386,6 +386,8 @@ pub mod run {
     /// Default of the setting `approval_ttl_ms`.
     pub const APPROVAL_TTL_MS: u64 = 24 * 3_600_000;
     pub const APPROVAL_TTL_MS_MAX: u64 = 30 * 86_400_000;
+    /// Until a worker has told what a stack is.
+    pub const CHECK_MS: u64 = 60_000;
     pub const ARTIFACT_BYTES_MAX: usize = 64 << 20;
     /// Log of one step kept as an artifact.
     pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;

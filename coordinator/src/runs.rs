@@ -11,6 +11,7 @@ mod plans;
 mod policy_file;
 mod rules;
 mod stacks;
+mod survey;
 
 use std::sync::Arc;
 
@@ -82,6 +83,7 @@ pub struct Loaded {
 pub struct Runs {
     cluster: Arc<Cluster>,
     blobs: Arc<Blobs>,
+    settings: Settings,
     inputs: mpsc::Sender<driver::Input>,
     changes: broadcast::Sender<RunId>,
     pub(crate) registering: Registering,
@@ -93,9 +95,10 @@ impl Runs {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let changes = broadcast::Sender::new(CHANGES_BUFFERED_MAX);
         let (to_driver, told) = (inputs.downgrade(), changes.clone());
-        let driver = driver::Driver::load(cluster.clone(), blobs.clone(), settings, to_driver, told).await?;
+        let (cluster_of, blobs_of, settings_of) = (cluster.clone(), blobs.clone(), settings.clone());
+        let driver = driver::Driver::load(cluster_of, blobs_of, settings_of, to_driver, told).await?;
         tokio::spawn(driver.drive(queue));
-        Ok(Arc::new(Self { cluster, blobs, inputs, changes, registering: Registering::default() }))
+        Ok(Arc::new(Self { cluster, blobs, settings, inputs, changes, registering: Registering::default() }))
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<Result<T>>) -> driver::Input) -> Result<T> {

@@ -191,8 +191,12 @@ async fn routes(
     let executions = ExecutionsServer::new(grpc::Executions { cluster: cluster.clone() })
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
-    let runs_service =
-        grpc::Runs { runs: runs.clone(), cluster: cluster.clone(), artifacts: artifacts.clone() };
+    let runs_service = grpc::Runs {
+        runs: runs.clone(),
+        cluster: cluster.clone(),
+        artifacts: artifacts.clone(),
+        tokens: tokens.clone(),
+    };
     let runs_service =
         RunsServer::new(runs_service).max_decoding_message_size(max).max_encoding_message_size(max);
     let admin =

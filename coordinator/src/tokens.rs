@@ -10,7 +10,7 @@ mod tests;
 pub use bootstrap::{ADMIN_FILE, WORKER_FILE};
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -91,6 +91,14 @@ impl Tokens {
             return Err(Error::new(Code::Unauthenticated, "the token has expired"));
         }
         Ok(token.caller.clone())
+    }
+
+    /// Names of the tenant's tokens that may approve.
+    pub fn approvers(&self, tenant: &str) -> BTreeSet<String> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let callers = live.values().map(|token| &token.caller).filter(|caller| *caller.tenant == *tenant);
+        let may = callers.filter(|caller| matches!(caller.scope, Scope::Admin | Scope::Operator));
+        may.map(|caller| caller.name.clone()).collect()
     }
 
     /// Makes a token. Its secret is in the answer and nowhere else: with the idempotency key of an earlier request it

@@ -7,6 +7,7 @@
 //! Before it acts the worker asks [`Policy::check_change`] again, with the bytes it really staged.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod command;
 pub mod compose;
 pub mod diagnosis;

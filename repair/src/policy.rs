@@ -247,6 +247,17 @@ impl Policy {
         Decision::NeedsApproval { reasons, approvers: self.approvers.clone(), ttl_ms: self.approval_ttl_ms }
     }
 
+    /// Whether a file of the build context may change at all.
+    pub fn may_change(&self, path: &str) -> bool {
+        let never = self.never.is_match(path) || self.compose_files.is_match(path);
+        path::check(path).is_ok() && self.allowed.is_match(path) && !never
+    }
+
+    /// Whether a glob, as `allow` has it, matches a path.
+    pub fn matches(pattern: &str, path: &str) -> bool {
+        glob(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(path))
+    }
+
     /// Checks one change against the bytes that are really there (`None`: no file). Returns the reasons against it,
     /// each with what to do; empty is good.
     pub fn check_change(&self, class: Class, change: &FileChange, old: Option<&str>) -> Vec<String> {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::command;
 use crate::edit::{FileChange, Root};
-use crate::plan::{RepairPlan, Step, StepKind};
+use crate::plan::{RepairPlan, Step, StepKind, Verify};
 use crate::policy::Decision;
 use crate::rules::Class;
 
@@ -81,7 +81,7 @@ impl Review {
             decision: plan.decision.clone(),
             files: plan.edits.iter().map(|change| file(plan, change, dir)).collect(),
             steps: plan.steps.iter().map(act).collect(),
-            verification: verification(plan),
+            verification: verification(plan.build.is_some(), &plan.verify),
             on_failure: plan.on_failure.iter().map(act).collect(),
         }
     }
@@ -171,12 +171,12 @@ fn argv(dir: &str, args: &[&str]) -> Vec<String> {
     all.into_iter().map(str::to_owned).collect()
 }
 
-fn verification(plan: &RepairPlan) -> Vec<String> {
-    let verify = &plan.verify;
+/// What has to be seen before a service counts as repaired.
+pub(crate) fn verification(built: bool, verify: &Verify) -> Vec<String> {
     let seconds = |ms: u64| format!("{} s", ms as f64 / 1000.0);
     let mut said = vec![format!(
         "its container runs{}, was not restarted and not ended for want of memory, within {}",
-        if plan.build.is_some() { " from the image that was built" } else { "" },
+        if built { " from the image that was built" } else { "" },
         seconds(verify.become_well_ms)
     )];
     match &verify.health {

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::check::Survey;
 use crate::diagnosis::{Evidence, Phase, State};
 use crate::edit::FileChange;
 use crate::plan::RepairPlan;
@@ -38,6 +39,8 @@ pub enum Input {
     Verify { stack: StackRef, plan: RepairPlan },
     /// Writes the edits into the checkout, under their base hashes.
     Promote { stack: StackRef, plan: RepairPlan },
+    /// Tells what the stack is, for whoever asks what could be done to it. Touches nothing, and belongs to no run.
+    Check { stack: StackRef },
     /// Puts back bytes, image and container, and compares with the start record (I7).
     Rollback { stack: StackRef, plan: RepairPlan },
 }
@@ -89,6 +92,8 @@ pub struct Report {
     pub failure: Option<Failure>,
     /// Analyze of an undo: the changes that take the run back.
     pub changes: Vec<FileChange>,
+    /// Check: what there is.
+    pub survey: Option<Survey>,
     /// Rollback: true when bytes, image and container configuration equal the start record and the health class is no
     /// worse. False makes the run `rollback_failed`.
     pub restored: bool,

@@ -35,6 +35,7 @@ mod e2e {
     mod scheduling;
     mod secrets;
     mod sessions;
+    mod stacks;
     mod store;
     mod templates;
     mod tenants;

@@ -24,6 +24,7 @@ mod promote;
 mod restart;
 mod rollback;
 mod run_dir;
+mod survey;
 mod tree;
 mod verify;
 
@@ -43,6 +44,7 @@ use run_dir::RunDir;
 pub use log::Log;
 pub use main::main;
 pub use offline::{Asked, evidence as offline_evidence};
+pub use survey::offline as offline_survey;
 
 /// What a step works with.
 pub struct Context {
@@ -70,9 +72,12 @@ struct Step<'c> {
 
 /// Performs one step. Never fails but by its report: `ok == false`, with a code and a sentence.
 pub async fn perform(input: &Input, context: &Context) -> Report {
-    let done = match prepare(input, context).await {
-        Ok(step) => step.perform(input).await,
-        Err(error) => Err(error),
+    let done = match input {
+        Input::Check { stack } => check(stack, context).await,
+        _ => match prepare(input, context).await {
+            Ok(step) => step.perform(input).await,
+            Err(error) => Err(error),
+        },
     };
     let report = done.unwrap_or_else(|error| Report {
         code: error.code.as_str().to_owned(),
@@ -87,8 +92,15 @@ pub async fn perform(input: &Input, context: &Context) -> Report {
     report
 }
 
-async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
-    let (stack, service, plan) = parts(input);
+async fn check(stack: &StackRef, context: &Context) -> Result<Report> {
+    let dir = registered(stack, context)?;
+    let survey = survey::survey(dir, &context.log, tree::LeftOut::new(&context.worker_dir)?).await?;
+    let message = format!("{} services", survey.model.services.len());
+    Ok(Report { survey: Some(survey), ..done(message) })
+}
+
+/// The directory of a stack, which has to be registered here.
+fn registered<'c>(stack: &StackRef, context: &'c Context) -> Result<&'c std::path::Path> {
     let registered = context.stacks.get(&stack.name).ok_or_else(|| {
         let known: Vec<_> = context.stacks.keys().map(String::as_str).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -103,6 +115,12 @@ async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
             format!("stack {} is registered with another directory than {}", stack.name, stack.dir),
         ));
     }
+    Ok(registered)
+}
+
+async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
+    let (stack, service, plan) = parts(input);
+    let registered = registered(stack, context)?;
     let dir = RunDir::open(&context.worker_dir, context.run).await?;
     let engine = Engine::connect().await?;
     let project = Project::load(registered, &context.log).await?;
@@ -155,6 +173,7 @@ fn parts(input: &Input) -> (&StackRef, &str, Option<&RepairPlan>) {
         | Input::Verify { stack, plan }
         | Input::Promote { stack, plan }
         | Input::Rollback { stack, plan } => (stack, &plan.service, Some(plan)),
+        Input::Check { stack } => (stack, "", None),
     }
 }
 
@@ -173,6 +192,7 @@ impl Step<'_> {
             Input::Verify { plan, .. } => self.shown(self.verify(plan).await).await,
             Input::Promote { plan, .. } => self.promote(plan).await,
             Input::Rollback { plan, .. } => self.rollback(plan).await,
+            Input::Check { .. } => Err(failed("a check is of a stack, not of a service")),
         }
     }
 }

@@ -113,3 +113,32 @@ pub enum Runs {
     /// Write one artifact to standard output
     Artifact { run: String, name: String },
 }
+
+#[derive(Debug, Args)]
+pub struct Stacks {
+    #[command(subcommand)]
+    pub command: Option<StacksCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StacksCommand {
+    /// List the stacks that workers serve
+    List,
+    /// What Cooper could do to each service, who approves, how it would be verified; and what is wrong with the policy
+    Check(StacksCheck),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing is wrong, or only warnings; 1 nothing is repaired before an error is corrected."
+)]
+pub struct StacksCheck {
+    /// Name of the stack [default: the workers' first stack]
+    pub stack: Option<String>,
+    /// Check this directory without a cluster
+    #[arg(long = "stack", id = "dir", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The operator's file (the coordinator's `policy_file`) to check the directory against
+    #[arg(long, value_name = "FILE", requires = "dir")]
+    pub policy: Option<PathBuf>,
+}

@@ -1,11 +1,11 @@
-//! `cooper stacks`, `workers`, `token`, `status`.
+//! `cooper workers`, `token`, `status`.
 
 use std::io::Write;
 
 use cooper_common::{error::Code, token::Secret};
 use cooper_proto::v1::{
-    CreateTokenRequest, GetInfoRequest, ListStacksRequest, ListTokensRequest, ListWorkersRequest,
-    RevokeTokenRequest, Token, Worker,
+    CreateTokenRequest, GetInfoRequest, ListTokensRequest, ListWorkersRequest, RevokeTokenRequest, Token,
+    Worker,
 };
 use serde_json::json;
 
@@ -17,25 +17,6 @@ use crate::{
     output::json,
     units,
 };
-
-pub async fn stacks(context: &Context) -> Result<u8> {
-    let client = context.cluster()?.connect().await?;
-    let stacks = client.runs().list_stacks(ListStacksRequest {}).await?.into_inner().stacks;
-    if context.out.json {
-        let list: Vec<_> = stacks.iter().map(json::stack).collect();
-        context.out.document(&json!({"stacks": list}))?;
-    } else {
-        let online = |online| if online { "online" } else { "offline" }.to_owned();
-        let rows = stacks
-            .iter()
-            .map(|stack| {
-                vec![stack.name.clone(), online(stack.online), stack.worker_id.clone(), stack.dir.clone()]
-            })
-            .collect();
-        context.out.table(&["stack", "state", "worker", "directory"], rows)?;
-    }
-    Ok(0)
-}
 
 pub async fn workers(context: &Context) -> Result<u8> {
     let client = context.cluster()?.connect().await?;

@@ -627,7 +627,7 @@ fn failed(code: &str, message: &str) -> Report {
     Report { code: code.to_owned(), message: message.to_owned(), ..Report::default() }
 }
 
-fn report_of(result: &[u8]) -> Result<Report> {
+pub(super) fn report_of(result: &[u8]) -> Result<Report> {
     let outcome =
         v1::Outcome::decode(result).map_err(|_| Error::internal("a step's outcome cannot be read"))?;
     if let Some(error) = outcome.error

@@ -200,6 +200,11 @@ impl OperatorPolicy {
         Some(format!("{} (auto_repair) lets nothing start by itself", self.place(limit)))
     }
 
+    /// Its name, as errors and refusals have it.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
     /// Names of approvers that the file has for a service.
     pub fn approvers(&self, stack: &str, service: &str) -> BTreeSet<&str> {
         let of = self.of(stack, service).filter_map(|limit| limit.approvers.as_deref());
@@ -212,21 +217,21 @@ impl OperatorPolicy {
     }
 
     /// What the file has and nothing of what it could mean is known: a sentence each, with its line.
-    pub fn unmatched<'a>(
-        &self,
-        services: impl Iterator<Item = (&'a str, &'a str)> + Clone,
-        rules: impl Iterator<Item = &'a str> + Clone,
-    ) -> Vec<String> {
+    pub fn unmatched(&self, stack: &str, services: &[&str], rules: &[&str]) -> Vec<String> {
         let mut said = Vec::new();
         for limit in &self.limits {
-            let names: Vec<String> =
-                services.clone().map(|(stack, service)| format!("{stack}/{service}")).collect();
-            if !names.iter().any(|name| limit.services.is_match(name)) {
+            // What is about another stack alone is none of this one's business.
+            let here = |written: &String| {
+                let named = written.split_once('/').map_or("*", |(named, _)| named);
+                Policy::matches(named, stack)
+            };
+            let any = |service: &&str| limit.services.is_match(format!("{stack}/{service}"));
+            if limit.services_written.iter().any(here) && !services.iter().any(any) {
                 let written = limit.services_written.join(", ");
-                said.push(format!("{}: services {written} is none of what was looked at", self.place(limit)));
+                said.push(format!("{}: services {written} is none of this stack", self.place(limit)));
             }
             for (at, glob) in limit.rules_written.iter().enumerate() {
-                if !rules.clone().any(|rule| limit.deny_rules.matches(rule).contains(&at)) {
+                if !rules.iter().any(|rule| limit.deny_rules.matches(rule).contains(&at)) {
                     said.push(format!("{}: deny_rules {glob:?} is no rule's id", self.place(limit)));
                 }
             }

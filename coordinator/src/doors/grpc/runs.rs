@@ -21,12 +21,14 @@ use crate::{
     output::Stream,
     runs::{self, Loaded},
     tasks::{self, Following, Seen},
+    tokens::Tokens,
 };
 
 pub struct Runs {
     pub runs: Arc<runs::Runs>,
     pub cluster: Arc<Cluster>,
     pub artifacts: Arc<Artifacts>,
+    pub tokens: Arc<Tokens>,
 }
 
 /// Whose artifacts are meant has to be said, and once.
@@ -202,6 +204,16 @@ impl runs_server::Runs for Runs {
         let caller = client(&request)?;
         let stacks = self.runs.stacks(&caller).iter().map(convert::stack).collect();
         Ok(Response::new(v1::ListStacksResponse { stacks }))
+    }
+
+    async fn check_stack(
+        &self,
+        request: Request<v1::CheckStackRequest>,
+    ) -> Result<Response<v1::CheckStackResponse>, Status> {
+        let caller = client(&request)?;
+        let approvers = self.tokens.approvers(&caller.tenant);
+        let checked = self.runs.check(&caller, &request.get_ref().stack, approvers).await.map_err(status)?;
+        Ok(Response::new(checked))
     }
 
     async fn register_stack(
