@@ -12,6 +12,11 @@ pub fn build(service: &str) -> [&str; 2] {
     ["build", service]
 }
 
+/// Starts one more container of a service: no port, no alias, no other service.
+pub fn run_beside<'a>(service: &'a str, name: &'a str) -> [&'a str; 6] {
+    ["run", "-d", "--no-deps", "--name", name, service]
+}
+
 /// Brings one service to what its file and its tag say: no other service, no build, no pull.
 pub fn up(service: &str, start: bool) -> [&str; 7] {
     let mode = if start { "-d" } else { "--no-start" };

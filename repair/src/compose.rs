@@ -330,6 +330,32 @@ impl Model {
         })
     }
 
+    /// True if one more container of the service may run beside the first for a while: it writes to no volume that both
+    /// have, wants neither a port of the host nor a name or address of its own, and does not end by itself.
+    pub fn can_run_beside(&self, name: &str) -> bool {
+        let Some(service) = self.services.get(name) else { return false };
+        let writes = |mount: &Mount| !mount.read_only && mount.kind != "tmpfs";
+        let shares = |key: &str| {
+            let mode = service.extra.get(key).and_then(Value::as_str);
+            mode.is_some_and(|mode| mode == "host" || mode.contains(':'))
+        };
+        let addressed = |network: &Value| {
+            ["ipv4_address", "ipv6_address", "mac_address"].iter().any(|key| network.get(key).is_some())
+        };
+        let networks = service.extra.get("networks").and_then(Value::as_object);
+        let ends = |dependent: &Service| {
+            let dependency = dependent.depends_on.get(name);
+            dependency.is_some_and(|dependency| dependency.condition == "service_completed_successfully")
+        };
+        !(service.volumes.iter().any(writes)
+            || service.ports.iter().any(|port| port.published.is_some())
+            || service.container_name.is_some()
+            || ["network_mode", "pid", "ipc"].into_iter().any(shares)
+            || networks.into_iter().flatten().any(|(_, network)| addressed(network))
+            || service.extra.contains_key("volumes_from")
+            || self.services.values().any(ends))
+    }
+
     /// The services that name this one in their `depends_on`, in order of name.
     pub fn dependents(&self, name: &str) -> Vec<&str> {
         self.services
@@ -382,5 +408,32 @@ mod tests {
         let text = serde_json::to_string(&model).unwrap();
         assert!(!text.contains("hunter2"), "{text}");
         assert!(model.service("web").unwrap().build.is_some() && text.contains("PASSWORD"));
+    }
+
+    #[test]
+    fn a_service_runs_twice_for_a_while_only_where_the_two_share_nothing() {
+        let beside = |more: &str| {
+            let model = format!("{{services: {{web: {{build: {{context: /w}}{more}}}}}}}");
+            Model::from_config(&model).unwrap().can_run_beside("web")
+        };
+        for more in [
+            "",
+            ", expose: ['80']",
+            ", networks: {default: null}, volumes: [{type: bind, source: /a, target: /a, read_only: true}]",
+        ] {
+            assert!(beside(more), "{more}");
+        }
+        for more in [
+            ", volumes: [{type: volume, source: data, target: /data}]",
+            ", ports: [{target: 80, published: '8080', protocol: tcp}]",
+            ", container_name: web",
+            ", network_mode: host",
+            ", network_mode: 'service:db'",
+            ", networks: {default: {ipv4_address: 172.20.0.9}}",
+        ] {
+            assert!(!beside(more), "{more}");
+        }
+        let ends = "{services: {migrate: {}, web: {depends_on: {migrate: {condition: service_completed_successfully}}}}}";
+        assert!(!Model::from_config(ends).unwrap().can_run_beside("migrate"));
     }
 }

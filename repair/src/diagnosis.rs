@@ -62,6 +62,9 @@ pub struct Evidence {
     /// variables (`.env.example`).
     #[serde(default)]
     pub stack_files: BTreeMap<String, String>,
+    /// Files of the build context that git does not know as they are, as `git status --porcelain` prints them.
+    #[serde(default)]
+    pub uncommitted: Vec<String>,
     /// What a person asked for.
     #[serde(default)]
     pub instruction: Option<String>,
@@ -79,6 +82,7 @@ impl Evidence {
             state: None,
             files: BTreeMap::new(),
             stack_files: BTreeMap::new(),
+            uncommitted: Vec::new(),
             instruction: None,
         }
     }

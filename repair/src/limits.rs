@@ -16,6 +16,8 @@ pub const PATH_BYTES_MAX: usize = 1024;
 pub const PLAN_FILES_MAX: usize = 3;
 /// Lines one plan may add and remove, together. Real repairs are small: median 4, 90 % within 8.
 pub const PLAN_LINES_MAX: usize = 40;
+/// Files that are not committed which a plan names; further ones are counted.
+pub const UNCOMMITTED_MAX: usize = 50;
 /// Bytes of an instruction.
 pub const INSTRUCTION_BYTES_MAX: usize = 2 * 1024;
 /// Bytes of one rules file.

@@ -64,6 +64,12 @@ pub struct RepairPlan {
     /// What is built, if something is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub build: Option<Build>,
+    /// The new image is tried in a container beside the running service before that is touched.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub preflight: bool,
+    /// Files of the build context that are not committed as they are: they are built too.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub uncommitted: Vec<String>,
     /// When the service counts as repaired.
     pub verify: Verify,
     /// What policy said when the plan was made. The worker asks again before it acts.
@@ -192,6 +198,7 @@ impl RepairPlan {
             }),
             Remedy::Restart | Remedy::Escalate => None,
         };
+        let preflight = build.is_some() && model.can_run_beside(service);
         Ok(Self {
             schema_version: SCHEMA_VERSION,
             stack: stack.to_owned(),
@@ -211,13 +218,15 @@ impl RepairPlan {
                 sources: String::new(),
             },
             builds_on: diagnosis.builds_on,
-            steps: steps(diagnosis.remedy, build.is_some(), &verify),
+            steps: steps(diagnosis.remedy, build.is_some(), preflight, &verify),
             on_failure: vec![Step {
                 kind: StepKind::Rollback,
                 needs: vec![],
                 timeout_ms: limits::STEP_TIMEOUT_MS + verify.become_well_ms + verify.stable_for_ms,
             }],
             edits: diagnosis.edits.clone(),
+            preflight,
+            uncommitted: Vec::new(),
             decision: policy.decide(diagnosis.class, &diagnosis.edits),
             build,
             verify,
@@ -231,6 +240,12 @@ impl RepairPlan {
             self.decision =
                 Decision::NeedsApproval { reasons: vec![reason.to_owned()], approvers, ttl_ms: None };
         }
+    }
+
+    /// The same plan, which says what else of the checkout goes into the image.
+    pub fn shipping(self, uncommitted: &[String]) -> Self {
+        let uncommitted = if self.build.is_some() { uncommitted.to_vec() } else { vec![] };
+        Self { uncommitted, ..self }
     }
 
     /// SHA-256 of the plan as canonical JSON (keys sorted, no spaces), as 64 lower-case hex digits.
@@ -262,7 +277,7 @@ impl RepairPlan {
 }
 
 /// The steps a remedy takes, each needing the one before.
-fn steps(remedy: Remedy, builds: bool, verify: &Verify) -> Vec<Step> {
+fn steps(remedy: Remedy, builds: bool, preflight: bool, verify: &Verify) -> Vec<Step> {
     use StepKind::{Build, Patch, Promote, Restart, Verify as Watch};
     let kinds: &[StepKind] = match remedy {
         Remedy::Patch if builds => &[Patch, Build, Restart, Watch, Promote],
@@ -280,7 +295,8 @@ fn steps(remedy: Remedy, builds: bool, verify: &Verify) -> Vec<Step> {
             needs: before.into_iter().collect(),
             timeout_ms: match kind {
                 Build => limits::BUILD_TIMEOUT_MS,
-                Watch => limits::STEP_TIMEOUT_MS + verify.become_well_ms + verify.stable_for_ms,
+                Restart if !preflight => limits::STEP_TIMEOUT_MS,
+                Watch | Restart => limits::STEP_TIMEOUT_MS + verify.become_well_ms + verify.stable_for_ms,
                 _ => limits::STEP_TIMEOUT_MS,
             },
         })

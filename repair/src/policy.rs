@@ -60,15 +60,19 @@ pub enum Decision {
 }
 
 /// A request that shows that the application is well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// `http://HOST[:PORT]/PATH`, as seen from the stack's own network.
+    /// `http://HOST[:PORT]/PATH`, as seen from the stack's own network; empty where `exec` is asked.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
     pub url: String,
+    /// A command and its arguments, run in the container; exit code 0 is well.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub exec: Vec<String>,
     /// Expected status; any of 200..=399 if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expect_status: Option<u16>,
-    /// Text the body must contain.
+    /// Text the body, or what the command prints, must contain.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub body_contains: Option<String>,
 }

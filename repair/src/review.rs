@@ -28,6 +28,8 @@ pub struct Review {
     pub risk: &'static str,
     pub decision: Decision,
     pub files: Vec<File>,
+    /// Files of the build context that are not committed as they are, and are built too.
+    pub uncommitted: Vec<String>,
     pub steps: Vec<Act>,
     /// What has to be seen before it counts as repaired.
     pub verification: Vec<String>,
@@ -80,6 +82,7 @@ impl Review {
             risk: risk(finding.class),
             decision: plan.decision.clone(),
             files: plan.edits.iter().map(|change| file(plan, change, dir)).collect(),
+            uncommitted: plan.uncommitted.clone(),
             steps: plan.steps.iter().map(act).collect(),
             verification: verification(plan.build.is_some(), &plan.verify),
             on_failure: plan.on_failure.iter().map(act).collect(),
@@ -133,6 +136,9 @@ fn act(plan: &RepairPlan, dir: &str, step: &Step) -> Act {
     let patched = !plan.edits.is_empty();
     let does = match step.kind {
         StepKind::Analyze => format!("looks at {service}; nothing is touched"),
+        StepKind::Patch if plan.build.is_none() => {
+            "edits copies of the stack's compose files; the checkout stays as it is".to_owned()
+        }
         StepKind::Patch => {
             let context = plan.build.as_ref().map_or(dir, |build| build.context.as_str());
             format!("copies {context} into a stage and edits the copy; the checkout stays as it is")
@@ -141,6 +147,10 @@ fn act(plan: &RepairPlan, dir: &str, step: &Step) -> Act {
             let what = if patched { "the stage" } else { "the context as it is" };
             format!("builds {what} into a tag of Cooper's own; keeps a name for the image of before")
         }
+        StepKind::Restart if plan.preflight => format!(
+            "tries the new image in a container beside {service}, if that runs now (preflight); then moves \
+             {service}'s tag to it and recreates its container, no other"
+        ),
         StepKind::Restart if plan.build.is_some() => {
             format!("moves {service}'s tag to the new image and recreates its container, no other")
         }
@@ -180,6 +190,12 @@ pub(crate) fn verification(built: bool, verify: &Verify) -> Vec<String> {
         seconds(verify.become_well_ms)
     )];
     match &verify.health {
+        Some(health) if !health.exec.is_empty() => {
+            let output = health.body_contains.as_ref().map(|text| format!(" and prints {text:?}"));
+            let output = output.unwrap_or_default();
+            said.push("its healthcheck is green, if it has one".to_owned());
+            said.push(format!("`{}` in the container ends with 0{output}", health.exec.join(" ")));
+        }
         Some(health) => {
             let status = health.expect_status.map_or("200 to 399".to_owned(), |status| status.to_string());
             let body = health.body_contains.as_ref().map(|text| format!(" and a body with {text:?}"));

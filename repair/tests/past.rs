@@ -1,8 +1,6 @@
 //! What came before a diagnosis decides what is proposed: attempts of the run, and what other runs have learned.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-
 use cooper_repair::compose::Model;
 use cooper_repair::diagnosis::{Outcome, Phase, Remedy, fingerprints};
 use cooper_repair::{
@@ -12,17 +10,8 @@ use cooper_repair::{
 const DOCKERFILE: &str = "FROM python:3.11\nWORKDIR /app\nCOPY . .\nRUN pip install -r requirements.txt\n";
 
 fn evidence(phase: Phase, log: &str) -> Evidence {
-    let mut evidence = Evidence {
-        service: "web".to_owned(),
-        model: Model::from_config("{name: p, services: {web: {build: {context: /s/web}}}}").unwrap(),
-        phase,
-        build_log: String::new(),
-        container_log: String::new(),
-        state: None,
-        files: BTreeMap::new(),
-        stack_files: BTreeMap::new(),
-        instruction: None,
-    };
+    let model = Model::from_config("{name: p, services: {web: {build: {context: /s/web}}}}").unwrap();
+    let mut evidence = Evidence::new("web", model, phase);
     match phase {
         Phase::Build => evidence.build_log = log.to_owned(),
         Phase::Runtime | Phase::Health => evidence.container_log = log.to_owned(),

@@ -344,6 +344,108 @@ fn of_a_compose_file_nothing_else_is_changed() {
     assert_eq!((fixture.checkout(), fixture.container("web")), before);
 }
 
+#[test]
+fn an_image_that_fails_beside_the_running_service_leaves_that_untouched() {
+    let Some(mut fixture) = small_or_skip("preflight") else { return };
+    fixture.up();
+    let (web, store) = (fixture.container("web"), fixture.container("store"));
+    for (dies, why) in [("at-once", "exited, exit code 1"), ("soon", "did not stay so")] {
+        fixture.next_run();
+        let plan = fixture.plan_to_set(&fixture.analyze(None), "DIES", dies);
+        assert!(plan.preflight);
+        for step in ["patch", "build"] {
+            assert!(fixture.step(step, &plan).ok);
+        }
+        for _ in 0..2 {
+            let report = fixture.step("restart", &plan);
+            assert_eq!(report.code, "preflight_failed", "{}\n{}", report.message, fixture.log());
+            assert!(
+                report.message.contains(why) && report.message.contains("not touched"),
+                "{}",
+                report.message
+            );
+            assert_eq!((fixture.container("web"), fixture.container("store")), (web.clone(), store.clone()));
+        }
+        assert!(fixture.step("rollback", &plan).restored);
+        assert_eq!((fixture.container("web"), fixture.one_offs()), (web.clone(), String::new()));
+    }
+    assert!(fixture.log().contains("  | it died"), "what it printed is in the log");
+    // One that passes is followed by the restart in place, once.
+    fixture.next_run();
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    for step in ["patch", "build", "restart", "restart", "verify"] {
+        let report = fixture.step(step, &plan);
+        assert!(report.ok, "{step}: {}\n{}", report.message, fixture.log());
+    }
+    assert!(fixture.log().contains("preflight: web is well"));
+    assert_ne!(fixture.container("web").id, web.id);
+    assert_eq!((fixture.one_offs(), fixture.container("store")), (String::new(), store));
+    // What was down has nothing to be spared.
+    fixture.compose(&["stop", "web"]);
+    fixture.next_run();
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "red");
+    for step in ["patch", "build", "restart"] {
+        assert!(fixture.step(step, &plan).ok);
+    }
+    assert!(fixture.log().contains("no preflight: the service does not run"));
+}
+
+#[test]
+fn what_is_not_committed_and_goes_into_the_image_is_named() {
+    let Some(fixture) = small_or_skip("uncommitted") else { return };
+    assert_eq!(fixture.analyze(None).evidence.expect("evidence").uncommitted, Vec::<String>::new());
+    fixture.commit();
+    fixture.write("web/app.py", &format!("{}# mine\n", fixture.read("web/app.py")));
+    fixture.write("web/new file.txt", "");
+    fixture.write("store/other.txt", "");
+    let index = std::fs::read(fixture.path(".git/index")).expect("an index");
+    let evidence = fixture.analyze(None).evidence.expect("evidence");
+    assert_eq!(evidence.uncommitted, [" M web/app.py", "?? web/new file.txt"]);
+    assert_eq!(std::fs::read(fixture.path(".git/index")).expect("an index"), index);
+}
+
+#[test]
+fn a_command_in_the_container_shows_that_a_service_is_well_and_ports_are_asked_of_its_kernel() {
+    let Some(mut fixture) = small_or_skip("exec") else { return };
+    let original = fixture.read("compose.yaml");
+    let with = |exec: &str| {
+        let health =
+            format!("{{stable_for: 1s, health: {{exec: [python, -c, \"{exec}\"], body_contains: fine}}}}");
+        original.replace("stable_for: 1s", &health)
+    };
+    fixture.write("compose.yaml", &with("print('fine')"));
+    fixture.up();
+    for (exec, said) in [
+        ("print('fine')", "in the container ended with 0"),
+        ("raise SystemExit(3)", "in the container ended with 3"),
+        ("print('bad')", "does not print"),
+    ] {
+        fixture.write("compose.yaml", &with(exec));
+        fixture.next_run();
+        let mut plan = fixture.plan_with(&fixture.analyze(None), vec![]);
+        plan.verify.become_well_ms = 1_000;
+        let report = fixture.step("verify", &plan);
+        assert!(
+            report.ok == (exec == "print('fine')") && report.message.contains(said),
+            "{}",
+            report.message
+        );
+    }
+    // No healthcheck, no request, and no way to the port from here: its kernel knows who listens.
+    fixture
+        .write("compose.yaml", &original.replace("expose: [8000]", "expose: [8000]\n    network_mode: none"));
+    fixture.up();
+    fixture.next_run();
+    let mut plan = fixture.plan_with(&fixture.analyze(None), vec![]);
+    let report = fixture.step("verify", &plan);
+    assert!(report.ok && report.message.contains("port 8000 accepts"), "{}", report.message);
+    fixture
+        .write("compose.yaml", &original.replace("expose: [8000]", "expose: [8001]\n    network_mode: none"));
+    plan.verify.become_well_ms = 1_000;
+    let report = fixture.step("verify", &plan);
+    assert!(!report.ok && report.message.contains("port 8001 does not accept"), "{}", report.message);
+}
+
 /// `up -d --wait` calls both of these good.
 #[test]
 fn a_service_that_dies_is_not_verified_and_is_restored() {
@@ -352,7 +454,8 @@ fn a_service_that_dies_is_not_verified_and_is_restored() {
     for dies in ["at-once", "soon"] {
         fixture.next_run();
         let before = state(&fixture);
-        let plan = fixture.plan_to_set(&fixture.analyze(None), "DIES", dies);
+        let mut plan = fixture.plan_to_set(&fixture.analyze(None), "DIES", dies);
+        plan.preflight = false;
         for step in ["patch", "build", "restart"] {
             assert!(fixture.step(step, &plan).ok);
         }

@@ -105,6 +105,10 @@ fn text(plan: &GetPlanResponse) -> String {
         let about = format!("{} (+{added} -{removed})", word(&file["description"]));
         lines.push(format!("  changes   {}: {about}", word(&file["path"])));
     }
+    let uncommitted: Vec<String> = each(&review["uncommitted"]).iter().map(word).collect();
+    if !uncommitted.is_empty() {
+        lines.push(format!("  built too, and not committed: {}", uncommitted.join(", ")));
+    }
     for file in each(&review["files"]) {
         lines.push(String::new());
         lines.extend(file["diff"].as_str().unwrap_or_default().lines().map(clean));

@@ -85,7 +85,8 @@ fn planned_by(case: &Case<'_>, diagnosis: &Diagnosis) -> Answer {
     let cause = Some((diagnosis.rule_id.clone(), diagnosis.cause.clone()));
     let evidence = case.evidence;
     match RepairPlan::new(&case.stack.name, &evidence.model, &evidence.service, case.attempt, diagnosis) {
-        Ok(mut plan) => {
+        Ok(plan) => {
+            let mut plan = plan.shipping(&evidence.uncommitted);
             plan.diagnosis.sources = evidence.sources();
             Answer::Plan { max_attempts: max_attempts(&plan, evidence), plan: Box::new(plan) }
         }

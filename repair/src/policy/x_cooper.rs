@@ -51,10 +51,22 @@ impl XCooper {
             return Err(invalid("approval_ttl must be 1s to 720h".to_owned()));
         }
         if let Some(health) = &read.health {
+            if health.exec.is_empty() == health.url.is_empty() {
+                return Err(invalid(
+                    "health wants either a url or an exec (a command and its arguments)".to_owned(),
+                ));
+            }
+            if !health.exec.is_empty() && health.expect_status.is_some() {
+                return Err(invalid(
+                    "health.expect_status goes with a url; an exec must end with 0".to_owned(),
+                ));
+            }
             let rest = health.url.strip_prefix("http://").or_else(|| health.url.strip_prefix("https://"));
-            if rest.is_none_or(|rest| {
-                rest.is_empty() || rest.starts_with('/') || rest.contains(char::is_whitespace)
-            }) {
+            if !health.url.is_empty()
+                && rest.is_none_or(|rest| {
+                    rest.is_empty() || rest.starts_with('/') || rest.contains(char::is_whitespace)
+                })
+            {
                 return Err(invalid("health.url must be http://HOST[:PORT]/PATH".to_owned()));
             }
             if health.expect_status.is_some_and(|status| !(100..=599).contains(&status)) {

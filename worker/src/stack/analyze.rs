@@ -17,7 +17,7 @@ use super::configuration::Configuration;
 use super::observe::Seen;
 use super::project::without_secrets;
 use super::tree::{LeftOut, Listing};
-use super::{Step, done, evidence, run_dir};
+use super::{Step, done, evidence, git, run_dir};
 
 /// `start.json`: how everything was before the run touched anything. Written once.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -73,6 +73,13 @@ impl Step<'_> {
             instruction: instruction.map(|text| self.log.redact(text)),
             ..Evidence::new(&self.service, without_secrets(&self.project.model, &redactor)?, phase)
         };
+        if let Some(build) = self.project.service(&self.service)?.build.as_ref().filter(|_| listing.is_some())
+        {
+            found.uncommitted = git::uncommitted(Path::new(&build.context)).await?;
+            if !found.uncommitted.is_empty() {
+                self.log.say(format_args!("not committed, and built too: {}", found.uncommitted.join(", ")));
+            }
+        }
         let mut built = None;
         if let Some(log) = log {
             self.log.say(format_args!("a log of {} bytes was given: nothing else is looked at", log.len()));

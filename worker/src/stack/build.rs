@@ -107,6 +107,7 @@ impl Step<'_> {
     /// cannot be removed is said and does not fail the run.
     pub(super) async fn clean_up(&self, keep_old: bool) {
         let cleaned = async {
+            self.remove_preflight().await?;
             self.dir.remove("stage")?;
             for tag in ["analyze", "candidate", "restored"] {
                 self.engine.untag(&image_tag(self.run, &self.service, tag)).await?;

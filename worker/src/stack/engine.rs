@@ -7,8 +7,8 @@ use bollard::Docker;
 use bollard::errors::Error as Refused;
 use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveImageOptionsBuilder,
-    TagImageOptionsBuilder,
+    ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
 use futures::StreamExt;
 use tokio::time::timeout;
@@ -140,6 +140,14 @@ impl Engine {
             Ok(_) | Err(Refused::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
             Err(error) => Err(error).while_doing(format_args!("removing image {id}")),
         }
+    }
+
+    /// Ends a container and removes it with its anonymous volumes. None of that name is fine.
+    pub(super) async fn remove_container(&self, name: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        present(answer_raw(self.docker.remove_container(name, Some(options))).await)
+            .map(|_| ())
+            .while_doing(format_args!("removing container {name}"))
     }
 
     /// The tags of a repository, in order.

@@ -12,7 +12,7 @@ use super::analyze::is_build_log;
 use super::engine::Engine;
 use super::project::{Project, without_secrets};
 use super::tree::LeftOut;
-use super::{Log, While, evidence, observe};
+use super::{Log, While, evidence, git, observe};
 
 /// What shall be looked at.
 #[derive(Debug, Default)]
@@ -65,6 +65,7 @@ pub async fn evidence(asked: Asked<'_>) -> Result<Evidence> {
     {
         let context = Path::new(&build.context);
         let listing = evidence::list(context, LeftOut::nothing())?;
+        found.uncommitted = git::uncommitted(context).await?;
         found.files = evidence::files(context, build.dockerfile(), &listing, &log.redactor())?;
     }
     match (asked.log, &project) {

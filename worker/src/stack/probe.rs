@@ -40,6 +40,42 @@ struct Answer {
     body: Vec<u8>,
 }
 
+/// Whether something in the container listens on the port, as its kernel tells; `None` if the container cannot be asked.
+pub(super) async fn listens(project: &Project, seen: &Seen, port: u16) -> Option<bool> {
+    let tables = ["exec", &seen.id, "cat", "/proc/net/tcp", "/proc/net/tcp6"];
+    let told = process::read(process::docker(&project.dir, &tables), INSIDE).await.ok()?;
+    // A kernel without IPv6 has only the first table.
+    let text = String::from_utf8_lossy(&told.output).into_owned();
+    (!text.is_empty()).then(|| text.lines().any(|line| is_listening(line, port)))
+}
+
+/// A line of `/proc/net/tcp`: number, local address, remote address, state, all hexadecimal; 0A is LISTEN.
+fn is_listening(line: &str, port: u16) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let local = words.next().and_then(|address| address.rsplit_once(':'));
+    let of_port = local.is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port));
+    of_port && words.nth(1) == Some("0A")
+}
+
+/// Runs the request of `x-cooper.health.exec` in the container.
+async fn run_inside(log: &Log, project: &Project, seen: &Seen, health: &Health) -> Result<String, String> {
+    let what = health.exec.join(" ");
+    let args: Vec<&str> =
+        ["exec", &seen.id].into_iter().chain(health.exec.iter().map(String::as_str)).collect();
+    let told = process::read(process::docker(&project.dir, &args), INSIDE).await;
+    let told = told.map_err(|error| log.redact(&error.message))?;
+    if !told.status.success() {
+        let code = told.status.code().map_or_else(|| "a signal".to_owned(), |code| code.to_string());
+        return Err(log.redact(&format!("`{what}` in the container ended with {code}: {}", told.last_line())));
+    }
+    if let Some(text) = &health.body_contains
+        && !String::from_utf8_lossy(&told.output).contains(text.as_str())
+    {
+        return Err(format!("`{what}` in the container does not print {text:?}"));
+    }
+    Ok(log.redact(&format!("`{what}` in the container ended with 0")))
+}
+
 /// Asks once. Says in a sentence which way was taken and what came of it.
 pub(super) async fn ask(
     log: &Log,
@@ -48,6 +84,9 @@ pub(super) async fn ask(
     seen: &Seen,
     health: &Health,
 ) -> Result<String, String> {
+    if !health.exec.is_empty() {
+        return run_inside(log, project, seen, health).await;
+    }
     let target = parse(&health.url)?;
     let own = target.host == service || target.host == seen.name || seen.aliases.contains(&target.host);
     let mut ways: Vec<(String, SocketAddr)> = Vec::new();
@@ -244,14 +283,22 @@ mod tests {
         let asked = async {
             let answer = get(address, &parse("http://web:1/").expect("a URL")).await.ok().expect("an answer");
             let health = |status, body: &str| Health {
-                url: String::new(),
                 expect_status: status,
                 body_contains: Some(body.to_owned()),
+                ..Health::default()
             };
             assert!(expect(&answer, &health(None, "well"), "").is_ok());
             assert!(expect(&answer, &health(Some(204), "well"), "").is_err());
             assert!(expect(&answer, &health(Some(200), "ill"), "").is_err());
         };
         tokio::select! { () = serve => {}, () = asked => {} }
+    }
+
+    #[test]
+    fn a_listening_port_is_read_from_the_kernels_table() {
+        let line = "   0: 00000000:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1";
+        assert!(is_listening(line, 8000) && !is_listening(line, 8001));
+        assert!(!is_listening(&line.replace(" 0A ", " 01 "), 8000));
+        assert!(!is_listening("  sl  local_address rem_address   st", 8000));
     }
 }

@@ -48,9 +48,16 @@ impl Finished {
 /// `docker ARGS` in a directory. Everything of the environment is passed on (`DOCKER_HOST`, proxies, what the compose
 /// file interpolates) but what is Cooper's own: tokens have no business there.
 pub(super) fn docker(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new("docker");
-    command.args(args).current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
+    let mut command = tool("docker", dir);
+    command.args(args);
     command.env("NO_COLOR", "1").env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1").env("DOCKER_CLI_HINTS", "false");
+    command
+}
+
+/// A program in a directory, without what is Cooper's own in the environment.
+pub(super) fn tool(program: &str, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("COOPER_")) {
         command.env_remove(name);
     }
@@ -65,8 +72,8 @@ pub(super) async fn read(mut command: Command, limit: Duration) -> Result<Finish
     };
     let finish = async {
         let (output, errors) =
-            tokio::try_join!(all(output), all(errors)).while_doing("reading from docker")?;
-        let status = child.wait().await.while_doing("waiting for docker")?;
+            tokio::try_join!(all(output), all(errors)).while_doing("reading from a command")?;
+        let status = child.wait().await.while_doing("waiting for a command")?;
         Ok(Finished { status, output, errors })
     };
     match timeout(limit, finish).await {
@@ -108,7 +115,7 @@ pub(super) async fn stream(
         };
         // What was started by it may hold the pipe open for ever.
         let _ = timeout(DRAIN, pump(&mut reader, log, &mut kept)).await;
-        status.while_doing("waiting for docker")
+        status.while_doing("waiting for a command")
     };
     let finished = timeout(limit, finish).await;
     kept.end_line(log);
@@ -121,9 +128,13 @@ pub(super) async fn stream(
 fn spawn(command: &mut Command) -> Result<Child> {
     command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
-            Error::new(Code::EngineUnavailable, "the docker command line is not installed on this worker")
+            let program = command.as_std().get_program().to_string_lossy();
+            Error::new(Code::EngineUnavailable, format!("{program} is not installed on this worker"))
         }
-        _ => super::failed(format!("docker cannot be started: {error}")),
+        _ => {
+            let program = command.as_std().get_program().to_string_lossy();
+            super::failed(format!("{program} cannot be started: {error}"))
+        }
     })
 }
 

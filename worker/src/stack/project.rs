@@ -112,6 +112,32 @@ impl Project {
         process::stream(log, command, Some(model.to_string().as_bytes()), limit).await
     }
 
+    /// Starts one more container of a service from another image: no port, no name in the networks, no other service.
+    pub(super) async fn run_beside(
+        &self,
+        log: &Log,
+        service: &str,
+        image: &str,
+        name: &str,
+        limit: Duration,
+    ) -> Result<()> {
+        let mut model = self.resolved.clone();
+        let described = &mut model["services"][service];
+        described["image"] = json!(image);
+        described["pull_policy"] = json!("never");
+        if let Some(described) = described.as_object_mut() {
+            described.retain(|key, _| !matches!(key.as_str(), "build" | "restart" | "deploy" | "scale"));
+        }
+        let args = command::run_beside(service, name);
+        log.say(format_args!("docker compose {}", args.join(" ")));
+        let command = compose(&self.dir, None, &command::FROM_STDIN, &args);
+        let finished = process::stream(log, command, Some(model.to_string().as_bytes()), limit).await?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        Err(failed(format!("`docker compose {}` failed: {}", args.join(" "), finished.last_line())))
+    }
+
     /// Brings a service to what its file and its tag say: its container and no other, no build, no pull.
     pub(super) async fn up(&self, log: &Log, service: &str, start: bool, limit: Duration) -> Result<()> {
         self.act(log, &command::up(service, start), limit).await

@@ -29,6 +29,13 @@ impl Step<'_> {
         let limit = limit(plan, StepKind::Restart);
         let start = self.start()?;
         let _lock = run_dir::lock_project(self.worker_dir, &self.project.model.name).await?;
+        if plan.build.is_some() && !self.is_about_to_restart(plan)? {
+            let image = image_tag(self.run, &self.service, "candidate");
+            self.engine.image_id(&image).await?.ok_or_else(no_candidate)?;
+            if let Some(failed) = self.preflight(plan, &start, &image).await? {
+                return Ok(failed);
+            }
+        }
         let restart = self.about_to_restart(plan).await?;
 
         if plan.build.is_some() {
@@ -61,6 +68,11 @@ impl Step<'_> {
         self.check_neighbours(&before, &restart).await?;
         let now = self.container().await?.ok_or_else(|| failed("there is no container after the restart"))?;
         Ok(done(format!("{} runs in container {} from {}", self.service, now.name, now.image_id)))
+    }
+
+    fn is_about_to_restart(&self, plan: &RepairPlan) -> Result<bool> {
+        let recorded: Option<Restart> = self.dir.read(run_dir::RESTART)?;
+        Ok(recorded.is_some_and(|recorded| recorded.plan == plan.hash()))
     }
 
     /// Records what is about to change; a repeated step finds what it has recorded before.

@@ -30,6 +30,7 @@ pub(super) const UNBUILT: &str = "unbuilt.json";
 pub(super) const CANDIDATES: &str = "candidates.json";
 /// The image that was built again because the one of the start was gone.
 pub(super) const REBUILT: &str = "rebuilt.json";
+pub(super) const PREFLIGHT: &str = "preflight.json";
 pub(super) const RESTART: &str = "restart.json";
 pub(super) const JOURNAL: &str = "journal.json";
 

@@ -14,7 +14,8 @@ use cooper_repair::step::Report;
 
 use super::build::image_tag;
 use super::observe::Seen;
-use super::{Step, done, probe};
+use super::project::Project;
+use super::{Step, done, observe, probe};
 
 /// Between two looks while it becomes well: doubled from the first to the last.
 const BACKOFF_FIRST_MS: u64 = 100;
@@ -33,9 +34,19 @@ enum Look {
     Failed(String),
 }
 
+/// Whom to watch.
+#[derive(Clone, Copy)]
+pub(super) enum Watched<'n> {
+    /// All containers of the service.
+    Service,
+    /// One container, by its name.
+    Container(&'n str),
+}
+
 /// What is asked of the service.
 struct Watch<'p> {
     plan: &'p RepairPlan,
+    of: Watched<'p>,
     /// It is meant to end, with success.
     one_shot: bool,
     /// Ports that must accept where neither a healthcheck nor a request tells more: of the compose file all, of the
@@ -47,20 +58,21 @@ struct Watch<'p> {
 
 impl Step<'_> {
     pub(super) async fn verify(&self, plan: &RepairPlan) -> Result<Report> {
-        let verified = self.watch(plan).await?;
+        let verified = self.watch(plan, Watched::Service).await?;
         if plan.steps.iter().all(|step| step.kind != StepKind::Promote) {
             self.clean_up(true).await;
         }
         Ok(verified)
     }
 
-    async fn watch(&self, plan: &RepairPlan) -> Result<Report> {
-        let watch = self.what_to_watch(plan).await?;
+    /// Waits until what is watched is well, then that it stays so.
+    pub(super) async fn watch(&self, plan: &RepairPlan, of: Watched<'_>) -> Result<Report> {
+        let watch = self.what_to_watch(plan, of).await?;
         let since = clock::mono_ms();
         let mut pause = BACKOFF_FIRST_MS;
         let mut said = String::new();
         let (first, asked) = loop {
-            let replicas = self.replicas().await?;
+            let replicas = self.watched(&watch).await?;
             let look = self.look(&replicas, &watch, true).await;
             let waited = clock::mono_ms() - since;
             match look {
@@ -101,7 +113,14 @@ impl Step<'_> {
         Ok(done(format!("{} is well: {checked}{stable}", self.service)))
     }
 
-    async fn what_to_watch<'p>(&self, plan: &'p RepairPlan) -> Result<Watch<'p>> {
+    async fn watched(&self, watch: &Watch<'_>) -> Result<Vec<Seen>> {
+        match watch.of {
+            Watched::Service => self.replicas().await,
+            Watched::Container(name) => Ok(observe::look(&self.engine, name).await?.into_iter().collect()),
+        }
+    }
+
+    async fn what_to_watch<'p>(&self, plan: &'p RepairPlan, of: Watched<'p>) -> Result<Watch<'p>> {
         let model = &self.project.model;
         let described = self.project.service(&self.service)?;
         let expose = described.extra.get("expose").and_then(serde_json::Value::as_array);
@@ -117,6 +136,7 @@ impl Step<'_> {
         let candidate = image_tag(self.run, &self.service, "candidate");
         Ok(Watch {
             plan,
+            of,
             one_shot: model.services.values().any(waits_for_end),
             ports: tcp.chain(expose).collect(),
             image_id: match plan.build {
@@ -186,7 +206,7 @@ impl Step<'_> {
                 Err(why) => return Look::NotYet(why),
             }
         } else if state.health.is_none() {
-            match ports(seen, &watch.ports).await {
+            match ports(&self.project, seen, &watch.ports).await {
                 Ok(answer) => asked.push(answer),
                 Err(why) => return Look::NotYet(why),
             }
@@ -205,7 +225,7 @@ impl Step<'_> {
             if request {
                 asked_at = now;
             }
-            let replicas = self.replicas().await?;
+            let replicas = self.watched(watch).await?;
             let changed = replicas.len() != first.len()
                 || replicas
                     .iter()
@@ -234,11 +254,16 @@ impl Step<'_> {
 }
 
 /// Whether the ports that are known accept; says so too where there is nothing to ask.
-async fn ports(seen: &Seen, of_compose: &BTreeSet<u16>) -> Result<String, String> {
+async fn ports(project: &Project, seen: &Seen, of_compose: &BTreeSet<u16>) -> Result<String, String> {
     let ports = if of_compose.is_empty() { &seen.exposed } else { of_compose };
     let (mut open, mut closed, mut unknown) = (vec![], vec![], vec![]);
     for port in ports {
-        match probe::accepts(seen, *port).await {
+        let from_here = probe::accepts(seen, *port).await;
+        let accepts = match from_here {
+            None => probe::listens(project, seen, *port).await,
+            known => known,
+        };
+        match accepts {
             Some(true) => open.push(port.to_string()),
             Some(false) => closed.push(port.to_string()),
             None => unknown.push(port.to_string()),

@@ -433,6 +433,25 @@ impl Fixture {
         format!("cooper-prev/{}-web:{}", self.project, self.run)
     }
 
+    /// Containers of the project beside those of its services.
+    pub fn one_offs(&self) -> String {
+        let ours = format!("label=com.docker.compose.project={}", self.project);
+        let extra = "label=com.docker.compose.oneoff=True";
+        sh("docker", &["ps", "-aq", "--filter", &ours, "--filter", extra], self.dir.path())
+    }
+
+    /// Makes the stack a repository with everything committed.
+    pub fn commit(&self) {
+        let git = |args: &[&str]| {
+            let who =
+                ["-c", "user.name=ann", "-c", "user.email=ann@localhost", "-c", "init.defaultBranch=main"];
+            sh("git", &[&who, args].concat(), self.dir.path())
+        };
+        git(&["init", "--quiet"]);
+        git(&["add", "."]);
+        git(&["commit", "--quiet", "--message", "first"]);
+    }
+
     /// Takes an image away, whatever uses it.
     pub fn remove_image(&self, reference: &str) {
         sh("docker", &["image", "rm", "--force", reference], self.dir.path());
