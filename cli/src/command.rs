@@ -25,6 +25,7 @@ mod runs;
 mod secret;
 mod session;
 mod stacks;
+mod stats;
 mod store;
 mod tasks;
 mod template;

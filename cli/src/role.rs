@@ -79,6 +79,7 @@ fn repairs(config: &Config) -> Result<runs::Settings> {
         rules: config.path("rules_dir").map_or(Ok(default.rules), |dir| runs::Rules::with(&dir))?,
         approval_ttl_ms: config.integer("approval_ttl_ms").unwrap_or(default.approval_ttl_ms),
         policy: config.path("policy_file").map_or(Ok(default.policy), |path| runs::policy_file(&path))?,
+        notify: notify(config)?,
         model: model(config)?,
     })
 }
@@ -133,6 +134,18 @@ fn artifacts(config: &Config) -> cooper_coordinator::artifacts::Quota {
 }
 
 /// The language model that is asked where no rule explains a failure, if one is set.
+fn notify(config: &Config) -> Result<Option<runs::notify::Settings>> {
+    let Some(url) = config.text("notify_url") else { return Ok(None) };
+    let secret = config.token("notify_secret", "notify_secret_file").map_err(|error| {
+        let what = format!(
+            "setting notify_url: notifications are signed, and there is no secret: {}",
+            error.message
+        );
+        Failure::new(Code::ConfigInvalid, what).hint("set notify_secret_file, or COOPER_NOTIFY_SECRET")
+    })?;
+    Ok(Some(runs::notify::Settings { url, secret }))
+}
+
 fn model(config: &Config) -> Result<Option<runs::model::Settings>> {
     let Some(url) = config.text("llm_url") else { return Ok(None) };
     let given = config.secret("llm_api_key").is_some() || config.path("llm_api_key_file").is_some();

@@ -388,6 +388,8 @@ pub mod run {
     pub const APPROVAL_TTL_MS_MAX: u64 = 30 * 86_400_000;
     /// Until a worker has told what a stack is.
     pub const CHECK_MS: u64 = 60_000;
+    /// Newest runs that `cooper runs stats` looks at.
+    pub const STATS_RUNS_MAX: usize = 10_000;
     pub const ARTIFACT_BYTES_MAX: usize = 64 << 20;
     /// Log of one step kept as an artifact.
     pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;
@@ -406,6 +408,18 @@ pub mod model {
     pub const BYTES_PER_TOKEN: u64 = 3;
     /// Bytes of the reason of a call that came to nothing, kept with its run.
     pub const MESSAGE_BYTES_MAX: usize = 512;
+}
+
+/// Notifications of what a person has to act on.
+pub mod notify {
+    /// Until a receiver has answered one try.
+    pub const TIMEOUT_MS: u64 = 10_000;
+    /// Tries of one notification; then it is given up, and the next one is told.
+    pub const ATTEMPTS_MAX: u32 = 10;
+    pub const RETRY_BASE_MS: u64 = 1_000;
+    pub const RETRY_CAP_MS: u64 = 300_000;
+    /// What happened longer ago is not told any more.
+    pub const AGE_MS_MAX: i64 = 86_400_000;
 }
 
 /// Artifacts of sessions.

@@ -6,11 +6,13 @@ mod approvals;
 mod artifacts;
 mod driver;
 pub mod model;
+pub mod notify;
 mod planner;
 mod plans;
 mod policy_file;
 mod rules;
 mod stacks;
+mod stats;
 mod survey;
 
 use std::sync::Arc;
@@ -56,6 +58,8 @@ pub struct Settings {
     pub approval_ttl_ms: u64,
     /// What the operator forbids, or wants to be asked about.
     pub policy: Arc<OperatorPolicy>,
+    /// Who is told what a person has to act on.
+    pub notify: Option<notify::Settings>,
     /// What is asked where no rule explains a failure.
     pub model: Option<model::Settings>,
 }
@@ -66,6 +70,7 @@ impl Default for Settings {
             rules: Rules::default(),
             approval_ttl_ms: limits::run::APPROVAL_TTL_MS,
             policy: Arc::default(),
+            notify: None,
             model: None,
         }
     }

@@ -114,6 +114,11 @@ impl Coordinator {
             tokio::spawn(upkeep::run(cluster.clone(), self.blobs, checkpoints, artifacts, data, keep));
         let carrying = tokio::spawn(self.checkpoints.clone().run());
         let stocking = tokio::spawn(templates::spares::run(cluster.clone(), self.checkpoints.clone()));
+        let notifying = self
+            .config
+            .repairs
+            .notify
+            .map(|settings| tokio::spawn(runs::notify::run(cluster.clone(), self.bus.clone(), settings)));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let (saved, artifacts) = (&self.checkpoints, &self.artifacts);
         let routes = routes(&cluster, saved, artifacts, &self.runs, &self.tokens, &self.bus).await;
@@ -146,6 +151,9 @@ impl Coordinator {
         upkeep.abort();
         carrying.abort();
         stocking.abort();
+        if let Some(notifying) = notifying {
+            notifying.abort();
+        }
         cluster.fleet.close_all();
         // Streams of clients do not end by themselves: what is left after this is cut, and they resume elsewhere.
         let patience = match failure {

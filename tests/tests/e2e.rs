@@ -22,6 +22,7 @@ mod e2e {
     mod json;
     mod model;
     mod network;
+    mod notify;
     mod packages;
     mod policy;
     mod ports;

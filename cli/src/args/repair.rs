@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::units;
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  docker compose build web 2>&1 | cooper diagnose --log - --stack . --service web\n  \
@@ -100,6 +102,15 @@ pub enum Runs {
         /// That of this attempt [default: the newest]
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         attempt: u32,
+    },
+    /// How runs went: ends, success, time to repair, times of steps
+    Stats {
+        /// Only runs of this time, e.g. 24h, 7d [default: all that are kept]
+        #[arg(long, value_name = "DURATION", value_parser = units::duration_ms)]
+        since: Option<u64>,
+        /// Only runs of this stack
+        #[arg(long, value_name = "NAME")]
+        stack: Option<String>,
     },
     /// Follow a run to its end
     Watch(RunRef),

@@ -11,7 +11,7 @@ use cooper_proto::v1::{
 };
 use serde_json::json;
 
-use super::{files::Receiving, plan, watch};
+use super::{files::Receiving, plan, stats, watch};
 use crate::{
     args::Runs,
     connect::Client,
@@ -42,6 +42,7 @@ pub async fn run(context: &Context, args: Runs) -> Result<u8> {
             context.out.answer(|| json::run(&run), || text(&run))?;
         }
         Runs::Plan { run, attempt } => plan::run(context, &client, run, attempt).await?,
+        Runs::Stats { since, stack } => stats::run(context, &client, since, stack).await?,
         Runs::Watch(args) => return watch::to_the_end(context, &cluster, client, &args.run).await,
         Runs::Artifacts { run, to } => artifacts(context, &client, run, to.as_deref()).await?,
         Runs::Artifact { run, name } => artifact(context, &client, run, name).await?,

@@ -603,6 +603,30 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "notify_url",
+        env: &["COOPER_NOTIFY_URL"],
+        roles: COORDINATORS,
+        kind: Kind::WebUrl,
+        doc: "URL that is told (POST, signed) when a plan waits for an approval, when nobody decided in time, and when a rollback failed.",
+        ..BLANK
+    },
+    Setting {
+        key: "notify_secret",
+        env: &["COOPER_NOTIFY_SECRET"],
+        roles: COORDINATORS,
+        kind: Kind::Secret,
+        doc: "Secret that notifications are signed with.",
+        ..BLANK
+    },
+    Setting {
+        key: "notify_secret_file",
+        env: &["COOPER_NOTIFY_SECRET_FILE"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "File with the secret that notifications are signed with.",
+        ..BLANK
+    },
+    Setting {
         key: "llm_url",
         env: &["COOPER_LLM_URL"],
         roles: COORDINATORS,

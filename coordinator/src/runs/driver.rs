@@ -30,7 +30,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::{
     Settings, approvals, artifacts,
     model::{Answered, Model},
-    planner,
+    planner, stats,
 };
 use crate::{
     blobs::Blobs,
@@ -204,16 +204,14 @@ impl Driver {
         let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
         let changes = run.take_changes(now());
         let ended = run.body.state.ended();
-        let state = run.body.state;
         if let Err(error) = self.cluster.store.commit_wait(changes, Durability::Full).await {
             // The run in memory is ahead of its row, for good.
             let error = Error::from(error);
             self.cluster.break_down(&error);
             return Err(error);
         }
-        if ended {
-            self.runs.remove(&id);
-            metrics::counter!("cooper_runs_total", "state" => state.as_str()).increment(1);
+        if ended && let Some(run) = self.runs.remove(&id) {
+            stats::count(&run, now().wall_ms);
         }
         let _ = self.changes.send(id);
         Ok(())

@@ -107,6 +107,15 @@ impl runs_server::Runs for Runs {
         Ok(Response::new(plan))
     }
 
+    async fn get_run_stats(
+        &self,
+        request: Request<v1::GetRunStatsRequest>,
+    ) -> Result<Response<v1::RunStats>, Status> {
+        let caller = client(&request)?;
+        let stats = self.runs.stats(&caller, request.get_ref()).await.map_err(status)?;
+        Ok(Response::new(stats))
+    }
+
     async fn list_approvals(
         &self,
         request: Request<v1::ListApprovalsRequest>,
