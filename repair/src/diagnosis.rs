@@ -292,7 +292,9 @@ impl Found {
         if let Some(state) = &evidence.state {
             looked_at.push("container state".to_owned());
             let health = Log::normalise(state.health_output.as_bytes());
-            lines.extend(health.lines.into_iter().map(|line| line.text));
+            lines.extend(
+                health.lines.into_iter().filter_map(|line| of_healthcheck(line.text, evidence.phase)),
+            );
             lines.extend(Log::normalise(state.error.as_bytes()).lines.into_iter().map(|line| line.text));
             // The state as a line, so that rules can speak about it.
             lines.push(format!(
@@ -303,6 +305,20 @@ impl Found {
         looked_at
             .extend(evidence.files.keys().take(limits::CANDIDATES_MAX).map(|path| format!("file {path}")));
         Self { lines, failure, looked_at }
+    }
+}
+
+static REFUSED: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(?i)connection refused|ECONNREFUSED|failed to connect to").expect("constant and tested")
+});
+
+/// A line of the healthcheck's output. One that nobody answered tells of the service itself, not of a peer; and nothing
+/// at all where the service does not even run.
+fn of_healthcheck(line: String, phase: Phase) -> Option<String> {
+    match (REFUSED.is_match(&line), phase) {
+        (false, _) => Some(line),
+        (true, Phase::Health) => Some(format!("container healthcheck: {line}")),
+        (true, _) => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Build and container logs: raw bytes in, plain bounded lines out, and the step that failed.
 //!
 //! Rules match single lines, so everything that tools put around a line (colours, carriage returns, BuildKit's
-//! `#12 0.345 `, compose's `web-1  | `) is taken off here, once.
+//! `#12 0.345 `, compose's `web-1  | `, the time stamps of CI services and of `docker logs -t`) is taken off here, once.
 
 use std::sync::LazyLock;
 
@@ -48,6 +48,8 @@ fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("patterns in this file are constant and tested")
 }
 
+static STAMP: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"^\u{feff}?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z "));
 static VERTEX: LazyLock<Regex> = LazyLock::new(|| regex(r"^#(\d{1,6}) (?:\d+\.\d+ )?"));
 static BLOCK_TIME: LazyLock<Regex> = LazyLock::new(|| regex(r"^\d+\.\d+ "));
 static CONTAINER: LazyLock<Regex> = LazyLock::new(|| regex(r"^[A-Za-z0-9][\w.-]*-\d+\s+\| ?"));
@@ -145,8 +147,10 @@ fn normalise_line(raw: &str, in_block: &mut bool) -> Line {
     let visible = raw.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default();
     let plain = without_escapes(visible);
     let mut text = plain.as_str();
-    if let Some(prefix) = CONTAINER.find(text) {
-        text = &text[prefix.end()..];
+    for around in [&STAMP, &CONTAINER, &STAMP] {
+        if let Some(prefix) = around.find(text) {
+            text = &text[prefix.end()..];
+        }
     }
     let mut vertex = None;
     if let Some(found) = VERTEX.captures(text) {
@@ -230,6 +234,12 @@ failed to solve: process \"/bin/sh -c git --version\" did not complete successfu
         let raw =
             b"#12 0.345 \x1b[31merror\x1b[0m: x\r\nweb-1  | Traceback\r\n10%\r100% done\n\x1b]0;t\x07ok\n";
         assert_eq!(Log::normalise(raw).text(), "error: x\nTraceback\n100% done\nok\n");
+        let kept = b"2026-11-20T10:00:01.1234567Z web-1  | KeyError: 'X'\r\nweb-1  | 2026-11-20T10:00:01Z #8 0.215 no\n";
+        assert_eq!(
+            Log::normalise(kept).text(),
+            "KeyError: 'X'\nno\n",
+            "time stamps of CI services and the engine"
+        );
     }
 
     #[test]

@@ -101,6 +101,27 @@ fn a_module_of_the_service_itself_is_never_installed_from_an_index() {
 }
 
 #[test]
+fn a_module_of_ones_own_is_copied_where_its_neighbours_are_copied_one_by_one() {
+    let log = "ModuleNotFoundError: No module named 'words'\n";
+    let case = |copy: &str| {
+        let dockerfile = format!("FROM python:3.11\nWORKDIR /app\n{copy}\nCMD [\"python\", \"app.py\"]\n");
+        Case::runtime(log).file("Dockerfile", &dockerfile).file("src/app.py", "").file("src/words.py", "")
+    };
+    for (copy, line) in [
+        ("COPY src/app.py .", "COPY src/words.py words.py"),
+        ("COPY src/app.py /srv/", "COPY src/words.py /srv/words.py"),
+        ("COPY src/app.py lib/main.py", "COPY src/words.py lib/words.py"),
+    ] {
+        let (path, text) = case(copy).patched();
+        assert!(path == "Dockerfile" && text.contains(line), "{text}");
+    }
+    // What may be in the image already is missing for another reason.
+    for copy in ["COPY src .", "COPY . .", "COPY src/*.py .", "COPY src/app.py src/words.py /elsewhere/"] {
+        assert_eq!(case(copy).diagnosis().remedy, Remedy::Escalate, "{copy}");
+    }
+}
+
+#[test]
 fn an_unknown_module_is_only_proposed() {
     let case = Case::runtime("ModuleNotFoundError: No module named 'left_pad'\n");
     let case = case.file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
@@ -232,6 +253,20 @@ fn a_container_killed_for_its_memory_is_not_patched() {
     case.0.state =
         Some(State { status: "exited".into(), exit_code: 137, oom_killed: true, ..State::default() });
     assert_eq!(case.diagnosis().rule_id, "container.out-of-memory");
+}
+
+#[test]
+fn a_healthcheck_that_nobody_answers_tells_of_the_service_and_not_of_a_peer() {
+    let mut case = Case::runtime("listening on 9000\n");
+    let said = "ConnectionRefusedError: [Errno 111] Connection refused\n".to_owned();
+    case.0.state =
+        Some(State { status: "running".to_owned(), health_output: said.clone(), ..State::default() });
+    assert!(case.result().is_err(), "what does not run answers nobody");
+    case.0.phase = Phase::Health;
+    assert_eq!(case.diagnosis().rule_id, "health.refused");
+    case.0.container_log = said;
+    case.0.state = None;
+    assert_eq!(case.diagnosis().rule_id, "order.peer-refuses");
 }
 
 #[test]
@@ -419,6 +454,13 @@ fn a_copied_file_is_found_under_its_right_name_or_taken_back_from_dockerignore()
     let log = failed_at(file, 3, said);
     let case = Case::build(&log).file("Dockerfile", file).file("requirements.txt", "").file("app.py", "");
     assert_eq!(case.patched().1, file.replace("requirments", "requirements"));
+    let no_line =
+        Case::build(&format!("#8 ERROR: {said}\n")).file("Dockerfile", file).file("requirements.txt", "");
+    assert_eq!(
+        no_line.patched().1,
+        file.replace("requirments", "requirements"),
+        "not every builder says the line"
+    );
 
     let moved = Case::build(&log).file("Dockerfile", file).file("deps/requirments.txt", "");
     assert_eq!(moved.patched().1, file.replace("COPY ", "COPY deps/"));

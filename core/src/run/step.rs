@@ -131,6 +131,10 @@ impl Run {
         ));
         match kind {
             StepKind::Analyze if self.body.cancel_requested => self.after_cancel(),
+            // A policy that cannot be read forbids everything.
+            StepKind::Analyze if !end.ok && end.code == Code::PolicyRefused.as_str() => {
+                self.refuse(Code::PolicyRefused, end.message);
+            }
             StepKind::Analyze if !end.ok => self.fail(&end.code, end.message),
             StepKind::Analyze => {}
             StepKind::Rollback => self.rolled_back(end),

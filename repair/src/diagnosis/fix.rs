@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::dockerfile::Kind;
 use crate::edit::{self, Edit, FileChange, distribution_name};
 use crate::names::{Distribution, Provides};
 use crate::rules::{Class, Fix, Rule, fill};
@@ -124,6 +125,11 @@ fn python_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
     let is_own =
         |path: &String| path.split('/').any(|part| part == top || part.strip_suffix(".py") == Some(top));
     if let Some(path) = scene.evidence.files.keys().find(|path| is_own(path)) {
+        if path.rsplit('/').next() == Some(&format!("{top}.py"))
+            && let Some(forgotten) = copy_beside(scene, path)
+        {
+            return forgotten;
+        }
         return Err(format!(
             "{top} is the service's own code ({path}): the image does not copy it, or not to where it looks"
         ));
@@ -283,6 +289,41 @@ fn copy_file(scene: &Scene<'_>, wanted: &str) -> Result<Resolved, String> {
     scene.dockerfile_change(edit, description).map(Resolved::patch)
 }
 
+/// Copies a file of the service's own to where the Dockerfile copies its neighbours one by one; `None` if it does not.
+fn copy_beside(scene: &Scene<'_>, path: &str) -> Option<Result<Resolved, String>> {
+    let file = scene.dockerfile().ok()?;
+    let place = scene.place(&file);
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let plain = |source: &String| source.trim_start_matches("./").to_owned();
+    let neighbour = |source: &String| {
+        let source = plain(source);
+        let (beside, other) = source.rsplit_once('/').unwrap_or(("", &source));
+        beside == directory && other != name && scene.evidence.files.contains_key(&source)
+    };
+    let copies = || {
+        file.stages[place.stage].instructions.iter().filter_map(|instruction| match &instruction.kind {
+            Kind::Copy { from: None, sources, dest } => Some((sources, dest)),
+            _ => None,
+        })
+    };
+    // Whatever copies more than single files may have copied it.
+    let single = |source: &String| scene.evidence.files.contains_key(&plain(source));
+    if !copies().all(|(sources, _)| sources.iter().all(|source| single(source) && plain(source) != path)) {
+        return None;
+    }
+    let (sources, dest) = copies().rfind(|(sources, _)| sources.iter().any(neighbour))?;
+    let into = match dest.rsplit_once('/') {
+        _ if dest == "." || dest == "./" || sources.len() > 1 || dest.ends_with('/') => {
+            dest.trim_end_matches('/')
+        }
+        Some((into, _)) => into,
+        None => ".",
+    };
+    let dest = if into == "." { name.to_owned() } else { format!("{into}/{name}") };
+    let edit = Edit::CopyFile { stage: place.stage, before_line: place.line, source: path.to_owned(), dest };
+    Some(scene.dockerfile_change(edit, format!("copy {path} beside its neighbours")).map(Resolved::patch))
+}
+
 /// A misspelt or moved source of a `COPY`, or one that `.dockerignore` leaves out.
 fn copy_source(scene: &Scene<'_>, source: &str) -> Result<Resolved, String> {
     const IGNORE: &str = ".dockerignore";
@@ -315,9 +356,18 @@ fn copy_source(scene: &Scene<'_>, source: &str) -> Result<Resolved, String> {
             "the build context has no file {source}, nor one certain file of nearly that name"
         ));
     };
+    // Not every builder says which line it was; the one that names the file is.
+    let file = scene.dockerfile()?;
+    let names = |kind: &Kind| matches!(kind, Kind::Copy { from: None, sources, .. } if sources.iter().any(|known| known == source));
+    let instructions = file.stages.iter().flat_map(|stage| &stage.instructions);
+    let naming: Vec<_> = instructions.filter(|instruction| names(&instruction.kind)).collect();
+    let line = match naming[..] {
+        [one] => file.line_number(one.start),
+        _ => scene.failing_line(&file)?,
+    };
     let description = format!("copy {to} in place of {source}");
-    let from = source.to_owned();
-    let fix = at_failing_line(scene, description, |line| Edit::ReplaceCopySource { line, from, to })?;
+    let edit = Edit::ReplaceCopySource { line, from: source.to_owned(), to };
+    let fix = scene.dockerfile_change(edit, description).map(Resolved::patch)?;
     Ok(Resolved { confidence: 80, ..fix })
 }
 
