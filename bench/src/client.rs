@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use cooper_common::{limits, token::Secret};
 use cooper_proto::v1::{
-    CreateCheckpointRequest, CreateSessionRequest, CreateTokenRequest, DeleteCheckpointRequest,
-    DestroySessionRequest, ExecutionMode, GetInfoRequest, InstallSpec, ListWorkersRequest, NoopSpec,
-    PythonSpec, RestoreCheckpointRequest, Session, SubmitTaskRequest, Task, TaskSpec, TaskState,
-    WatchTasksRequest, WatchTasksResponse, admin_client::AdminClient, checkpoints_client::CheckpointsClient,
-    execute_response::Event, sessions_client::SessionsClient, task_spec::Kind, tasks_client::TasksClient,
+    CreateCheckpointRequest, CreateRunRequest, CreateSessionRequest, CreateTokenRequest,
+    DeleteCheckpointRequest, DestroySessionRequest, ExecutionMode, GetInfoRequest, InstallSpec,
+    ListWorkersRequest, NoopSpec, PythonSpec, RestoreCheckpointRequest, RunState, Session, SubmitTaskRequest,
+    Task, TaskSpec, TaskState, WatchRunRequest, WatchTasksRequest, WatchTasksResponse,
+    admin_client::AdminClient, checkpoints_client::CheckpointsClient, execute_response::Event,
+    runs_client::RunsClient, sessions_client::SessionsClient, task_spec::Kind, tasks_client::TasksClient,
+    watch_run_response,
 };
 use tonic::{
     Request, Status, Streaming,
@@ -35,6 +37,7 @@ pub struct Client {
     admin: AdminClient<Service>,
     sessions: SessionsClient<Service>,
     checkpoints: CheckpointsClient<Service>,
+    runs: RunsClient<Service>,
     pub tasks: TasksClient<Service>,
 }
 
@@ -46,6 +49,7 @@ impl Client {
             admin: AdminClient::new(service.clone()),
             sessions: SessionsClient::new(service.clone()),
             checkpoints: CheckpointsClient::new(service.clone()),
+            runs: RunsClient::new(service.clone()),
             tasks: TasksClient::new(service).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX),
         })
     }
@@ -112,6 +116,28 @@ impl Client {
 
     pub async fn delete_checkpoint(&mut self, checkpoint_id: String) -> Result<()> {
         self.checkpoints.delete_checkpoint(DeleteCheckpointRequest { checkpoint_id }).await?;
+        Ok(())
+    }
+
+    /// Repairs a service of a registered stack, followed to its end, which has to be a success.
+    pub async fn repair(&mut self, stack: &str, service: &str) -> Result<()> {
+        let request = CreateRunRequest {
+            idempotency_key: key(),
+            stack: stack.to_owned(),
+            service: service.to_owned(),
+            ..Default::default()
+        };
+        let mut run = self.runs.create_run(request).await?.into_inner();
+        let watch = WatchRunRequest { run_id: run.id.clone(), ..Default::default() };
+        let mut changes = self.runs.watch_run(watch).await?.into_inner();
+        while let Some(message) = changes.message().await? {
+            if let Some(watch_run_response::Event::Run(now)) = message.event {
+                run = now;
+            }
+        }
+        if run.state() != RunState::Succeeded {
+            bail!("{} ended as {}: {:?}", run.id, run.state().as_str_name(), run.error);
+        }
         Ok(())
     }
 

@@ -45,7 +45,8 @@ pub struct Cpu {
 }
 
 impl Cooper {
-    /// Starts both below `base` and waits until the worker is ready. `more` are arguments of the worker.
+    /// Starts both below `base` and waits until the worker is ready. `more` are arguments of the worker, which has nothing
+    /// to do with Docker unless they name stacks.
     pub async fn start(binary: &Path, base: &Path, more: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("data-").tempdir_in(base)?;
         // The link gives up its rights and has to find its way.
@@ -55,8 +56,9 @@ impl Cooper {
         healthy(&mut coordinator.group, coordinator.address).await.with_context(|| log(dir.path()))?;
         let token = Secret::read(&dir.path().join("admin.token")).context("admin.token")?;
         let mut worker = role(binary, "worker", dir.path());
+        let compose = if more.contains(&"--stacks") { "auto" } else { "off" };
         worker
-            .args(["--coordinator-addr", &url, "--max-sessions", MAX_SESSIONS, "--compose", "off"])
+            .args(["--coordinator-addr", &url, "--max-sessions", MAX_SESSIONS, "--compose", compose])
             .args(more)
             .stderr(log_file(dir.path(), "worker.log")?)
             .env_remove("COOPER_JOIN_TOKEN")

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod fleet;
 mod packages;
+mod repairs;
 mod sessions;
 mod start;
 mod tasks;
@@ -80,6 +81,7 @@ impl Bench {
             "workers_10000_memory" => Ok(self.ten_thousand().await?.measured(Figure::Memory)),
             "workers_10000_heartbeats" => Ok(self.ten_thousand().await?.measured(Figure::Heartbeats)),
             "workers_10000_recovery" => Ok(self.ten_thousand().await?.measured(Figure::Recovery)),
+            "repair_overhead" => repairs::overhead(self).await,
             "noop_latency_100_per_s" => tasks::latency_at_rate(client).await,
             "sessions_100_at_once" => sessions::hundred_at_once(client).await,
             "coordinator_cold_start" => start::cold(self).await,
