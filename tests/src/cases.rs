@@ -75,6 +75,8 @@ pub enum Wanted {
     Fixed,
     /// Ends with 5: not one byte, image or container is another.
     Refused,
+    /// Stops with 3 for a person to decide, and nothing is touched: neither before it is rejected nor after.
+    Waits,
     /// Ends with 4: bytes, image ids, configuration and health as before.
     RolledBack,
 }
@@ -102,7 +104,7 @@ pub struct Expected {
     /// Text that stands in the patch.
     #[serde(default)]
     pub patch: Vec<String>,
-    /// Text that stands in no file of the checkout afterwards unless it did before, nor in the patch.
+    /// Text that stands in no line that the patch adds or removes, its sign included.
     #[serde(default)]
     pub never: Vec<String>,
     #[serde(default)]

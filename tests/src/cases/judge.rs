@@ -18,6 +18,7 @@ use super::{Case, Probe, Wanted, work::Outcome};
 pub enum End {
     Fixed,
     RefusedRightly,
+    WaitsRightly,
     RolledBackExactly,
     /// Otherwise than the oracle says.
     Wrong,
@@ -28,6 +29,7 @@ impl End {
         match self {
             End::Fixed => "fixed",
             End::RefusedRightly => "refused rightly",
+            End::WaitsRightly => "waits rightly",
             End::RolledBackExactly => "rolled back exactly",
             End::Wrong => "WRONG",
         }
@@ -81,7 +83,7 @@ pub(super) fn judge(case: &Case, stack: &Stack, before: &Before, outcome: &Outco
     judge.neighbours();
     match case.expect.end {
         Wanted::Fixed => judge.fixed(&changed),
-        Wanted::Refused => {
+        Wanted::Refused | Wanted::Waits => {
             judge.check(now == *before, || format!("a refused run changed something: {changed:?}"))
         }
         Wanted::RolledBack => judge.rolled_back(&changed),
@@ -91,6 +93,7 @@ pub(super) fn judge(case: &Case, stack: &Stack, before: &Before, outcome: &Outco
         _ if !problems.is_empty() => End::Wrong,
         Wanted::Fixed => End::Fixed,
         Wanted::Refused => End::RefusedRightly,
+        Wanted::Waits => End::WaitsRightly,
         Wanted::RolledBack => End::RolledBackExactly,
     };
     let outside = changed.into_iter().filter(|path| !case.expect.files.contains(path)).collect();
@@ -100,7 +103,7 @@ pub(super) fn judge(case: &Case, stack: &Stack, before: &Before, outcome: &Outco
         outside,
         rule: outcome.run["rule_id"].as_str().unwrap_or_default().to_owned(),
         attempts: attempts(&outcome.run),
-        lines: lines(&outcome.patch),
+        lines: changed_lines(&outcome.patch).count(),
         ms: outcome.ms,
     }
 }
@@ -110,13 +113,13 @@ fn attempts(run: &Value) -> u64 {
     run["attempt"].as_u64().unwrap_or(1).max(1)
 }
 
-/// Lines that a patch adds and removes.
-fn lines(patch: &str) -> usize {
-    let counts = |line: &&str| {
+/// Lines that a patch adds and removes, with their signs.
+fn changed_lines(patch: &str) -> impl Iterator<Item = &str> {
+    let changed = |line: &&str| {
         (line.starts_with('+') && !line.starts_with("+++ "))
             || (line.starts_with('-') && !line.starts_with("--- "))
     };
-    patch.lines().filter(counts).count()
+    patch.lines().filter(changed)
 }
 
 struct Judge<'a> {
@@ -141,6 +144,7 @@ impl Judge<'_> {
         let (state, status) = match expect.end {
             Wanted::Fixed => ("succeeded", 0),
             Wanted::Refused => ("refused", 5),
+            Wanted::Waits => ("rejected", 7),
             Wanted::RolledBack => ("rolled_back", 4),
         };
         let statuses = &self.outcome.statuses;
@@ -148,7 +152,9 @@ impl Judge<'_> {
         let why = || format!("{} {}", run["cause"], run["error"]);
         self.check(run["state"] == state, || format!("it ended {}, not {state}: {}", run["state"], why()));
         self.check(statuses.last() == Some(&status), || format!("exit statuses {statuses:?}, not {status}"));
-        self.check((waited > 0) == expect.approval, || format!("exit statuses {statuses:?}: approvals"));
+        self.check((waited > 0) == (expect.approval || expect.end == Wanted::Waits), || {
+            format!("exit statuses {statuses:?}: approvals")
+        });
         self.check(!self.outcome.touched_early, || "it touched something before the approval".to_owned());
         let rule = run["rule_id"].as_str().unwrap_or_default();
         let known = if expect.rules.is_empty() {
@@ -160,7 +166,8 @@ impl Judge<'_> {
         let attempts = attempts(run);
         self.check(attempts <= expect.max_attempts, || format!("{attempts} attempts"));
         for text in &expect.never {
-            self.check(!self.outcome.patch.contains(text.as_str()), || format!("{text:?} is in the patch"));
+            let changed = changed_lines(&self.outcome.patch).any(|line| line.contains(text.as_str()));
+            self.check(!changed, || format!("{text:?} is in the patch:\n{}", self.outcome.patch));
         }
     }
 
@@ -181,7 +188,7 @@ impl Judge<'_> {
         self.check(outcome.run["files"] == serde_json::json!(changed), || {
             format!("{changed:?} changed, the run says {}", outcome.run["files"])
         });
-        let lines = lines(&outcome.patch);
+        let lines = changed_lines(&outcome.patch).count();
         self.check(lines <= expect.max_lines, || format!("{lines} lines:\n{}", outcome.patch));
         for text in &expect.patch {
             let there = outcome.patch.contains(text.as_str());

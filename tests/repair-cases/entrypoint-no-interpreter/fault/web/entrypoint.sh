@@ -1,0 +1,4 @@
+# starts the service
+set -e
+echo starting
+exec "$@"
