@@ -10,7 +10,9 @@ mod tests;
 pub use self::{
     execution::{Attach, DetachKeys, Exec, Packages, PackagesRun, Schedule, Sh, Streams},
     files::{Files, FromTo, ListWhich},
-    repair::{Approvals, Decide, Diagnose, Repair, RunRef, Runs, Stacks, StacksCheck, StacksCommand},
+    repair::{
+        Approvals, Decide, Diagnose, Pause, Repair, Resume, RunRef, Runs, Stacks, StacksCheck, StacksCommand,
+    },
     session::{
         Artifacts, Checkpoint, LimitName, Port, Secret, Session, SessionCreate, SessionLimits, SessionList,
         Template,
@@ -119,6 +121,10 @@ pub enum Command {
     Reject(Decide),
     /// End a run; what it touched is restored
     Cancel(RunRef),
+    /// Let nothing start by itself any more; what people ask for does
+    Pause(Pause),
+    /// End a pause
+    Resume(Resume),
     /// List, show and watch runs; read their artifacts
     #[command(subcommand)]
     Runs(Runs),

@@ -18,6 +18,7 @@ mod history;
 mod input;
 mod notebook;
 mod packages;
+mod pause;
 mod plan;
 mod port;
 mod repair;
@@ -70,6 +71,8 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Approve(args) => repair::decide(context, args, true).await,
             Command::Reject(args) => repair::decide(context, args, false).await,
             Command::Cancel(args) => repair::cancel(context, args).await,
+            Command::Pause(args) => pause::pause(context, args).await,
+            Command::Resume(args) => pause::resume(context, args).await,
             Command::Runs(args) => runs::run(context, args).await,
             Command::Stacks(args) => stacks::run(context, args).await,
             Command::Workers => admin::workers(context).await,

@@ -95,6 +95,8 @@ codes! {
     NameTaken = "name_taken", Conflict, "choose another name or destroy the session that has it";
     IdempotencyConflict = "idempotency_conflict", Conflict, "use a fresh idempotency key for a different request";
     NotAwaitingApproval = "not_awaiting_approval", Conflict, "see `cooper runs show RUN`";
+    Paused = "paused", Conflict, "`cooper resume`, or start it as a person: without `--automatic`";
+    Cooldown = "cooldown", Exhausted, "wait, or start it as a person: without `--automatic`";
     NoPlan = "no_plan", Conflict, "wait until the run has planned, or see why it ended: `cooper runs show RUN`";
     PlanChanged = "plan_changed", Conflict, "read the plan again and decide about that";
     ServiceLocked = "service_locked", Conflict, "wait for the run that works on this service; see `cooper runs list`";

@@ -388,6 +388,9 @@ pub mod run {
     pub const APPROVAL_TTL_MS_MAX: u64 = 30 * 86_400_000;
     /// Until a worker has told what a stack is.
     pub const CHECK_MS: u64 = 60_000;
+    /// A service is not repaired by itself again within this time, nor a stack more often within a day.
+    pub const AUTOMATIC_COOLDOWN_MS: i64 = 600_000;
+    pub const AUTOMATIC_PER_DAY_MAX: usize = 24;
     /// Newest runs that `cooper runs stats` looks at.
     pub const STATS_RUNS_MAX: usize = 10_000;
     pub const ARTIFACT_BYTES_MAX: usize = 64 << 20;

@@ -115,17 +115,20 @@ pub fn page(page: Option<v1::Page>) -> Result<Filter> {
     Ok(Filter { before, limit: limit as usize, ..Filter::default() })
 }
 
+/// From low to high.
+pub fn priority(given: i32) -> Result<i8> {
+    let max = cooper_common::limits::schedule::PRIORITY_MAX;
+    let within = i8::try_from(given).ok().filter(|priority| i32::from(*priority).abs() <= max);
+    within.ok_or_else(|| Error::invalid(format!("priority is {given}; it goes from -{max} to {max}")))
+}
+
 /// Priority, and whatever else of a submit is about when and where rather than what.
 pub fn scheduling(
     request: &v1::SubmitTaskRequest,
     spec: &v1::TaskSpec,
 ) -> Result<(i8, Option<Box<Scheduling>>)> {
     use cooper_common::limits::{retry, schedule};
-    let max = schedule::PRIORITY_MAX;
-    let priority = i8::try_from(request.priority).ok().filter(|p| i32::from(*p).abs() <= max);
-    let priority = priority.ok_or_else(|| {
-        Error::invalid(format!("priority is {}; it goes from -{max} to {max}", request.priority))
-    })?;
+    let priority = priority(request.priority)?;
     labels(&request.worker_labels)?;
     if !request.worker_labels.is_empty() && !spec.session_id.is_empty() {
         return Err(Error::invalid("worker_labels are for tasks without a session")

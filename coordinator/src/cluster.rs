@@ -52,6 +52,8 @@ pub struct Cluster {
     pub output: OutputLog,
     pub timing: Timing,
     pub space: Space,
+    /// Whose work does not start by itself.
+    pub pauses: crate::runs::Pauses,
     pub secrets: Arc<Secrets>,
     /// What sessions have that do not say so.
     pub defaults: sessions::Defaults,
@@ -127,6 +129,7 @@ impl Cluster {
             output,
             timing,
             space: Space::default(),
+            pauses: Default::default(),
             secrets,
             defaults,
             session_changes: broadcast::Sender::new(SESSIONS_BUFFERED_MAX),

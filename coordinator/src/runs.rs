@@ -4,9 +4,11 @@
 
 mod approvals;
 mod artifacts;
+mod automatic;
 mod driver;
 pub mod model;
 pub mod notify;
+mod pause;
 mod planner;
 mod plans;
 mod policy_file;
@@ -33,6 +35,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use self::{
     approvals::{Waiting, may_decide},
+    pause::{Pause, Pauses},
     policy_file::policy_file,
     rules::Rules,
     stacks::{Registering, Stack},
@@ -97,6 +100,7 @@ pub struct Runs {
 impl Runs {
     /// Starts the driver and takes up the runs that had not ended.
     pub async fn start(cluster: Arc<Cluster>, blobs: Arc<Blobs>, settings: Settings) -> Result<Arc<Self>> {
+        cluster.pauses.load(&*cluster.store).await?;
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let changes = broadcast::Sender::new(CHANGES_BUFFERED_MAX);
         let (to_driver, told) = (inputs.downgrade(), changes.clone());
@@ -142,6 +146,10 @@ impl Runs {
             )
             .with_hint("wait for `cooper undrain`"));
         }
+        let priority = check::priority(request.priority)?;
+        if request.automatic {
+            self.admit_automatic(caller, &stack, &request.service).await?;
+        }
         let id = RunId::new();
         let create = run::Create {
             id,
@@ -153,6 +161,8 @@ impl Runs {
             service: request.service.clone(),
             instruction: request.instruction.clone(),
             dry_run: request.dry_run,
+            automatic: request.automatic,
+            priority,
             origin: run::Origin::Repair,
             needs_approval: false,
             spec: request.encode_to_vec(),

@@ -110,6 +110,15 @@ pub struct Body {
     pub instruction: String,
     #[serde(default)]
     pub dry_run: bool,
+    /// Nobody asked for it: something started it by itself.
+    #[serde(default)]
+    pub automatic: bool,
+    /// Among those that wait for the same service the highest comes first.
+    #[serde(default)]
+    pub priority: i8,
+    /// While it is queued: how many come before it on its service.
+    #[serde(default)]
+    pub queue_position: u32,
     #[serde(default)]
     pub origin: Origin,
     /// The attempt that goes on, or was the last; from 1.
@@ -205,6 +214,8 @@ pub struct Create {
     pub service: String,
     pub instruction: String,
     pub dry_run: bool,
+    pub automatic: bool,
+    pub priority: i8,
     pub origin: Origin,
     /// The run that this one repeats or takes back needed an approval.
     pub needs_approval: bool,
@@ -282,6 +293,9 @@ impl Run {
                 service: create.service,
                 instruction: create.instruction,
                 dry_run: create.dry_run,
+                automatic: create.automatic,
+                priority: create.priority,
+                queue_position: 0,
                 origin: create.origin,
                 attempt: 1,
                 max_attempts: 1,
@@ -361,16 +375,18 @@ impl Run {
     }
 
     /// Another run works on the service. True if that is news.
-    pub fn wait_for(&mut self, holder: RunId) -> bool {
+    pub fn wait_for(&mut self, holder: RunId, position: u32) -> bool {
         let reason = Reason {
             code: Code::ServiceLocked.as_str().to_owned(),
             message: format!("waits for run {holder}, which has this service"),
         };
         let news = self.body.state == State::Queued && self.body.reason.as_ref() != Some(&reason);
-        if news {
+        let moved = self.body.state == State::Queued && self.body.queue_position != position;
+        if news || moved {
             self.body.reason = Some(reason);
+            self.body.queue_position = position;
         }
-        news
+        news || moved
     }
 
     /// The service's lock is ours: collect evidence.

@@ -83,7 +83,7 @@ pub fn check(survey: &Survey, known: &Known<'_>) -> StackCheck {
         match Policy::of(model, name) {
             Ok(policy) => {
                 lint(name, model, described, &policy, files, known, &mut problems);
-                services.push(service(name, described, &policy, files, known));
+                services.push(service(name, model, described, &policy, files, known));
             }
             Err(policy::Error::Invalid { place, problem }) => push(&mut problems, true, place, problem),
             Err(other) => push(&mut problems, true, format!("services.{name}"), other.to_string()),
@@ -111,6 +111,7 @@ fn push(problems: &mut Vec<Problem>, error: bool, place: String, problem: String
 
 fn service(
     name: &str,
+    model: &Model,
     described: &Service,
     policy: &Policy,
     files: &[String],
@@ -132,31 +133,11 @@ fn service(
         approval: policy.guarded.clone(),
         approvers: policy.approvers.clone(),
         verification: review::verification(builds, &verify),
-        no_preflight: no_preflight(described),
+        no_preflight: model.against_beside(name),
         auto_repair: policy.auto_repair && automatic,
         max_attempts: policy.max_attempts,
         operator: operator.map(|it| it.about(known.stack, name)).unwrap_or_default(),
     }
-}
-
-/// Why no second container of a service can run beside the first.
-pub fn no_preflight(service: &Service) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let written = service.volumes.iter().filter(|mount| !mount.read_only && mount.kind != "tmpfs");
-    let written: Vec<&str> = written.map(|mount| mount.target.as_str()).collect();
-    if !written.is_empty() {
-        reasons.push(format!("it writes to {}", written.join(", ")));
-    }
-    if service.ports.iter().any(|port| port.published.is_some()) {
-        reasons.push("it has a port of the host".to_owned());
-    }
-    if service.container_name.is_some() {
-        reasons.push("its container has a fixed name".to_owned());
-    }
-    if service.extra.get("network_mode").and_then(serde_json::Value::as_str) == Some("host") {
-        reasons.push("it has the host's network".to_owned());
-    }
-    reasons
 }
 
 fn lint(

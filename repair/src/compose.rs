@@ -330,30 +330,51 @@ impl Model {
         })
     }
 
-    /// True if one more container of the service may run beside the first for a while: it writes to no volume that both
-    /// have, wants neither a port of the host nor a name or address of its own, and does not end by itself.
+    /// True if one more container of the service may run beside the first for a while.
     pub fn can_run_beside(&self, name: &str) -> bool {
-        let Some(service) = self.services.get(name) else { return false };
-        let writes = |mount: &Mount| !mount.read_only && mount.kind != "tmpfs";
-        let shares = |key: &str| {
+        self.services.contains_key(name) && self.against_beside(name).is_empty()
+    }
+
+    /// Why one more container of a service may not run beside the first: it writes to a volume that both have, wants a
+    /// port of the host or a name or address of its own, or ends by itself. A sentence's end each.
+    pub fn against_beside(&self, name: &str) -> Vec<String> {
+        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let mut reasons = Vec::new();
+        let written = service.volumes.iter().filter(|mount| !mount.read_only && mount.kind != "tmpfs");
+        let written: Vec<&str> = written.map(|mount| mount.target.as_str()).collect();
+        if !written.is_empty() {
+            reasons.push(format!("it writes to {}", written.join(", ")));
+        }
+        if service.ports.iter().any(|port| port.published.is_some()) {
+            reasons.push("it has a port of the host".to_owned());
+        }
+        if service.container_name.is_some() {
+            reasons.push("its container has a fixed name".to_owned());
+        }
+        for key in ["network_mode", "pid", "ipc"] {
             let mode = service.extra.get(key).and_then(Value::as_str);
-            mode.is_some_and(|mode| mode == "host" || mode.contains(':'))
-        };
+            if let Some(mode) = mode.filter(|mode| *mode == "host" || mode.contains(':')) {
+                reasons.push(format!("its {key} is {mode}"));
+            }
+        }
+        let networks = service.extra.get("networks").and_then(Value::as_object);
         let addressed = |network: &Value| {
             ["ipv4_address", "ipv6_address", "mac_address"].iter().any(|key| network.get(key).is_some())
         };
-        let networks = service.extra.get("networks").and_then(Value::as_object);
+        if networks.into_iter().flatten().any(|(_, network)| addressed(network)) {
+            reasons.push("it has a fixed address".to_owned());
+        }
+        if service.extra.contains_key("volumes_from") {
+            reasons.push("it has the volumes of another container".to_owned());
+        }
         let ends = |dependent: &Service| {
             let dependency = dependent.depends_on.get(name);
             dependency.is_some_and(|dependency| dependency.condition == "service_completed_successfully")
         };
-        !(service.volumes.iter().any(writes)
-            || service.ports.iter().any(|port| port.published.is_some())
-            || service.container_name.is_some()
-            || ["network_mode", "pid", "ipc"].into_iter().any(shares)
-            || networks.into_iter().flatten().any(|(_, network)| addressed(network))
-            || service.extra.contains_key("volumes_from")
-            || self.services.values().any(ends))
+        if self.services.values().any(ends) {
+            reasons.push("it ends by itself".to_owned());
+        }
+        reasons
     }
 
     /// The services that name this one in their `depends_on`, in order of name.

@@ -24,6 +24,7 @@ mod e2e {
     mod network;
     mod notify;
     mod packages;
+    mod pause;
     mod policy;
     mod ports;
     mod python_client;

@@ -47,6 +47,18 @@ pub struct Repair {
     /// Stop after the plan; touch nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Before others that wait for the service, -100 to 100
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
+    pub priority: i32,
+    /// No person asks for it: only where the stack has auto_repair, not while paused, not too often; for CI and monitors
+    #[arg(long)]
+    pub automatic: bool,
     /// Start the run and leave it
     #[arg(long)]
     pub detach: bool,
@@ -152,4 +164,21 @@ pub struct StacksCheck {
     /// The operator's file (the coordinator's `policy_file`) to check the directory against
     #[arg(long, value_name = "FILE", requires = "dir")]
     pub policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Pause {
+    /// Only work on this stack [default: on every stack]
+    #[arg(long, value_name = "NAME")]
+    pub stack: Option<String>,
+    /// Shown while it lasts
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Resume {
+    /// End the pause of this stack [default: that of every stack]
+    #[arg(long, value_name = "NAME")]
+    pub stack: Option<String>,
 }

@@ -35,6 +35,8 @@ pub async fn repair(context: &Context, args: Repair) -> Result<u8> {
         log,
         instruction: args.instruction.unwrap_or_default(),
         dry_run: args.dry_run,
+        priority: args.priority,
+        automatic: args.automatic,
     };
     let run = client.runs().create_run(request).await?.into_inner();
     if args.detach {

@@ -11,7 +11,7 @@ use cooper_proto::v1::{
 };
 use serde_json::json;
 
-use super::{files::Receiving, plan, stats, watch};
+use super::{files::Receiving, pause, plan, stats, watch};
 use crate::{
     args::Runs,
     connect::Client,
@@ -31,10 +31,15 @@ pub async fn run(context: &Context, args: Runs) -> Result<u8> {
                 client.runs().list_runs(ListRunsRequest { page, states: Vec::new() }).await?.into_inner();
             if context.out.json {
                 let runs: Vec<_> = answer.runs.iter().map(json::run).collect();
-                context.out.document(&json!({"runs": runs, "next_cursor": answer.next_cursor}))?;
+                let pauses = pause::documents(&pause::held(&client).await?);
+                let document = json!({"runs": runs, "next_cursor": answer.next_cursor, "pauses": pauses});
+                context.out.document(&document)?;
             } else {
                 let rows = answer.runs.iter().map(row).collect();
                 context.out.table(&["run", "stack", "service", "state", "created", "cause"], rows)?;
+                for pause in pause::held(&client).await? {
+                    context.out.note(&pause::sentence(&pause));
+                }
             }
         }
         Runs::Show(args) => {
@@ -59,10 +64,18 @@ fn row(run: &Run) -> Vec<String> {
         run.id.clone(),
         run.stack.clone(),
         run.service.clone(),
-        json::run_state(run.state()),
+        state(run),
         units::ago(run.created_at_ms),
         cause,
     ]
+}
+
+/// The state, and the place of one that waits.
+fn state(run: &Run) -> String {
+    match run.queue_position {
+        0 => json::run_state(run.state()),
+        position => format!("{} ({position} before it)", json::run_state(run.state())),
+    }
 }
 
 fn text(run: &Run) -> String {

@@ -7,6 +7,7 @@ use cooper_repair::check::{Known, check};
 use cooper_worker::stack::offline_survey;
 use serde_json::{Value, json};
 
+use super::pause;
 use crate::{
     args::{Stacks, StacksCheck, StacksCommand},
     context::Context,
@@ -29,7 +30,8 @@ async fn list(context: &Context) -> Result<u8> {
     let stacks = client.runs().list_stacks(ListStacksRequest {}).await?.into_inner().stacks;
     if context.out.json {
         let list: Vec<_> = stacks.iter().map(json::stack).collect();
-        context.out.document(&json!({"stacks": list}))?;
+        let pauses = pause::documents(&pause::held(&client).await?);
+        context.out.document(&json!({"stacks": list, "pauses": pauses}))?;
     } else {
         let online = |online| if online { "online" } else { "offline" }.to_owned();
         let rows = stacks
@@ -39,6 +41,9 @@ async fn list(context: &Context) -> Result<u8> {
             })
             .collect();
         context.out.table(&["stack", "state", "worker", "directory"], rows)?;
+        for pause in pause::held(&client).await? {
+            context.out.note(&pause::sentence(&pause));
+        }
     }
     Ok(0)
 }

@@ -60,6 +60,7 @@ async fn health(State(door): State<Door>) -> Json<serde_json::Value> {
         "uptime_s": clock::since_start().as_secs(),
         "workers": counts.workers_attached,
         "sessions": counts.sessions_live,
+        "pauses": door.cluster.pauses.count(),
         "tasks_queued": counts.tasks_queued,
         "tasks_running": counts.tasks_held,
     }))

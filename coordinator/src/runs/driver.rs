@@ -1,6 +1,7 @@
 //! Drives runs: performs what `core::run` says is next, and tells it how steps ended.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -28,7 +29,7 @@ use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    Settings, approvals, artifacts,
+    Settings, approvals, artifacts, automatic,
     model::{Answered, Model},
     planner, stats,
 };
@@ -235,8 +236,8 @@ impl Driver {
     async fn advance(&mut self, id: RunId) {
         while let Some(run) = self.runs.get(&id) {
             if run.body.state == State::Queued {
-                if let Some(holder) = self.holder(run) {
-                    if self.runs.get_mut(&id).is_some_and(|run| run.wait_for(holder)) {
+                if let Some((holder, position)) = self.holder(run) {
+                    if self.runs.get_mut(&id).is_some_and(|run| run.wait_for(holder, position)) {
                         self.save_logged(id).await;
                     }
                     return;
@@ -259,11 +260,14 @@ impl Driver {
         }
     }
 
-    /// The oldest run of a service works on it; those after wait for it (one at a time).
-    fn holder(&self, run: &Run) -> Option<RunId> {
+    /// One run at a time works on a service: who has begun, then by priority, then by age. Whom a run waits for, and how many
+    /// come before it.
+    fn holder(&self, run: &Run) -> Option<(RunId, u32)> {
         let lock = run.lock();
-        let first = self.runs.values().find(|other| other.lock() == lock)?;
-        (first.id != run.id).then_some(first.id)
+        let mut queue: Vec<&Run> = self.runs.values().filter(|other| other.lock() == lock).collect();
+        queue.sort_by_key(|run| (run.body.state == State::Queued, Reverse(run.body.priority), run.id));
+        let position = queue.iter().position(|other| other.id == run.id).filter(|position| *position > 0)?;
+        Some((queue[0].id, u32::try_from(position).unwrap_or(u32::MAX)))
     }
 
     /// `said`: what a model answered, or why it did not.
@@ -354,6 +358,20 @@ impl Driver {
             planner::Answer::Plan { plan, .. } => {
                 if let Ok(own) = Policy::of(&evidence.model, &evidence.service) {
                     self.settings.policy.tighten(plan, &stack.dir, &own);
+                }
+                if let Some(run) = self.runs.get(&id).filter(|run| run.body.automatic)
+                    && let Ok(own) = Policy::of(&evidence.model, &evidence.service)
+                    && let Some(error) = automatic::against(
+                        &self.cluster,
+                        &run.tenant,
+                        &stack.name,
+                        &evidence.service,
+                        &own,
+                        &self.settings.policy,
+                    )
+                {
+                    let Error { code, message, .. } = error;
+                    return Ok(planner::Answer::Refused { code, message, cause: None, ask: None });
                 }
                 **plan = self.record_plan(id, plan).await?;
                 let patch = planner::patch(plan, &evidence, &stack);

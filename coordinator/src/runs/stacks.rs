@@ -16,6 +16,8 @@ use crate::{caller::Caller, check, cluster::Cluster};
 
 /// A worker checks and answers a registration within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between looks at whether it attached anew meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone)]
 pub struct Stack {
@@ -103,22 +105,38 @@ impl Runs {
         if let Some(known) = self.stacks(caller).into_iter().find(|stack| stack.dir == request.dir) {
             return Ok(known);
         }
-        let (worker, attach) = self
+        let worker = self
             .cluster
             .look(|core| {
                 core.workers()
                     .filter(|worker| worker.tenant == caller.tenant && worker.body.boot_id == request.boot_id)
-                    .find_map(|worker| worker.attached.map(|attached| (worker.id.clone(), attached.epoch)))
+                    .find(|worker| worker.attached.is_some())
+                    .map(|worker| worker.id.clone())
             })
             .ok_or_else(|| {
                 Error::new(Code::NoWorker, format!("no worker shares a machine with {}", request.dir))
                     .with_hint("start a worker there with COOPER_STACKS=name=dir")
             })?;
         let _turn = self.registering.turn.lock().await;
-        let answered = self.registering.wait(&worker);
+        let mut answered = self.registering.wait(&worker);
         let add = v1::StackAdd { name, dir: request.dir.clone() };
-        self.cluster.fleet.send(&worker, attach, v1::down::Message::StackAdd(add));
-        match tokio::time::timeout(REGISTER_TIMEOUT, answered).await {
+        let asking = async {
+            let mut asked = None;
+            loop {
+                // A worker that attached anew meanwhile may not have heard it.
+                let attached = |core: &cooper_core::cluster::Cluster| core.worker(&worker)?.attached;
+                let attach = self.cluster.look(attached).map(|attached| attached.epoch);
+                if let Some(epoch) = attach.filter(|_| asked != attach) {
+                    self.cluster.fleet.send(&worker, epoch, v1::down::Message::StackAdd(add.clone()));
+                    asked = attach;
+                }
+                tokio::select! {
+                    answer = &mut answered => return answer,
+                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                }
+            }
+        };
+        match tokio::time::timeout(REGISTER_TIMEOUT, asking).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(error))) => {
                 let code = Code::parse(&error.code).unwrap_or(Code::InvalidArgument);

@@ -27,6 +27,8 @@ fn run() -> Run {
             service: "web".into(),
             instruction: String::new(),
             dry_run: false,
+            automatic: false,
+            priority: 0,
             origin: Origin::Repair,
             needs_approval: false,
             spec: vec![],

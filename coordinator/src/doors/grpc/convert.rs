@@ -238,6 +238,9 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         error: body.reason.as_ref().map(reason),
         created_at_ms: run.created_ms,
         updated_at_ms: loaded.updated_ms,
+        priority: body.priority.into(),
+        queue_position: if body.state == run::State::Queued { body.queue_position } else { 0 },
+        automatic: body.automatic,
         dry_run: body.dry_run,
         instruction: body.instruction.clone(),
         tenant: run.tenant.to_string(),
@@ -272,6 +275,12 @@ fn attempt(tried: &run::Tried) -> v1::Attempt {
         files: tried.files.clone(),
         error: tried.reason.as_ref().map(reason),
     }
+}
+
+pub fn pauses(held: Vec<runs::Pause>) -> v1::Pauses {
+    let pause =
+        |it: runs::Pause| v1::Pause { stack: it.stack, reason: it.reason, by: it.by, since_ms: it.since_ms };
+    v1::Pauses { pauses: held.into_iter().map(pause).collect() }
 }
 
 pub fn approval(approval: &run::Approval) -> v1::Approval {

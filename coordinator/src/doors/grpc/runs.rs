@@ -116,6 +116,28 @@ impl runs_server::Runs for Runs {
         Ok(Response::new(stats))
     }
 
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::Pauses>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[Scope::Operator]).map_err(status)?;
+        let held = self.runs.pause(&caller, request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(convert::pauses(held)))
+    }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::Pauses>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[Scope::Operator]).map_err(status)?;
+        let held = self.runs.resume(&caller, request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(convert::pauses(held)))
+    }
+
+    async fn list_pauses(
+        &self,
+        request: Request<v1::ListPausesRequest>,
+    ) -> Result<Response<v1::Pauses>, Status> {
+        let caller = client(&request)?;
+        Ok(Response::new(convert::pauses(self.runs.pauses(&caller))))
+    }
+
     async fn list_approvals(
         &self,
         request: Request<v1::ListApprovalsRequest>,

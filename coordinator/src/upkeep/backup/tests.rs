@@ -72,6 +72,8 @@ fn json_of_a_run(digest: &str) -> String {
         service: "web".into(),
         instruction: String::new(),
         dry_run: false,
+        automatic: false,
+        priority: 0,
         origin: cooper_core::run::Origin::Repair,
         needs_approval: false,
         spec: vec![],
