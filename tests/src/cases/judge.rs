@@ -20,6 +20,8 @@ pub enum End {
     RefusedRightly,
     WaitsRightly,
     RolledBackExactly,
+    /// It failed by an error, and said so, before anything was touched.
+    Untouched,
     /// Otherwise than the oracle says.
     Wrong,
 }
@@ -29,6 +31,7 @@ impl End {
         match self {
             End::Fixed => "fixed",
             End::RefusedRightly => "refused rightly",
+            End::Untouched => "untouched",
             End::WaitsRightly => "waits rightly",
             End::RolledBackExactly => "rolled back exactly",
             End::Wrong => "WRONG",
@@ -104,6 +107,24 @@ pub(super) fn judge(case: &Case, stack: &Stack, before: &Before, outcome: &Outco
         rule: outcome.run["rule_id"].as_str().unwrap_or_default().to_owned(),
         attempts: attempts(&outcome.run),
         lines: changed_lines(&outcome.patch).count(),
+        ms: outcome.ms,
+    }
+}
+
+/// The same for a run that ended by an error: it has to be true that nothing was touched.
+pub(super) fn untouched(stack: &Stack, before: &Before, outcome: &Outcome) -> Verdict {
+    let changed = tree::changed(&before.tree, &Before::of(stack).tree);
+    let mut problems = Vec::new();
+    if outcome.run["state"] == "rollback_failed" || Before::of(stack) != *before {
+        problems.push(format!("it ended {}, and not as it was: {changed:?}", outcome.run["state"]));
+    }
+    Verdict {
+        end: if problems.is_empty() { End::Untouched } else { End::Wrong },
+        problems,
+        outside: changed,
+        rule: outcome.run["rule_id"].as_str().unwrap_or_default().to_owned(),
+        attempts: attempts(&outcome.run),
+        lines: 0,
         ms: outcome.ms,
     }
 }

@@ -2,7 +2,7 @@
 
 use cooper_common::clock;
 
-use crate::{Answer, Cluster, docker, docker::Stack, seconds, wait};
+use crate::{Answer, Cluster, docker, docker::Stack, wait};
 
 use super::{
     Case, Verdict, Wanted,
@@ -19,7 +19,7 @@ pub const STEPS: [&str; 7] = ["analyze", "patch", "build", "restart", "verify", 
 pub fn kill(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Verdict> {
     let stack = work::broken(case);
     let before = Before::of(&stack);
-    let cooper = cluster.cooper().patience(seconds(300));
+    let cooper = cluster.cooper().patience(work::PATIENCE);
     let start = clock::mono_ms();
     let args = work::arguments(case, &stack);
     let id = cooper.ok(args.iter().map(String::as_str).chain(["--detach"]));
@@ -28,7 +28,7 @@ pub fn kill(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Ve
         let done = cooper.run(["--json", "runs", "show", &id]);
         (done.status == 0).then(|| done.json())
     };
-    let met = wait::until(&format!("{step} of {}", case.name), seconds(300), || {
+    let met = wait::until(&format!("{step} of {}", case.name), work::PATIENCE, || {
         let run = ask()?;
         let met = begun(&run, step);
         (met || ended(&run)).then_some(met)
@@ -37,20 +37,26 @@ pub fn kill(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Ve
         return None;
     }
     cluster.kill(role);
-    let run = wait::until(&format!("the end of {}", case.name), seconds(300), || ask().filter(ended));
+    let run = wait::until(&format!("the end of {}", case.name), work::PATIENCE, || ask().filter(ended));
     let ms = clock::mono_ms() - start;
-    let state = run["state"].as_str().unwrap_or_default();
-    let (wanted, status) = match state {
-        "succeeded" => (Wanted::Fixed, 0),
-        "rolled_back" => (Wanted::RolledBack, 4),
-        _ => (Wanted::Refused, 5),
+    let state = run["state"].as_str().unwrap_or_default().to_owned();
+    let outcome = |status: i32| Outcome {
+        patch: work::patch(&cooper, &run),
+        statuses: vec![status],
+        run: run.clone(),
+        touched_early: false,
+        ms,
     };
-    let outcome =
-        Outcome { patch: work::patch(&cooper, &run), statuses: vec![status], run, touched_early: false, ms };
-    // What would have been refused or taken back is never called repaired.
-    let expect = super::Expected { end: wanted, ..case.expect.clone() };
-    let mut verdict = judge::judge(&Case { expect, ..case.clone() }, &stack, &before, &outcome);
-    if wanted == Wanted::Fixed && !case.fixable() {
+    let judged = |end: Wanted, status: i32| {
+        let expect = super::Expected { end, ..case.expect.clone() };
+        judge::judge(&Case { expect, ..case.clone() }, &stack, &before, &outcome(status))
+    };
+    let mut verdict = match &*state {
+        "succeeded" => judged(Wanted::Fixed, 0),
+        "rolled_back" => judged(Wanted::RolledBack, 4),
+        _ => judge::untouched(&stack, &before, &outcome(1)),
+    };
+    if state == "succeeded" && !case.fixable() {
         verdict.problems.push("nothing could make it well, and it is said to be".to_owned());
         verdict.end = judge::End::Wrong;
     }

@@ -1,6 +1,6 @@
 //! One case from its healthy version to a judged end.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use cooper_common::clock;
 
@@ -19,6 +19,11 @@ use super::{
 
 /// Decisions that one run may ask for: one for each attempt.
 const DECISIONS_MAX: usize = 3;
+
+/// Longer than a build takes that waits for a slow mirror, several times over.
+pub(super) const PATIENCE: Duration = seconds(900);
+/// For a fault to show.
+const SHOWS: Duration = seconds(120);
 
 /// What came of a repair, as the command line says it.
 pub(super) struct Outcome {
@@ -68,7 +73,7 @@ pub(super) fn broken(case: &Case) -> Stack {
     // As a user does who has not noticed yet: it may fail.
     stack.compose(&["up", "-d", "--build"]);
     let what = format!("{} of {} as {}", case.service, case.name, case.seen);
-    until_true(&what, seconds(60), || stack.health(&case.service) == case.seen);
+    until_true(&what, SHOWS, || stack.health(&case.service) == case.seen);
     stack
 }
 
@@ -93,7 +98,7 @@ pub(super) fn arguments<'a>(case: &'a Case, stack: &'a Stack) -> Vec<String> {
 }
 
 fn repair(case: &Case, cooper: &Cooper, stack: &Stack, before: &Before) -> Outcome {
-    let cooper = cooper.clone().patience(seconds(300));
+    let cooper = cooper.clone().patience(PATIENCE);
     let start = clock::mono_ms();
     let args = arguments(case, stack);
     let (status, mut run) = cooper.run_json(args.iter().map(String::as_str));
