@@ -7,6 +7,7 @@ pub mod http;
 pub mod link;
 pub mod plain;
 pub mod ports;
+pub mod rest;
 pub mod waiting;
 
 use std::pin::Pin;

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use axum::Router;
 use cooper_common::{error::Result, limits};
 use cooper_core::{cluster::Quota, lease::Timing};
 use cooper_proto::v1::{
@@ -121,7 +122,14 @@ impl Coordinator {
             .map(|settings| tokio::spawn(runs::notify::run(cluster.clone(), self.bus.clone(), settings)));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let (saved, artifacts) = (&self.checkpoints, &self.artifacts);
-        let routes = routes(&cluster, saved, artifacts, &self.runs, &self.tokens, &self.bus).await;
+        let grpc = |base| services(base, &cluster, saved, artifacts, &self.runs, &self.tokens, &self.bus);
+        let rest = doors::rest::router(grpc(Routes::from(Router::new())))?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        for name in doors::SERVICES {
+            health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        let plain = doors::http::router(cluster.clone()).merge(rest);
+        let routes = grpc(Routes::from(plain)).add_service(health_service);
         let authenticated = doors::auth::Layer::new(self.tokens.clone());
         let plain = tower::Layer::layer(&authenticated, routes.clone().prepare());
         let incoming = doors::plain::sort(incoming, plain, stopped.clone());
@@ -172,8 +180,9 @@ impl Coordinator {
     }
 }
 
-/// Every door, on one port.
-async fn routes(
+/// The services of the contract, beside what answers there already.
+fn services(
+    routes: Routes,
     cluster: &Arc<Cluster>,
     checkpoints: &Arc<Checkpoints>,
     artifacts: &Arc<Artifacts>,
@@ -183,10 +192,6 @@ async fn routes(
 ) -> Routes {
     use doors::grpc;
     let max = limits::link::MESSAGE_BYTES_MAX;
-    let (health, health_service) = tonic_health::server::health_reporter();
-    for name in doors::SERVICES {
-        health.set_service_status(name, ServingStatus::Serving).await;
-    }
     let sessions =
         SessionsServer::new(grpc::Sessions { cluster: cluster.clone(), checkpoints: checkpoints.clone() })
             .max_decoding_message_size(max)
@@ -212,14 +217,13 @@ async fn routes(
     let link =
         doors::link::Door { cluster: cluster.clone(), runs: runs.clone(), artifacts: artifacts.clone() };
     let link = WorkerLinkServer::new(link).max_decoding_message_size(max).max_encoding_message_size(max);
-    let routes = Routes::from(doors::http::router(cluster.clone()));
     let routes = routes.add_service(sessions).add_service(tasks).add_service(runs_service).add_service(admin);
     let templates = grpc::Templates { cluster: cluster.clone(), checkpoints: checkpoints.clone() };
     let templates = TemplatesServer::new(templates).max_decoding_message_size(max);
     let secrets = SecretsServer::new(grpc::Secrets { cluster: cluster.clone() });
     let routes = routes.add_service(executions).add_service(secrets);
     let routes = routes.add_service(saved).add_service(templates);
-    let routes = routes.add_service(link).add_service(health_service);
+    let routes = routes.add_service(link);
     match doors::reflection() {
         Some(reflection) => routes.add_service(reflection),
         None => routes,

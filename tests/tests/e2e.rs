@@ -31,6 +31,7 @@ mod e2e {
     mod pythons;
     mod repair;
     mod repair_cases;
+    mod rest;
     mod resume;
     mod rollback;
     mod rolling;

@@ -19,7 +19,8 @@ use super::error::{problem, status};
 use crate::{caller::Caller, tokens::Tokens};
 
 /// What anybody may ask: whether it lives, and what the contract is.
-const OPEN: [&str; 4] = ["/health", "/ready", "/grpc.health.v1.Health/", "/grpc.reflection."];
+const OPEN: [&str; 6] =
+    ["/health", "/ready", "/openapi.json", "/docs", "/grpc.health.v1.Health/", "/grpc.reflection."];
 
 /// Puts the [`Caller`] into the extensions of each request.
 #[derive(Clone)]

@@ -102,8 +102,9 @@ async fn absent(request: Request) -> Response {
     let body = json!({
         "status": 404,
         "code": "not_found",
+        "detail": format!("there is nothing at {shown}"),
         "message": format!("there is nothing at {shown}"),
-        "hint": "see /health, /ready, /metrics and /sessions/SESSION/ports/PORT/; everything else is gRPC on this same port",
+        "hint": "see /docs for what there is; gRPC is on this same port",
     });
     let headers = [(header::CONTENT_TYPE, "application/problem+json")];
     (StatusCode::NOT_FOUND, headers, Json(body)).into_response()

@@ -26,7 +26,12 @@ use super::error::{problem, problem_as};
 use crate::{caller::Caller, cluster::Cluster, ports};
 
 pub fn router(cluster: Arc<Cluster>) -> Router {
-    Router::new().route("/sessions/{*rest}", any(serve)).with_state(cluster)
+    let port = "/sessions/{session}/ports/{port}";
+    Router::new()
+        .route(port, any(serve))
+        .route(&format!("{port}/"), any(serve))
+        .route(&format!("{port}/{{*rest}}"), any(serve))
+        .with_state(cluster)
 }
 
 /// Headers of one connection, which go no further.
