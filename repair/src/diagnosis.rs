@@ -7,7 +7,7 @@ mod past;
 mod python;
 mod scene;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -51,6 +51,9 @@ pub struct Evidence {
     /// Output of the container, lossily decoded.
     #[serde(default)]
     pub container_log: String,
+    /// What the same build or container printed when the service was last seen well: its lines explain no failure.
+    #[serde(default)]
+    pub good_log: String,
     /// The container's state as the engine tells, if there is a container.
     #[serde(default)]
     pub state: Option<State>,
@@ -79,6 +82,7 @@ impl Evidence {
             phase,
             build_log: String::new(),
             container_log: String::new(),
+            good_log: String::new(),
             state: None,
             files: BTreeMap::new(),
             stack_files: BTreeMap::new(),
@@ -279,15 +283,19 @@ impl Found {
         let mut looked_at = Vec::new();
         let mut lines = Vec::new();
         let mut failure = Failure::default();
+        let good = Good::of(&evidence.good_log);
         if evidence.phase == Phase::Build {
             let log = Log::normalise(evidence.build_log.as_bytes());
             failure = log.failure();
             looked_at.push(format!("build log: {} lines", log.lines.len()));
-            lines.extend(log.suspects(&failure).map(str::to_owned));
+            lines.extend(log.suspects(&failure).filter(|line| !good.has(line)).map(str::to_owned));
         } else {
             let log = Log::normalise(evidence.container_log.as_bytes());
             looked_at.push(format!("container log: {} lines", log.lines.len()));
-            lines.extend(log.lines.into_iter().map(|line| line.text));
+            lines.extend(log.lines.into_iter().map(|line| line.text).filter(|line| !good.has(line)));
+        }
+        if !good.0.is_empty() {
+            looked_at.push(format!("log of when it was well: {} lines", good.0.len()));
         }
         if let Some(state) = &evidence.state {
             looked_at.push("container state".to_owned());
@@ -402,6 +410,19 @@ static PASSING_IN_CAPTURES: LazyLock<Regex> = LazyLock::new(|| {
     )
     .expect("the pattern is constant and tested")
 });
+/// Lines of a log in which nothing had failed, without their numbers.
+struct Good(BTreeSet<String>);
+
+impl Good {
+    fn of(log: &str) -> Self {
+        let lines = Log::normalise(log.as_bytes()).lines;
+        Self(lines.iter().map(|line| PASSING.replace_all(&line.text, "N").into_owned()).collect())
+    }
+
+    fn has(&self, line: &str) -> bool {
+        !self.0.is_empty() && self.0.contains(&*PASSING.replace_all(line, "N"))
+    }
+}
 
 /// Names a failure: the rule with what it has picked out, or with its line where it picks out nothing; whatever the
 /// service, the time and the ids in it.

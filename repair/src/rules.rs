@@ -329,6 +329,7 @@ pub struct RuleSet {
     set: RegexSet,
     forms: Vec<(Form, Regex)>,
     names: Names,
+    further: Vec<(String, String)>,
 }
 
 impl RuleSet {
@@ -369,7 +370,13 @@ impl RuleSet {
             .dfa_size_limit(limits::RULES_CACHE_BYTES_MAX)
             .build()
             .map_err(|error| wrong("all rules", "", "together", error.to_string()))?;
-        Ok(Self { rules, set, forms, names })
+        let further = further.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned())).collect();
+        Ok(Self { rules, set, forms, names, further })
+    }
+
+    /// The further rules as they were given: file name and text.
+    pub fn further(&self) -> &[(String, String)] {
+        &self.further
     }
 
     /// All rules, in order of their files.

@@ -28,6 +28,10 @@ pub enum Input {
         /// What is looked at.
         #[serde(default)]
         mode: Analysis,
+        /// Rules that the coordinator has beside Cooper's own, as file name and text: what they explain needs no build.
+        /// Absent: they are not known here.
+        #[serde(default)]
+        rules: Option<Vec<(String, String)>>,
     },
     /// Copies the build context into the stage and applies the plan's edits there.
     Patch { stack: StackRef, plan: RepairPlan },

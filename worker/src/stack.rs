@@ -13,6 +13,7 @@ mod engine;
 mod evidence;
 mod failure;
 mod git;
+mod good;
 mod log;
 mod main;
 mod observe;
@@ -182,8 +183,10 @@ fn parts(input: &Input) -> (&StackRef, &str, Option<&RepairPlan>) {
 impl Step<'_> {
     async fn perform(mut self, input: &Input) -> Result<Report> {
         match input {
-            Input::Analyze { log, instruction, mode, .. } => match mode {
-                Analysis::Service => self.analyze(log.as_deref(), instruction.as_deref()).await,
+            Input::Analyze { log, instruction, mode, rules, .. } => match mode {
+                Analysis::Service => {
+                    self.analyze(log.as_deref(), instruction.as_deref(), rules.as_deref()).await
+                }
                 Analysis::After(failure) => self.analyze_after(failure),
                 Analysis::Start => self.only_start().await,
                 Analysis::Undo { .. } => Err(failed("this worker cannot take runs back")),

@@ -446,6 +446,50 @@ fn a_command_in_the_container_shows_that_a_service_is_well_and_ports_are_asked_o
     assert!(!report.ok && report.message.contains("port 8001 does not accept"), "{}", report.message);
 }
 
+#[test]
+fn what_a_service_printed_when_it_was_well_is_kept_for_the_next_failure() {
+    let Some(mut fixture) = small_or_skip("good-log") else { return };
+    fixture.up();
+    let mut plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    plan.preflight = false;
+    for step in ["patch", "build", "restart", "verify", "promote"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at-once"));
+    fixture.deploy_broken();
+    fixture.next_run();
+    let evidence = fixture.analyze(None).evidence.expect("evidence");
+    assert_eq!(evidence.good_log.trim(), "token [redacted]");
+    assert!(evidence.container_log.contains("it died"));
+    fixture.write("web/Dockerfile", &format!("{}RUN false\n", fixture.read("web/Dockerfile")));
+    fixture.next_run();
+    let evidence = fixture.analyze(None).evidence.expect("evidence");
+    assert!(evidence.good_log.contains("COPY app.py"), "{}", evidence.good_log);
+}
+
+#[test]
+fn what_a_rule_of_the_coordinators_own_explains_is_not_built_to_know_more() {
+    let Some(fixture) = small_or_skip("own-rule") else { return };
+    fixture.up();
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at-once"));
+    fixture.deploy_broken();
+    let rule = "[[rule]]\nid = \"shop.died\"\necosystem = \"shop\"\nwhere = \"runtime\"\npattern = '^it died$'\n\
+        cause = \"It died.\"\nclass = \"retry\"\nfix = { kind = \"rebuild\" }\n[rule.examples]\nmatch = [\"it died\"]\n";
+    let input = |rules| Input::Analyze {
+        stack: fixture.stack(),
+        service: "web".to_owned(),
+        log: None,
+        instruction: None,
+        mode: Analysis::Service,
+        rules,
+    };
+    let own = vec![("shop.toml".to_owned(), rule.to_owned())];
+    for (rules, builds) in [(Some(own), false), (None, true), (Some(vec![]), true)] {
+        let report = fixture.perform(&input(rules));
+        assert_eq!(report.message.contains("its context builds"), builds, "{}", report.message);
+    }
+}
+
 /// `up -d --wait` calls both of these good.
 #[test]
 fn a_service_that_dies_is_not_verified_and_is_restored() {
@@ -522,6 +566,7 @@ fn a_project_of_another_directory_is_refused() {
         log: None,
         instruction: None,
         mode: Analysis::Service,
+        rules: None,
     };
     let twin = fixture.copy();
     let report = twin.perform(&input(twin.stack()));
@@ -670,6 +715,7 @@ fn a_stack_or_service_that_is_not_there_is_named() {
         log: None,
         instruction: None,
         mode: Analysis::Service,
+        rules: None,
     };
     let report = fixture.perform(&analyze(stack.clone(), "nothing"));
     assert_eq!(report.code, "service_not_found");
@@ -698,6 +744,7 @@ fn an_engine_that_is_away_is_said_and_nothing_is_touched() {
         log: None,
         instruction: None,
         mode: Analysis::Service,
+        rules: None,
     };
     let away = [("DOCKER_HOST", "unix:///nonexistent/docker.sock")];
     let (report, log) = fixture.spawn("step_process", &input, &away).wait();
@@ -752,6 +799,7 @@ fn a_cancelled_step_ends_with_everything_it_started() {
         log: None,
         instruction: None,
         mode: Analysis::Service,
+        rules: None,
     };
     let process = fixture.spawn("step_process", &input, &[]);
     let group = process.child.id();

@@ -523,14 +523,22 @@ impl Driver {
             let failure = self.report(task).await?.failure;
             let failure = failure.ok_or_else(|| Error::internal("what showed the failure is gone"))?;
             let mode = Analysis::After(failure);
-            return Ok(StepInput::Analyze { stack, service, log: None, instruction: None, mode });
+            return Ok(StepInput::Analyze {
+                stack,
+                service,
+                log: None,
+                instruction: None,
+                mode,
+                rules: None,
+            });
         }
         let record = self.cluster.store.get(Aggregate::Run, &run.id.to_string()).await?;
         let spec = record.and_then(|record| record.row.spec).unwrap_or_default();
         let request = v1::CreateRunRequest::decode(&*spec).unwrap_or_default();
         let log = (!request.log.is_empty()).then(|| String::from_utf8_lossy(&request.log).into_owned());
         let instruction = (!request.instruction.is_empty()).then_some(request.instruction);
-        Ok(StepInput::Analyze { stack, service, log, instruction, mode: Analysis::Service })
+        let rules = Some(self.settings.rules.set().further().to_vec());
+        Ok(StepInput::Analyze { stack, service, log, instruction, mode: Analysis::Service, rules })
     }
 
     /// The report of an ended step.

@@ -17,7 +17,7 @@ use super::configuration::Configuration;
 use super::observe::Seen;
 use super::project::without_secrets;
 use super::tree::{LeftOut, Listing};
-use super::{Step, done, evidence, git, run_dir};
+use super::{Step, While, done, evidence, git, good, run_dir};
 
 /// `start.json`: how everything was before the run touched anything. Written once.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -51,7 +51,12 @@ pub(super) fn is_build_log(log: &str) -> bool {
 }
 
 impl Step<'_> {
-    pub(super) async fn analyze(&self, log: Option<&str>, instruction: Option<&str>) -> Result<Report> {
+    pub(super) async fn analyze(
+        &self,
+        log: Option<&str>,
+        instruction: Option<&str>,
+        rules: Option<&[(String, String)]>,
+    ) -> Result<Report> {
         run_dir::prune(self.worker_dir);
         self.check_ownership().await?;
         let policy = Policy::of(&self.project.model, &self.service)
@@ -96,12 +101,16 @@ impl Step<'_> {
                 found.container_log = self.log.redact(&String::from_utf8_lossy(&text));
                 self.log.say(format_args!("read {} bytes of its log", text.len()));
             }
-            if let Some(why) = self.why_build(&start, listing.as_ref(), &found, well).await? {
+            if let Some(why) = self.why_build(&start, listing.as_ref(), &found, well, rules).await? {
                 self.log.say(format_args!("building its context as it is, to a tag of Cooper's own: {why}"));
                 built = Some(self.trial_build(&mut found).await?);
             }
         }
         self.dir.write(run_dir::UNBUILT, &(found.phase == Phase::Build))?;
+        found.good_log = good::read(self.worker_dir, &self.project.model.name, &self.service, found.phase)?;
+        if class == HealthClass::Healthy && log.is_none() {
+            self.keep_good(seen.as_ref(), None).await;
+        }
         let is = match (&seen, found.phase) {
             _ if log.is_some() => "the given log was taken".to_owned(),
             (_, Phase::Build) => format!("{} does not build", self.service),
@@ -128,6 +137,7 @@ impl Step<'_> {
             Phase::Runtime | Phase::Health => ("container", &mut found.container_log),
         };
         log.clone_from(&failure.log);
+        found.good_log = good::read(self.worker_dir, &self.project.model.name, &self.service, failure.phase)?;
         let message = format!("the {what} log of the attempt before was taken: {} bytes", failure.log.len());
         Ok(Report { evidence: Some(found), ..done(message) })
     }
@@ -215,6 +225,7 @@ impl Step<'_> {
         listing: Option<&Listing>,
         found: &Evidence,
         well: bool,
+        rules: Option<&[(String, String)]>,
     ) -> Result<Option<&'static str>> {
         let Some(listing) = listing else { return Ok(None) };
         if start.record.container_id.is_empty() {
@@ -224,8 +235,7 @@ impl Step<'_> {
         if created.is_none_or(|created| created < listing.changed_ms) {
             return Ok(Some("it has changed since the image was made"));
         }
-        let explained = || cooper_repair::diagnose(RuleSet::builtin(), found).ok();
-        Ok((!well && explained().is_none()).then_some("what the container says does not explain it"))
+        Ok((!well && !explained(found, rules)?).then_some("what the container says does not explain it"))
     }
 
     /// Builds the context as it is. True if it builds.
@@ -244,6 +254,22 @@ impl Step<'_> {
         found.phase = Phase::Build;
         Ok(false)
     }
+}
+
+/// Whether the coordinator will know what it means: by the rules it goes by. Where they are not known, nothing is.
+fn explained(found: &Evidence, rules: Option<&[(String, String)]>) -> Result<bool> {
+    let own: RuleSet;
+    let rules = match rules {
+        None => return Ok(false),
+        Some([]) => RuleSet::builtin(),
+        Some(further) => {
+            let texts: Vec<(&str, &str)> =
+                further.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect();
+            own = RuleSet::with(&texts).while_doing("reading the coordinator's rules")?;
+            &own
+        }
+    };
+    Ok(cooper_repair::diagnose(rules, found).is_ok())
 }
 
 #[cfg(test)]

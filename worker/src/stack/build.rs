@@ -63,6 +63,8 @@ impl Step<'_> {
                 format!("patch had no effect: the image is the same as before ({candidate})"),
             ));
         }
+        let printed = self.log.redact(&String::from_utf8_lossy(&finished.output));
+        self.dir.write(run_dir::BUILD_LOG, &printed)?;
         let mut candidates: Vec<String> = self.dir.read(run_dir::CANDIDATES)?.unwrap_or_default();
         if !candidates.contains(&candidate) {
             candidates.push(candidate.clone());

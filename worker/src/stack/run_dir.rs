@@ -30,6 +30,8 @@ pub(super) const UNBUILT: &str = "unbuilt.json";
 pub(super) const CANDIDATES: &str = "candidates.json";
 /// The image that was built again because the one of the start was gone.
 pub(super) const REBUILT: &str = "rebuilt.json";
+/// What the last build printed, without secrets.
+pub(super) const BUILD_LOG: &str = "build.json";
 pub(super) const PREFLIGHT: &str = "preflight.json";
 pub(super) const RESTART: &str = "restart.json";
 pub(super) const JOURNAL: &str = "journal.json";
@@ -126,7 +128,7 @@ pub(super) fn prune(worker_dir: &Path) {
     }
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+pub(super) fn make_dir(path: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -15,7 +15,7 @@ use cooper_repair::step::Report;
 use super::build::image_tag;
 use super::observe::Seen;
 use super::project::Project;
-use super::{Step, done, observe, probe};
+use super::{Step, done, observe, probe, run_dir};
 
 /// Between two looks while it becomes well: doubled from the first to the last.
 const BACKOFF_FIRST_MS: u64 = 100;
@@ -59,6 +59,11 @@ struct Watch<'p> {
 impl Step<'_> {
     pub(super) async fn verify(&self, plan: &RepairPlan) -> Result<Report> {
         let verified = self.watch(plan, Watched::Service).await?;
+        let build = match plan.build {
+            Some(_) => self.dir.read(run_dir::BUILD_LOG)?,
+            None => None,
+        };
+        self.keep_good(self.container().await?.as_ref(), build).await;
         if plan.steps.iter().all(|step| step.kind != StepKind::Promote) {
             self.clean_up(true).await;
         }

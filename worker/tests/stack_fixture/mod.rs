@@ -226,6 +226,7 @@ impl Fixture {
             log: log.map(str::to_owned),
             instruction: None,
             mode: Analysis::Service,
+            rules: Some(vec![]),
         };
         let report = self.perform(&input);
         assert!(report.ok, "{} {}\n{}", report.code, report.message, self.log());
