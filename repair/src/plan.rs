@@ -7,7 +7,7 @@ use crate::compose;
 use crate::diagnosis::{Diagnosis, Remedy, Repair};
 use crate::edit::{FileChange, Root};
 use crate::limits;
-use crate::policy::{self, Decision, Health, Policy};
+use crate::policy::{self, Decision, Health, Policy, Publish};
 use crate::rules::Class;
 
 /// Version of the plan's shape. Readers refuse a newer one.
@@ -70,6 +70,9 @@ pub struct RepairPlan {
     /// Files of the build context that are not committed as they are: they are built too.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub uncommitted: Vec<String>,
+    /// What becomes of it in the stack's git repository.
+    #[serde(skip_serializing_if = "Publish::is_none", default)]
+    pub publish: Publish,
     /// When the service counts as repaired.
     pub verify: Verify,
     /// What policy said when the plan was made. The worker asks again before it acts.
@@ -226,6 +229,7 @@ impl RepairPlan {
             }],
             edits: diagnosis.edits.clone(),
             preflight,
+            publish: policy.publish,
             uncommitted: Vec::new(),
             decision: policy.decide(diagnosis.class, &diagnosis.edits),
             build,

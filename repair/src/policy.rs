@@ -77,6 +77,28 @@ pub struct Health {
     pub body_contains: Option<String>,
 }
 
+/// What becomes of a promoted repair in the stack's git repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Publish {
+    /// Nothing.
+    #[default]
+    None,
+    /// A commit on a branch of its own.
+    Branch,
+    /// The same, pushed.
+    Push,
+    /// The same, with a pull request.
+    PullRequest,
+}
+
+impl Publish {
+    /// True for nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
 /// The effective policy of one service.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -92,6 +114,8 @@ pub struct Policy {
     pub health: Option<Health>,
     /// Stability window in milliseconds.
     pub stable_for_ms: u64,
+    /// What becomes of a promoted repair in git.
+    pub publish: Publish,
     /// Repairs may start by themselves.
     pub auto_repair: bool,
     /// Attempts of a run, 1..=[`limits::ATTEMPTS_MAX`].
@@ -212,6 +236,7 @@ impl Policy {
                 .stable_for
                 .or(top.stable_for)
                 .map_or(limits::STABLE_FOR_DEFAULT_MS, |time| time.0),
+            publish: own.git.or(top.git).unwrap_or_default(),
             auto_repair: own.auto_repair.or(top.auto_repair).unwrap_or(false),
             max_attempts: own.max_attempts.or(top.max_attempts).unwrap_or(limits::ATTEMPTS_MAX),
             service: service.to_owned(),

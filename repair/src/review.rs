@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::command;
 use crate::edit::{FileChange, Root};
 use crate::plan::{RepairPlan, Step, StepKind, Verify};
-use crate::policy::Decision;
+use crate::policy::{Decision, Publish};
 use crate::rules::Class;
 
 /// Everything that a decision about a plan needs.
@@ -157,7 +157,15 @@ fn act(plan: &RepairPlan, dir: &str, step: &Step) -> Act {
         StepKind::Restart => format!("recreates or restarts {service}'s container, no other"),
         StepKind::Verify => format!("watches {service} as said below"),
         StepKind::Promote => {
-            "writes the diff into the checkout, only over the bytes it was made for".to_owned()
+            let git = match plan.publish {
+                Publish::None => "",
+                Publish::Branch => "; commits it on a branch of its own",
+                Publish::Push => "; commits it on a branch of its own and pushes that",
+                Publish::PullRequest => {
+                    "; commits it on a branch of its own, pushes that and opens a pull request"
+                }
+            };
+            format!("writes the diff into the checkout, only over the bytes it was made for{git}")
         }
         StepKind::Rollback => format!(
             "undoes what the steps before it did: files written back, {service}'s tag and container from the \

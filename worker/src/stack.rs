@@ -24,6 +24,7 @@ mod probe;
 mod process;
 mod project;
 mod promote;
+mod publish;
 mod restart;
 mod rollback;
 mod run_dir;

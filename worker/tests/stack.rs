@@ -349,7 +349,7 @@ fn an_image_that_fails_beside_the_running_service_leaves_that_untouched() {
     let Some(mut fixture) = small_or_skip("preflight") else { return };
     fixture.up();
     let (web, store) = (fixture.container("web"), fixture.container("store"));
-    for (dies, why) in [("at-once", "exited, exit code 1"), ("soon", "did not stay so")] {
+    for (dies, why) in [("at-once", "exited, exit code 1"), ("soon", "exit code 3")] {
         fixture.next_run();
         let plan = fixture.plan_to_set(&fixture.analyze(None), "DIES", dies);
         assert!(plan.preflight);
@@ -456,7 +456,7 @@ fn what_a_service_printed_when_it_was_well_is_kept_for_the_next_failure() {
         assert!(fixture.step(step, &plan).ok, "{step}");
     }
     fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at-once"));
-    fixture.deploy_broken();
+    fixture.deploy_dying();
     fixture.next_run();
     let evidence = fixture.analyze(None).evidence.expect("evidence");
     assert_eq!(evidence.good_log.trim(), "token [redacted]");
@@ -470,9 +470,11 @@ fn what_a_service_printed_when_it_was_well_is_kept_for_the_next_failure() {
 #[test]
 fn what_a_rule_of_the_coordinators_own_explains_is_not_built_to_know_more() {
     let Some(fixture) = small_or_skip("own-rule") else { return };
+    // An image of its own: one from the cache would be older than its context.
+    fixture.write("web/app.py", &format!("# {}\n{}", fixture.project, fixture.read("web/app.py")));
     fixture.up();
     fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("MODE: live", "DIES: at-once"));
-    fixture.deploy_broken();
+    fixture.deploy_dying();
     let rule = "[[rule]]\nid = \"shop.died\"\necosystem = \"shop\"\nwhere = \"runtime\"\npattern = '^it died$'\n\
         cause = \"It died.\"\nclass = \"retry\"\nfix = { kind = \"rebuild\" }\n[rule.examples]\nmatch = [\"it died\"]\n";
     let input = |rules| Input::Analyze {
@@ -487,6 +489,172 @@ fn what_a_rule_of_the_coordinators_own_explains_is_not_built_to_know_more() {
     for (rules, builds) in [(Some(own), false), (None, true), (Some(vec![]), true)] {
         let report = fixture.perform(&input(rules));
         assert_eq!(report.message.contains("its context builds"), builds, "{}", report.message);
+    }
+}
+
+/// The user's index and branch, and his files but for the one of the plan.
+fn of_the_user(fixture: &Fixture) -> impl PartialEq + std::fmt::Debug + use<> {
+    let index = std::fs::read(fixture.path(".git/index")).expect("an index");
+    let mut files = fixture.checkout();
+    files.retain(|path, _| !path.starts_with(".git/") && path != "web/Dockerfile");
+    (index, fixture.git(&["symbolic-ref", "HEAD"]), fixture.git(&["rev-parse", "HEAD"]), files)
+}
+
+#[test]
+fn a_promoted_repair_is_committed_pushed_and_proposed_and_the_users_repository_stays_as_it_is() {
+    let Some(fixture) = small_or_skip("git") else { return };
+    let policy = "stable_for: 1s\n      git: pull_request";
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("stable_for: 1s", policy));
+    let bare = tempfile::tempdir().expect("a directory");
+    let remote = bare.path().join("ann/shop.git");
+    fixture.commit();
+    fixture.git(&["init", "--quiet", "--bare", remote.to_str().expect("a path")]);
+    fixture.git(&["remote", "add", "origin", remote.to_str().expect("a path")]);
+    // What the user is at: something staged, something changed, something new.
+    fixture.write("notes.md", "staged\n");
+    fixture.git(&["add", "notes.md"]);
+    fixture.write("web/app.py", &format!("{}# mine\n", fixture.read("web/app.py")));
+    fixture.write("new.txt", "new\n");
+    fixture.up();
+    let mut plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    plan.preflight = false;
+    for step in ["patch", "build", "restart", "verify"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    let before = of_the_user(&fixture);
+    let api = Listener::start(201, r#"{"html_url": "http://127.0.0.1/ann/shop/pull/7"}"#);
+    let environment =
+        [("GITHUB_TOKEN", "planted-token-12345"), ("GITHUB_API_URL", api.url.as_str()), ("HTTP_PROXY", "")];
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let process = fixture.spawn("step_process", &fixture.input("promote", &plan), &environment);
+        let (report, log) = process.wait();
+        let report = report.expect("a report");
+        assert_eq!(report.promotion, "promoted", "{}\n{log}", report.message);
+        assert_eq!(of_the_user(&fixture), before);
+        assert!(!log.contains("planted-token") && !report.message.contains("planted-token"));
+        said.push(report.message);
+    }
+    let branch = format!("cooper/{}", fixture.run.to_string().replace('_', "-"));
+    assert!(
+        said[0].contains(&branch) && said[0].contains("pull request http://127.0.0.1/ann/shop/pull/7"),
+        "{said:?}"
+    );
+    assert_eq!(said[0], said[1]);
+    let git_dir = format!("--git-dir={}", remote.display());
+    let changed = fixture.git(&[&git_dir, "show", "--format=%an", "--name-only", &branch]);
+    assert_eq!(changed.split_whitespace().collect::<Vec<_>>(), ["Cooper", "web/Dockerfile"]);
+    let text = fixture.git(&[&git_dir, "show", &format!("{branch}:web/Dockerfile")]);
+    assert_eq!(text.trim_end(), plan.edits[0].new_content.trim_end());
+    assert_eq!(fixture.git(&["rev-list", "--count", &format!("HEAD..{branch}")]).trim(), "1");
+    let asked = api.heard();
+    assert!(
+        asked[0].starts_with("POST /repos/ann/shop/pulls ")
+            && asked[0].contains("Bearer planted-token-12345")
+    );
+    assert!(asked[0].contains(&format!("\"head\":\"{branch}\"")), "{}", asked[0]);
+}
+
+#[test]
+fn a_token_reaches_the_remote_by_askpass_and_what_cannot_be_pushed_is_said() {
+    let Some(fixture) = small_or_skip("askpass") else { return };
+    let policy = "stable_for: 1s\n      git: push";
+    fixture.write("compose.yaml", &fixture.read("compose.yaml").replace("stable_for: 1s", policy));
+    let remote = Listener::start(403, "");
+    fixture.commit();
+    fixture.git(&["remote", "add", "origin", &format!("{}/ann/shop.git", remote.url)]);
+    fixture.up();
+    let mut plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    plan.preflight = false;
+    for step in ["patch", "build", "restart", "verify"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    let token = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(token.path(), "planted-token-12345\n").expect("written");
+    let environment =
+        [("GITHUB_TOKEN_FILE", token.path().to_str().expect("a path")), ("no_proxy", "127.0.0.1")];
+    let process = fixture.spawn("step_process", &fixture.input("promote", &plan), &environment);
+    let (report, log) = process.wait();
+    let report = report.expect("a report");
+    // The repair itself is done.
+    assert_eq!((report.ok, report.promotion.as_str()), (true, "promoted"), "{log}");
+    assert!(report.message.contains("but not pushed"), "{}", report.message);
+    assert!(!log.contains("planted-token") && !report.message.contains("planted-token"));
+    let heard = remote.heard();
+    assert!(heard[0].starts_with("GET /ann/shop.git/info/refs") && !heard[0].contains("uthorization"));
+    let basic = "Basic eC1hY2Nlc3MtdG9rZW46cGxhbnRlZC10b2tlbi0xMjM0NQ==";
+    assert!(heard[1].contains(basic), "{}", heard[1]);
+    // A file with changes that nobody has committed is not committed by others.
+    fixture.git(&["checkout", "--quiet", "--", "."]);
+    fixture.write("web/Dockerfile", &format!("{}# mine\n", fixture.read("web/Dockerfile")));
+    let mut fixture = fixture;
+    fixture.next_run();
+    let mut plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "red");
+    plan.preflight = false;
+    for step in ["patch", "build", "restart", "verify"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    let report = fixture.step("promote", &plan);
+    assert!(
+        report.message.contains("web/Dockerfile has changes that are not committed"),
+        "{}",
+        report.message
+    );
+    assert!(!fixture.git(&["branch", "--list"]).contains(&fixture.run.to_string().replace('_', "-")));
+}
+
+/// A server of HTTP that wants to know who asks, and then answers everything in the same way.
+struct Listener {
+    url: String,
+    heard: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Listener {
+    fn start(status: u16, body: &'static str) -> Self {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let heard = std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default();
+        let hears = heard.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut request = Vec::new();
+                let mut buffer = [0; 4096];
+                // Head, and as much of a body as it announces.
+                loop {
+                    let n = stream.read(&mut buffer).unwrap_or(0);
+                    request.extend_from_slice(&buffer[..n]);
+                    let text = String::from_utf8_lossy(&request).to_lowercase();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                        if n == 0 {
+                            break;
+                        }
+                        continue;
+                    };
+                    let announced = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    let announced: usize = announced.map_or(0, |n| n.trim().parse().expect("a number"));
+                    if n == 0 || body.len() >= announced {
+                        break;
+                    }
+                }
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let known = text.to_lowercase().contains("\r\nauthorization: ");
+                let (status, more) =
+                    if known { (status, "") } else { (401, "www-authenticate: Basic realm=\"x\"\r\n") };
+                hears.lock().expect("unpoisoned").push(text);
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status} X\r\n{more}content-length: {length}\r\nconnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        Self { url, heard }
+    }
+
+    fn heard(&self) -> Vec<String> {
+        self.heard.lock().expect("unpoisoned").clone()
     }
 }
 

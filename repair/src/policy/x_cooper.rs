@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::limits;
 
-use super::{Error, Health};
+use super::{Error, Health, Publish};
 
 /// `x-cooper` at the top level or in a service. Every key may be left out.
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +23,8 @@ pub(super) struct XCooper {
     pub(super) health: Option<Health>,
     /// Stability window, such as `3s`.
     pub(super) stable_for: Option<Milliseconds>,
+    /// What becomes of a promoted repair in git.
+    pub(super) git: Option<Publish>,
     /// Repairs may start by themselves.
     pub(super) auto_repair: Option<bool>,
     /// Attempts of a run.

@@ -22,7 +22,7 @@ pub(super) fn git(dir: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>)
         command.args(["-c", setting]);
     }
     command.env("GIT_OPTIONAL_LOCKS", "0").env("GIT_TERMINAL_PROMPT", "0");
-    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GITHUB_TOKEN"] {
+    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
         command.env_remove(name);
     }
     command.args(args);

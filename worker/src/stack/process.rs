@@ -54,25 +54,42 @@ pub(super) fn docker(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// A program in a directory, without what is Cooper's own in the environment.
+/// A program in a directory, without what is Cooper's own in the environment, and without the token for pushing.
 pub(super) fn tool(program: &str, dir: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("COOPER_")) {
+    let kept_back = |name: &str| name.starts_with("COOPER_") || name.starts_with("GITHUB_TOKEN");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| kept_back(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command
 }
 
 /// Runs a command and keeps what it prints.
-pub(super) async fn read(mut command: Command, limit: Duration) -> Result<Finished> {
+pub(super) async fn read(command: Command, limit: Duration) -> Result<Finished> {
+    read_fed(command, &[], limit).await
+}
+
+/// The same, of a command that reads this.
+pub(super) async fn read_fed(mut command: Command, input: &[u8], limit: Duration) -> Result<Finished> {
+    if !input.is_empty() {
+        command.stdin(Stdio::piped());
+    }
     let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let stdin = child.stdin.take();
     let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(Error::internal("a child without the pipes it was given"));
     };
     let finish = async {
-        let (output, errors) =
-            tokio::try_join!(all(output), all(errors)).while_doing("reading from a command")?;
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // A child that does not read its input says why itself.
+                let _ = stdin.write_all(input).await;
+            }
+            Ok(())
+        };
+        let (output, errors, ()) =
+            tokio::try_join!(all(output), all(errors), feed).while_doing("reading from a command")?;
         let status = child.wait().await.while_doing("waiting for a command")?;
         Ok(Finished { status, output, errors })
     };

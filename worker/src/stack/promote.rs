@@ -68,7 +68,7 @@ impl Step<'_> {
             Some(journal) if journal.plan == hash && journal.state == State::Done => {
                 self.log.say("already promoted");
                 self.clean_up(true).await;
-                return Ok(promoted(&journal));
+                return Ok(self.promoted(plan, &journal).await);
             }
             Some(journal) if journal.plan == hash && journal.state == State::Writing => {
                 self.log.say("going on with a promotion that was interrupted");
@@ -95,7 +95,7 @@ impl Step<'_> {
             self.log.say(format_args!("wrote {}", file.path));
         }
         self.clean_up(true).await;
-        Ok(promoted(&journal))
+        Ok(self.promoted(plan, &journal).await)
     }
 
     /// Checks every file, keeps the bytes of before and writes the journal. Nothing of the user's is touched yet.
@@ -189,6 +189,15 @@ impl Step<'_> {
         Ok(left)
     }
 
+    async fn promoted(&self, plan: &RepairPlan, journal: &Journal) -> Report {
+        let paths: Vec<_> = journal.files.iter().map(|file| file.path.as_str()).collect();
+        let published = self.publish(plan, &paths).await;
+        Report {
+            promotion: "promoted".to_owned(),
+            ..done(format!("wrote {} into the checkout{published}", paths.join(", ")))
+        }
+    }
+
     fn conflict(&self, why: &str) -> Report {
         Report {
             code: Code::PromotionConflict.as_str().to_owned(),
@@ -215,12 +224,4 @@ impl Written {
 
 fn changed(path: &str) -> Error {
     Error::new(Code::PlanChanged, format!("{path} changed meanwhile"))
-}
-
-fn promoted(journal: &Journal) -> Report {
-    let paths: Vec<_> = journal.files.iter().map(|file| file.path.as_str()).collect();
-    Report {
-        promotion: "promoted".to_owned(),
-        ..done(format!("wrote {} into the checkout", paths.join(", ")))
-    }
 }

@@ -193,6 +193,14 @@ impl Fixture {
         let _ = Command::new("docker").args(up).current_dir(self.dir.path()).output();
     }
 
+    /// The same of a service that ends at once and is not started again; returns when it has ended.
+    pub fn deploy_dying(&self) {
+        let once = self.read("compose.yaml").replace("restart: unless-stopped", "restart: \"no\"");
+        self.write("compose.yaml", &once);
+        self.deploy_broken();
+        sh("docker", &["wait", &self.container("web").id], self.dir.path());
+    }
+
     /// Another run on the same stack.
     pub fn next_run(&mut self) {
         self.run = RunId::new();
@@ -443,14 +451,15 @@ impl Fixture {
 
     /// Makes the stack a repository with everything committed.
     pub fn commit(&self) {
-        let git = |args: &[&str]| {
-            let who =
-                ["-c", "user.name=ann", "-c", "user.email=ann@localhost", "-c", "init.defaultBranch=main"];
-            sh("git", &[&who, args].concat(), self.dir.path())
-        };
-        git(&["init", "--quiet"]);
-        git(&["add", "."]);
-        git(&["commit", "--quiet", "--message", "first"]);
+        self.git(&["init", "--quiet"]);
+        self.git(&["add", "."]);
+        self.git(&["commit", "--quiet", "--message", "first"]);
+    }
+
+    /// Git, as the user who owns the stack.
+    pub fn git(&self, args: &[&str]) -> String {
+        let who = ["-c", "user.name=ann", "-c", "user.email=ann@localhost", "-c", "init.defaultBranch=main"];
+        sh("git", &[&who, args].concat(), self.dir.path())
     }
 
     /// Takes an image away, whatever uses it.
