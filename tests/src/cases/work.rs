@@ -122,12 +122,15 @@ fn repair(case: &Case, cooper: &Cooper, stack: &Stack, before: &Before) -> Outco
     Outcome { patch: patch(&cooper, &run), statuses, run, touched_early, ms }
 }
 
-/// The patch of a run; empty if it has none.
+/// The patch of a run's last attempt; empty if it has none.
 pub(super) fn patch(cooper: &Cooper, run: &Answer) -> String {
     let id = run["run_id"].as_str().unwrap_or_default();
-    let names = run["artifacts"].as_array().into_iter().flatten();
-    if names.into_iter().any(|name| name == "patch.diff") {
-        cooper.run(["runs", "artifact", id, "patch.diff"]).expect(0).out()
+    let name = match run["attempt"].as_u64() {
+        Some(attempt @ 2..) => format!("attempt-{attempt}/patch.diff"),
+        _ => "patch.diff".to_owned(),
+    };
+    if run["artifacts"].as_array().is_some_and(|names| names.iter().any(|known| *known == name.as_str())) {
+        cooper.run(["runs", "artifact", id, &name]).expect(0).out()
     } else {
         String::new()
     }
