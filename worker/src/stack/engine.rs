@@ -245,6 +245,10 @@ pub(super) fn unix_ms(text: &str) -> Option<i64> {
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
     let rest = text.get(19..)?;
+    // To the millisecond: an image is often made in the second in which its context changed.
+    let fraction = rest.strip_prefix('.').unwrap_or_default();
+    let digits = fraction.bytes().take_while(u8::is_ascii_digit).take(3);
+    let ms = digits.zip([100, 10, 1]).map(|(digit, of)| i64::from(digit - b'0') * of).sum::<i64>();
     let zone = rest.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
     let offset = match zone.as_bytes() {
         [b'Z'] => 0,
@@ -259,7 +263,7 @@ pub(super) fn unix_ms(text: &str) -> Option<i64> {
     let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day
         - 1
         - 719_468;
-    Some((((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000)
+    Some((((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000 + ms)
 }
 
 #[cfg(test)]
@@ -268,7 +272,8 @@ mod tests {
 
     #[test]
     fn a_time_of_the_engine_is_read() {
-        assert_eq!(unix_ms("2023-11-14T22:13:20.123456789Z"), Some(1_700_000_000_000));
+        assert_eq!(unix_ms("2023-11-14T22:13:20.123456789Z"), Some(1_700_000_000_123));
+        assert_eq!(unix_ms("2023-11-14T22:13:20.5Z"), Some(1_700_000_000_500));
         assert_eq!(unix_ms("2023-11-14T23:13:20+01:00"), Some(1_700_000_000_000));
         assert_eq!(unix_ms("2024-02-29T00:00:00Z"), Some(1_709_164_800_000));
         assert_eq!(unix_ms("soon"), None);
