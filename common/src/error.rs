@@ -97,6 +97,8 @@ codes! {
     NotAwaitingApproval = "not_awaiting_approval", Conflict, "see `cooper runs show RUN`";
     Paused = "paused", Conflict, "`cooper resume`, or start it as a person: without `--automatic`";
     Cooldown = "cooldown", Exhausted, "wait, or start it as a person: without `--automatic`";
+    NotRetryable = "not_retryable", Conflict, "see `cooper runs show RUN`; `cooper repair` begins anew";
+    NotUndoable = "not_undoable", Conflict, "see `cooper runs show RUN` and `cooper runs list`";
     NoPlan = "no_plan", Conflict, "wait until the run has planned, or see why it ended: `cooper runs show RUN`";
     PlanChanged = "plan_changed", Conflict, "read the plan again and decide about that";
     ServiceLocked = "service_locked", Conflict, "wait for the run that works on this service; see `cooper runs list`";

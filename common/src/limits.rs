@@ -394,6 +394,8 @@ pub mod run {
     /// Newest runs that `cooper runs stats` looks at.
     pub const STATS_RUNS_MAX: usize = 10_000;
     pub const ARTIFACT_BYTES_MAX: usize = 64 << 20;
+    /// What was learned about one failure that a diagnosis looks at, newest first.
+    pub const LESSONS_READ_MAX: usize = 64;
     /// Log of one step kept as an artifact.
     pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;
 }

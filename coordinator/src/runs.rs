@@ -2,10 +2,12 @@
 //!
 //! One task drives all runs, one input at a time: repairs are few and long, and this way a run is never in two hands.
 
+mod again;
 mod approvals;
 mod artifacts;
 mod automatic;
 mod driver;
+mod memory;
 pub mod model;
 pub mod notify;
 mod pause;
@@ -35,6 +37,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use self::{
     approvals::{Waiting, may_decide},
+    memory::readable as lesson_readable,
     pause::{Pause, Pauses},
     policy_file::policy_file,
     rules::Rules,
@@ -124,15 +127,32 @@ impl Runs {
         if request.service.is_empty() {
             return Err(Error::invalid("service is missing"));
         }
+        match self.undo_asked(&request) {
+            Some(undo) => self.undo(caller, undo).await,
+            None => self.begin(caller, request, run::Origin::Repair, false).await,
+        }
+    }
+
+    /// Starts a run, or finds the one that was started with this key.
+    async fn begin(
+        &self,
+        caller: &Caller,
+        request: v1::CreateRunRequest,
+        origin: run::Origin,
+        needs_approval: bool,
+    ) -> Result<Loaded> {
+        check::idempotency_key(&request.idempotency_key)?;
         let key = &request.idempotency_key;
         let _turn = self.cluster.keys.turn(Aggregate::Run, &caller.tenant, key).await;
         if !key.is_empty()
             && let Some(known) = self.cluster.store.by_key(Aggregate::Run, Some(&caller.tenant), key).await?
         {
-            if known.row.spec != Some(request.encode_to_vec()) {
-                return Err(check::other_request(key));
-            }
-            return self.get(caller, &known.id).await;
+            let same = known.row.spec == Some(request.encode_to_vec());
+            let known = self.get(caller, &known.id).await?;
+            return match same && known.run.body.origin == origin {
+                true => Ok(known),
+                false => Err(check::other_request(key)),
+            };
         }
         self.cluster.space.admit()?;
         let stack = self.stack(caller, &request.stack)?;
@@ -163,8 +183,8 @@ impl Runs {
             dry_run: request.dry_run,
             automatic: request.automatic,
             priority,
-            origin: run::Origin::Repair,
-            needs_approval: false,
+            origin,
+            needs_approval,
             spec: request.encode_to_vec(),
         };
         self.ask(|answer| driver::Input::Create { create, answer }).await?;

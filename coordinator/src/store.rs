@@ -145,7 +145,8 @@ impl Keep {
             | Aggregate::Artifact
             | Aggregate::Checkpoint
             | Aggregate::Template
-            | Aggregate::Secret => Some(self.ended_rows),
+            | Aggregate::Secret
+            | Aggregate::Fix => Some(self.ended_rows),
         }
     }
 }

@@ -21,10 +21,12 @@ pub enum Aggregate {
     Checkpoint,
     Template,
     Secret,
+    /// What runs have learned about repairs of failures.
+    Fix,
 }
 
 impl Aggregate {
-    pub const ALL: [Aggregate; 13] = [
+    pub const ALL: [Aggregate; 14] = [
         Aggregate::Session,
         Aggregate::Task,
         Aggregate::Run,
@@ -38,6 +40,7 @@ impl Aggregate {
         Aggregate::Checkpoint,
         Aggregate::Template,
         Aggregate::Secret,
+        Aggregate::Fix,
     ];
     /// Table name, and the prefix of the aggregate's event kinds.
     pub const fn name(self) -> &'static str {
@@ -55,6 +58,7 @@ impl Aggregate {
             Aggregate::Checkpoint => "checkpoint",
             Aggregate::Template => "template",
             Aggregate::Secret => "secret",
+            Aggregate::Fix => "fix",
         }
     }
 }

@@ -53,6 +53,9 @@ pub struct RepairPlan {
     /// The attempt whose edits are in this plan too, since the failure that it was about is gone.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub builds_on: Option<u32>,
+    /// The run that it takes back.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub undoes: Option<String>,
     /// What was found.
     pub diagnosis: Finding,
     /// What is changed; empty for a mere restart or rebuild.
@@ -221,6 +224,7 @@ impl RepairPlan {
                 sources: String::new(),
             },
             builds_on: diagnosis.builds_on,
+            undoes: None,
             steps: steps(diagnosis.remedy, build.is_some(), preflight, &verify),
             on_failure: vec![Step {
                 kind: StepKind::Rollback,
@@ -235,6 +239,55 @@ impl RepairPlan {
             build,
             verify,
         })
+    }
+
+    /// Makes the plan that takes a run back: its files first, since a file that has changed meanwhile stops it with
+    /// nothing touched; then its image. A service that needs approval for a repair needs it for this too.
+    ///
+    /// # Errors
+    /// As [`RepairPlan::new`].
+    pub fn undo(
+        stack: &str,
+        model: &compose::Model,
+        service: &str,
+        of: &str,
+        changes: Vec<FileChange>,
+    ) -> Result<Self, Error> {
+        let repair = Repair::new(Remedy::Restart, &changes);
+        let diagnosis = Diagnosis {
+            rule_id: "undo".to_owned(),
+            cause: format!("Run {of} is taken back."),
+            confidence: 100,
+            class: Class::Auto,
+            evidence_line: String::new(),
+            remedy: Remedy::Restart,
+            fingerprint: repair.name(),
+            repair,
+            edits: vec![],
+            at: String::new(),
+            verified_by: None,
+            builds_on: None,
+        };
+        let mut plan = Self::new(stack, model, service, 1, &diagnosis)?;
+        plan.undoes = Some(of.to_owned());
+        if !changes.is_empty() {
+            let needs = vec![StepKind::Promote];
+            let first = Step { kind: StepKind::Promote, needs: vec![], timeout_ms: limits::STEP_TIMEOUT_MS };
+            plan.steps[0].needs = needs;
+            plan.steps.insert(0, first);
+            plan.edits = changes;
+        }
+        Ok(plan)
+    }
+
+    /// What is left of the plan from a step on, for another run.
+    #[must_use]
+    pub fn from_step(mut self, kind: StepKind) -> Self {
+        self.steps.retain(|step| step.kind >= kind);
+        if let Some(first) = self.steps.first_mut() {
+            first.needs.clear();
+        }
+        Self { attempt: 1, builds_on: None, ..self }
     }
 
     /// Asks for an approval whatever policy says of this plan alone: what came before it needed one (I8).

@@ -247,6 +247,8 @@ pub enum Request {
     Fix,
     /// Restart as it is.
     Restart,
+    /// Take a run back: capture `run`.
+    UndoRun,
 }
 
 /// One form of instruction that is understood.
@@ -257,7 +259,7 @@ pub struct Form {
     pub request: Request,
     /// How the form is told to a person who used another.
     pub says: String,
-    /// Regular expression over the whole instruction, case does not matter. Captures: `package`, `version`, `service`.
+    /// Regular expression over the whole instruction, case does not matter. Captures: `package`, `version`, `service`, `run`.
     pub pattern: String,
     /// Proof of the pattern.
     pub examples: Examples,

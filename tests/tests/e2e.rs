@@ -2,6 +2,7 @@
 //! scripts/test.sh can tell these tests from the others by name.
 
 mod e2e {
+    mod again;
     mod approvals;
     mod artifacts;
     mod attempts;

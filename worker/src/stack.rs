@@ -30,6 +30,7 @@ mod rollback;
 mod run_dir;
 mod survey;
 mod tree;
+mod undo;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -162,6 +163,7 @@ async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
     // From the patch to the promotion the service is what the staged compose files say.
     if let Input::Build { plan, .. } | Input::Restart { plan, .. } | Input::Verify { plan, .. } = input
         && patch::touches_stack(plan)
+        && plan.undoes.is_none()
     {
         step.project = step.project.with_files(step.staged_files(plan), &context.log).await?;
     }
@@ -190,7 +192,7 @@ impl Step<'_> {
                 }
                 Analysis::After(failure) => self.analyze_after(failure),
                 Analysis::Start => self.only_start().await,
-                Analysis::Undo { .. } => Err(failed("this worker cannot take runs back")),
+                Analysis::Undo { of } => self.analyze_undo(of).await,
             },
             Input::Patch { plan, .. } => self.patch(plan).await,
             Input::Build { plan, .. } => self.build(plan).await,

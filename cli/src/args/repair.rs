@@ -126,6 +126,25 @@ pub enum Runs {
     },
     /// Follow a run to its end
     Watch(RunRef),
+    /// Begin a run that has ended over again, as a run of its own
+    Retry {
+        /// Id of the run
+        run: String,
+        /// Go on from this step by the same plan: verify or promote, after a promotion conflict
+        #[arg(long, value_name = "STEP")]
+        from: Option<String>,
+        /// Start the run and leave it
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Take a run back that has succeeded: its files, as long as nobody has changed them, and the image of before
+    Undo {
+        /// Id of the run
+        run: String,
+        /// Start the run and leave it
+        #[arg(long)]
+        detach: bool,
+    },
     /// List the artifacts of a run, or copy them
     Artifacts {
         run: String,

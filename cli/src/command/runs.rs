@@ -1,4 +1,4 @@
-//! `cooper runs`: list, show, watch, artifacts.
+//! `cooper runs`: list, show, watch, retry, undo, artifacts.
 
 use std::{
     fs,
@@ -7,14 +7,15 @@ use std::{
 
 use cooper_common::error::Code;
 use cooper_proto::v1::{
-    Artifact, GetRunRequest, ListArtifactsRequest, ListRunsRequest, Page, ReadArtifactRequest, Run,
+    Artifact, GetRunRequest, ListArtifactsRequest, ListRunsRequest, Page, ReadArtifactRequest,
+    RetryRunRequest, Run, UndoRunRequest,
 };
 use serde_json::json;
 
 use super::{files::Receiving, pause, plan, stats, watch};
 use crate::{
     args::Runs,
-    connect::Client,
+    connect::{Client, Cluster, idempotency_key},
     context::Context,
     failure::{Failure, Result},
     output::json,
@@ -49,10 +50,30 @@ pub async fn run(context: &Context, args: Runs) -> Result<u8> {
         Runs::Plan { run, attempt } => plan::run(context, &client, run, attempt).await?,
         Runs::Stats { since, stack } => stats::run(context, &client, since, stack).await?,
         Runs::Watch(args) => return watch::to_the_end(context, &cluster, client, &args.run).await,
+        Runs::Retry { run, from, detach } => {
+            let from_step = from.unwrap_or_default();
+            let request = RetryRunRequest { run_id: run, from_step, idempotency_key: idempotency_key() };
+            let run = client.runs().retry_run(request).await?.into_inner();
+            return begun(context, &cluster, client, &run, detach).await;
+        }
+        Runs::Undo { run, detach } => {
+            let request = UndoRunRequest { run_id: run, idempotency_key: idempotency_key() };
+            let run = client.runs().undo_run(request).await?.into_inner();
+            return begun(context, &cluster, client, &run, detach).await;
+        }
         Runs::Artifacts { run, to } => artifacts(context, &client, run, to.as_deref()).await?,
         Runs::Artifact { run, name } => artifact(context, &client, run, name).await?,
     }
     Ok(0)
+}
+
+/// A run that was started: left, or followed to its end.
+async fn begun(context: &Context, cluster: &Cluster, client: Client, run: &Run, detach: bool) -> Result<u8> {
+    if detach {
+        context.out.answer(|| json::run(run), || run.id.clone())?;
+        return Ok(0);
+    }
+    watch::to_the_end(context, cluster, client, &run.id).await
 }
 
 fn row(run: &Run) -> Vec<String> {

@@ -225,6 +225,11 @@ pub fn summary(run: &Run) -> String {
     if !run.cause.is_empty() {
         lines.push(format!("  cause     {}", clean(&run.cause)));
     }
+    for (what, of) in [("retry of", &run.retry_of), ("undo of", &run.undo_of)] {
+        if !of.is_empty() {
+            lines.push(format!("  {what:<9} {of}"));
+        }
+    }
     if run.attempt > 1 {
         lines.push(format!("  attempts  {} of {}", run.attempt, run.max_attempts));
         for tried in &run.attempts {

@@ -227,6 +227,8 @@ pub fn run(run: &v1::Run) -> Value {
         "model_calls": run.model_calls.iter().map(model_call).collect::<Vec<_>>(),
         "attempt": run.attempt,
         "max_attempts": run.max_attempts,
+        "retry_of": run.retry_of,
+        "undo_of": run.undo_of,
         "attempts": run.attempts.iter().map(attempt).collect::<Vec<_>>(),
         "artifacts": run.artifacts,
         "steps": run.steps.iter().map(step).collect::<Vec<_>>(),

@@ -16,12 +16,12 @@ use cooper_common::{
 use cooper_core::{
     change::{Aggregate, Change, Row},
     cluster::Ended,
-    run::{Approver, Create, Next, Run, State, StepEnd, StepKind},
+    run::{Approver, Create, Next, Origin, Run, State, StepEnd, StepKind},
     task,
 };
 use cooper_proto::v1;
 use cooper_repair::{
-    Past, Policy, RepairPlan,
+    Evidence, Past, Policy, RepairPlan,
     proposal::Question,
     step::{Analysis, Input as StepInput, Report, StackRef},
 };
@@ -29,7 +29,7 @@ use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    Settings, approvals, artifacts, automatic,
+    Settings, approvals, artifacts, automatic, memory,
     model::{Answered, Model},
     planner, stats,
 };
@@ -202,6 +202,12 @@ impl Driver {
 
     /// Records a run; ended ones are dropped from memory.
     async fn save(&mut self, id: RunId) -> Result<()> {
+        if let Some(run) = self.runs.get(&id).filter(|run| run.body.state.ended())
+            && let Err(error) = self.learn(run).await
+        {
+            // The run's end does not depend on it.
+            tracing::warn!(run = %id, %error, "what a run has learned could not be kept");
+        }
         let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
         let changes = run.take_changes(now());
         let ended = run.body.state.ended();
@@ -339,9 +345,21 @@ impl Driver {
         let task = task.ok_or_else(|| Error::internal("the analyze step has no task"))?;
         let stack = stack_of(run);
         let report = self.report(task).await?;
+        if let Origin::Retry { of, from: Some(from) } = run.body.origin {
+            let plan = self.adopted(of, from).await?;
+            return self.keep_plan(id, plan, None).await;
+        }
         let evidence =
             report.evidence.ok_or_else(|| Error::internal("the analyze step brought no evidence"))?;
-        let past = self.past(run).await?;
+        if let Origin::Undo { of } = run.body.origin {
+            let (of, service) = (of.to_string(), &run.body.service);
+            let plan = RepairPlan::undo(&stack.name, &evidence.model, service, &of, report.changes)
+                .map_err(|error| Error::new(Code::PolicyRefused, error.to_string()))?;
+            let patch: String = plan.edits.iter().map(|change| change.diff.as_str()).collect();
+            let own = Policy::of(&evidence.model, &evidence.service).ok();
+            return self.keep_plan(id, self.tightened(plan, &stack, own.as_ref()), Some(patch)).await;
+        }
+        let past = self.past(run, &evidence).await?;
         let trusted = self.model.as_ref().is_some_and(|model| model.trusted());
         let rules = self.settings.rules.set();
         let case = planner::Case { rules, stack: &stack, evidence: &evidence, attempt, past: &past };
@@ -355,42 +373,102 @@ impl Driver {
                 *message = format!("{}: {message}", report.message);
             }
             planner::Answer::Refused { .. } => {}
-            planner::Answer::Plan { plan, .. } => {
-                if let Ok(own) = Policy::of(&evidence.model, &evidence.service) {
-                    self.settings.policy.tighten(plan, &stack.dir, &own);
-                }
+            planner::Answer::Plan { plan, max_attempts } => {
+                let own = Policy::of(&evidence.model, &evidence.service).ok();
+                let plan = self.tightened((**plan).clone(), &stack, own.as_ref());
                 if let Some(run) = self.runs.get(&id).filter(|run| run.body.automatic)
-                    && let Ok(own) = Policy::of(&evidence.model, &evidence.service)
+                    && let Some(own) = &own
                     && let Some(error) = automatic::against(
                         &self.cluster,
                         &run.tenant,
                         &stack.name,
                         &evidence.service,
-                        &own,
+                        own,
                         &self.settings.policy,
                     )
                 {
                     let Error { code, message, .. } = error;
                     return Ok(planner::Answer::Refused { code, message, cause: None, ask: None });
                 }
-                **plan = self.record_plan(id, plan).await?;
-                let patch = planner::patch(plan, &evidence, &stack);
-                self.keep_text(id, "plan.json", plan.to_json()).await?;
-                if !patch.is_empty() {
-                    self.keep_text(id, "patch.diff", patch).await?;
-                }
+                let patch = planner::patch(&plan, &evidence, &stack);
+                let max_attempts = *max_attempts;
+                return match self.keep_plan(id, plan, Some(patch)).await? {
+                    planner::Answer::Plan { plan, .. } => Ok(planner::Answer::Plan { plan, max_attempts }),
+                    refused @ planner::Answer::Refused { .. } => Ok(refused),
+                };
             }
         }
         Ok(answer)
     }
 
-    /// What this run has tried.
-    async fn past(&self, run: &Run) -> Result<Past> {
-        let mut past = Past::default();
-        for attempt in 1..run.body.attempt {
-            past.tried.extend(self.plan_row(run.id, attempt).await?);
+    fn tightened(&self, mut plan: RepairPlan, stack: &StackRef, own: Option<&Policy>) -> RepairPlan {
+        if let Some(own) = own {
+            self.settings.policy.tighten(&mut plan, &stack.dir, own);
         }
-        Ok(past)
+        plan
+    }
+
+    /// Records a plan, and keeps what people read of it. For one attempt, unless it is told otherwise.
+    async fn keep_plan(
+        &mut self,
+        id: RunId,
+        plan: RepairPlan,
+        patch: Option<String>,
+    ) -> Result<planner::Answer> {
+        let plan = self.record_plan(id, &plan).await?;
+        self.keep_text(id, "plan.json", plan.to_json()).await?;
+        if let Some(patch) = patch.filter(|patch| !patch.is_empty()) {
+            self.keep_text(id, "patch.diff", patch).await?;
+        }
+        Ok(planner::Answer::Plan { plan: Box::new(plan), max_attempts: 1 })
+    }
+
+    /// The plan that a run ended with, from a step on.
+    async fn adopted(&self, of: RunId, from: StepKind) -> Result<RepairPlan> {
+        let gone = || Error::new(Code::RunNotFound, format!("run {of} and its plan are not kept any more"));
+        let run = self.recorded(of).await?.ok_or_else(gone)?;
+        let plan = self.plan_row(of, run.body.attempt).await?.ok_or_else(gone)?;
+        Ok(plan.from_step(match from {
+            StepKind::Verify => cooper_repair::plan::StepKind::Verify,
+            _ => cooper_repair::plan::StepKind::Promote,
+        }))
+    }
+
+    /// A run as it was recorded, whether it has ended or not.
+    async fn recorded(&self, id: RunId) -> Result<Option<Run>> {
+        let store = &*self.cluster.store;
+        match store.get(Aggregate::Run, &id.to_string()).await? {
+            Some(record) => Ok(Some(super::load(store, record).await?.run)),
+            None => Ok(None),
+        }
+    }
+
+    /// What this run has tried, and what others have learned.
+    async fn past(&self, run: &Run, evidence: &Evidence) -> Result<Past> {
+        let (store, rules) = (&*self.cluster.store, self.settings.rules.set());
+        let learned = memory::recall(store, rules, run, evidence).await?;
+        Ok(Past { tried: self.plans(run, run.body.attempt - 1).await?, learned })
+    }
+
+    /// The plans of a run's first attempts.
+    async fn plans(&self, run: &Run, attempts: u32) -> Result<Vec<RepairPlan>> {
+        let mut plans = Vec::new();
+        for attempt in 1..=attempts {
+            plans.extend(self.plan_row(run.id, attempt).await?);
+        }
+        Ok(plans)
+    }
+
+    /// Keeps what a run that ends has learned. Before its end is recorded: what comes between repeats both.
+    async fn learn(&self, run: &Run) -> Result<()> {
+        let store = &*self.cluster.store;
+        if let Origin::Undo { of } = run.body.origin {
+            let undone = self.recorded(of).await?.filter(|_| run.body.state == State::Succeeded);
+            let Some(undone) = undone else { return Ok(()) };
+            let plans = self.plans(&undone, undone.body.attempt).await?;
+            return memory::unlearn(store, &undone, run, &plans).await;
+        }
+        memory::learn(store, run, &self.plans(run, run.body.attempt).await?).await
     }
 
     /// The plan is a row of its own, before anything is done by it. One that was recorded before a restart stays.
@@ -523,6 +601,21 @@ impl Driver {
             let failure = self.report(task).await?.failure;
             let failure = failure.ok_or_else(|| Error::internal("what showed the failure is gone"))?;
             let mode = Analysis::After(failure);
+            return Ok(StepInput::Analyze {
+                stack,
+                service,
+                log: None,
+                instruction: None,
+                mode,
+                rules: None,
+            });
+        }
+        let mode = match run.body.origin {
+            Origin::Retry { from: Some(_), .. } => Some(Analysis::Start),
+            Origin::Undo { of } => Some(Analysis::Undo { of: of.to_string() }),
+            Origin::Repair | Origin::Retry { from: None, .. } => None,
+        };
+        if let Some(mode) = mode {
             return Ok(StepInput::Analyze {
                 stack,
                 service,

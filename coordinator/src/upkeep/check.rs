@@ -120,6 +120,7 @@ fn read(aggregate: Aggregate, record: &Record) -> Result<(), String> {
             serde_json::from_str::<cooper_core::artifact::Artifact>(&row.body).map(drop).map_err(said)
         }
         Aggregate::Secret => secrets::readable(record).map_err(|error| error.message),
+        Aggregate::Fix => runs::lesson_readable(&row.body).map_err(said),
         Aggregate::Step | Aggregate::Approval | Aggregate::Stack | Aggregate::Template => {
             serde_json::from_str::<serde_json::Value>(&row.body).map(drop).map_err(said)
         }

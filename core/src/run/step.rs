@@ -135,6 +135,10 @@ impl Run {
             StepKind::Analyze if !end.ok && end.code == Code::PolicyRefused.as_str() => {
                 self.refuse(Code::PolicyRefused, end.message);
             }
+            // An undo that would meet what somebody has changed.
+            StepKind::Analyze if !end.ok && end.code == Code::PromotionConflict.as_str() => {
+                self.refuse(Code::PromotionConflict, end.message);
+            }
             StepKind::Analyze if !end.ok => self.fail(&end.code, end.message),
             StepKind::Analyze => {}
             StepKind::Rollback => self.rolled_back(end),
@@ -149,6 +153,9 @@ impl Run {
             StepKind::Patch | StepKind::Build | StepKind::Restart | StepKind::Verify | StepKind::Promote => {
                 if !end.promotion.is_empty() {
                     self.body.promotion = end.promotion.clone();
+                }
+                if end.image_equal.is_some() {
+                    self.body.image_equal = end.image_equal;
                 }
                 let done = end.ok && self.next() == Next::Done;
                 if done && kind == StepKind::Promote {

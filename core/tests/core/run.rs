@@ -245,6 +245,40 @@ fn nothing_follows_a_cancel_nor_a_failure_that_shows_nothing() {
     assert_eq!(last.body.state, State::RolledBack, "the policy allows one attempt");
 }
 
+fn undo() -> Run {
+    let mut run = run();
+    run.body.origin = Origin::Undo { of: RunId::from_u128(2) };
+    run.begin();
+    run
+}
+
+#[test]
+fn an_undo_that_meets_a_changed_file_is_refused_and_one_that_fails_later_is_rolled_back() {
+    let planned = || {
+        use StepKind::{Promote, Restart, Verify};
+        Planned { steps: [Promote, Restart, Verify].map(|kind| (kind, 1)).to_vec(), ..attempt(false, 1, 1) }
+    };
+    let mut early = undo();
+    let conflict = StepEnd { code: "promotion_conflict".into(), ..StepEnd::default() };
+    step(&mut early, StepKind::Analyze, conflict);
+    assert_eq!(early.body.state, State::Refused);
+
+    let mut meanwhile = undo();
+    step(&mut meanwhile, StepKind::Analyze, ok());
+    meanwhile.planned(NOW, planned());
+    step(&mut meanwhile, StepKind::Promote, StepEnd { promotion: "conflict".into(), ..ok() });
+    assert_eq!(meanwhile.body.state, State::Refused, "files come first: nothing was touched");
+
+    let mut fails = undo();
+    step(&mut fails, StepKind::Analyze, ok());
+    fails.planned(NOW, planned());
+    step(&mut fails, StepKind::Promote, StepEnd { promotion: "promoted".into(), ..ok() });
+    step(&mut fails, StepKind::Restart, ok());
+    step(&mut fails, StepKind::Verify, shown("it is not as it was"));
+    step(&mut fails, StepKind::Rollback, ok());
+    assert_eq!(fails.body.state, State::RolledBack, "an undo is not tried in another way");
+}
+
 /// The run as a coordinator that starts anew loads it.
 fn reload(run: &mut Run, rows: &mut BTreeMap<(Aggregate, String), (u64, Row)>) -> Run {
     for change in run.take_changes(NOW) {

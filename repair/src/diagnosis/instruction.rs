@@ -8,6 +8,12 @@ use super::fix::{self, Resolved};
 use super::scene::Scene;
 use super::{Diagnosis, Evidence, NoDiagnosis, Remedy, Repair, fingerprint, python};
 
+/// The run that an instruction asks to take back, if it asks for that.
+pub fn undo_asked(rules: &RuleSet, instruction: &str) -> Option<String> {
+    let (form, mut captures) = rules.request(instruction.trim())?;
+    captures.remove("run").filter(|_| form.request == Request::UndoRun)
+}
+
 /// Follows an instruction. `None` if it asks for what diagnosis does anyway.
 pub(super) fn follow(
     rules: &RuleSet,
@@ -42,6 +48,10 @@ pub(super) fn follow(
     let package = captures.get("package").map(String::as_str).unwrap_or_default();
     let (id, cause, resolved) = match form.request {
         Request::Fix => return Ok(None),
+        Request::UndoRun => {
+            let run = captures.get("run").map(String::as_str).unwrap_or_default();
+            return Err(refused(format!("a run is taken back where it was made: `cooper runs undo {run}`")));
+        }
         Request::Restart => {
             let restart = Resolved::nothing(Remedy::Restart);
             ("instruction.restart", "A restart was asked for.".to_owned(), Ok(restart))

@@ -19,21 +19,18 @@ fn steps(run: &Answer) -> Vec<(u64, &str, &str)> {
 /// A run that succeeded with its second attempt, whose plan holds both fixes.
 fn check_second_succeeded(run: &Answer) {
     assert_eq!((text(run, "state"), &run["attempt"]), ("succeeded", &2.into()), "{run:#}");
-    let analyzed = ["patch", "build", "restart", "verify"].map(|name| (1, name));
-    let [.., verify] = analyzed;
-    let first: Vec<_> = steps(run).into_iter().filter(|(attempt, ..)| *attempt == 1).collect();
-    assert!(
-        first.contains(&(verify.0, verify.1, "failed")) && first.contains(&(1, "rollback", "succeeded")),
-        "{run:#}"
-    );
+    // Beside the running service, or in its place.
+    let failed = |(attempt, name, state): (u64, &str, &str)| {
+        attempt == 1 && ["restart", "verify"].contains(&name) && state == "failed"
+    };
+    assert!(steps(run).into_iter().any(failed), "{run:#}");
+    assert!(steps(run).contains(&(1, "rollback", "succeeded")), "{run:#}");
     assert!(steps(run).contains(&(2, "promote", "succeeded")), "{run:#}");
     let hashes: Vec<&str> =
         run["attempts"].as_array().expect("a list").iter().map(|tried| text(tried, "plan_hash")).collect();
     assert!(hashes.len() == 2 && hashes[0] != hashes[1] && hashes[1] == text(run, "plan_hash"), "{run:#}");
-    assert!(text(&run["attempts"][0]["error"], "code") == "verify_failed", "{run:#}");
-    for name in
-        ["build.log", "container.log", "rollback.log", "attempt-2/analyze.log", "attempt-2/patch.diff"]
-    {
+    assert!(!text(&run["attempts"][0]["error"], "code").is_empty(), "{run:#}");
+    for name in ["build.log", "rollback.log", "attempt-2/analyze.log", "attempt-2/patch.diff"] {
         assert!(names(run).contains(&name), "{name} in {run:#}");
     }
 }

@@ -1,14 +1,17 @@
 //! Step `promote`: writes the verified edits into the checkout, all or none, under the bytes they were made for (I6).
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use cooper_common::error::{Code, Error, Result};
-use cooper_repair::RepairPlan;
-use cooper_repair::edit::sha256;
+use cooper_repair::edit::{FileChange, Root, sha256};
 use cooper_repair::step::Report;
+use cooper_repair::{RepairPlan, diff};
 
 use super::checkout::{Checkout, Content};
 use super::rollback::Difference;
+use super::run_dir::RunDir;
 use super::{Step, done, failed, run_dir};
 
 /// Where the bytes of before are kept in the run's directory.
@@ -74,7 +77,7 @@ impl Step<'_> {
                 self.log.say("going on with a promotion that was interrupted");
                 journal
             }
-            _ => match self.begin(plan, &hash, &checkout) {
+            _ => match self.begin(plan, &hash, &checkout).await {
                 Ok(journal) => journal,
                 Err(error) if error.code == Code::PlanChanged => return Ok(self.conflict(&error.message)),
                 Err(error) => return Err(error),
@@ -99,8 +102,12 @@ impl Step<'_> {
     }
 
     /// Checks every file, keeps the bytes of before and writes the journal. Nothing of the user's is touched yet.
-    fn begin(&self, plan: &RepairPlan, hash: &str, checkout: &Checkout) -> Result<Journal> {
-        let placed = self.checked(plan)?;
+    async fn begin(&self, plan: &RepairPlan, hash: &str, checkout: &Checkout) -> Result<Journal> {
+        let placed = match &plan.undoes {
+            // What was there before a repair is the user's: policy has no say in it.
+            Some(of) => self.reversed(plan, of).await?,
+            None => self.checked(plan)?,
+        };
         // The image in use was built from the stage; what is written must be the same.
         self.dir.make(PREIMAGES)?;
         let mut files = Vec::new();
@@ -205,6 +212,48 @@ impl Step<'_> {
             ..done(format!("{why}; nothing was written: apply patch.diff by hand"))
         }
     }
+}
+
+/// The changes that put back what a run has promoted, each over what that run has written.
+///
+/// # Errors
+/// `plan_changed`: somebody has changed a file since.
+pub(super) fn reversed(dir: &RunDir, stack: &Path, of: &str) -> Result<Vec<FileChange>> {
+    let Some(journal) = dir.read::<Journal>(run_dir::JOURNAL)? else { return Ok(vec![]) };
+    if journal.state == State::Undone {
+        return Ok(vec![]);
+    }
+    let checkout = Checkout::open(stack)?;
+    let mut changes = Vec::new();
+    for (n, file) in journal.files.iter().enumerate() {
+        let (now, content) = file.now(&checkout)?;
+        let (Now::New, Some(content)) = (now, content) else {
+            let what = format!("{} was changed since run {of}", file.path);
+            return Err(Error::new(Code::PlanChanged, what));
+        };
+        let made = || failed(format!("run {of} has made {}, which Cooper does not remove", file.path));
+        let base = file.base.clone().ok_or_else(made)?;
+        let bytes = std::fs::read(dir.path(&format!("{PREIMAGES}/{n}")))
+            .map_err(|error| failed(format!("the bytes {} had before are gone: {error}", file.path)))?;
+        if sha256(&bytes) != base {
+            return Err(failed(format!("the bytes kept of {} are not those of before", file.path)));
+        }
+        let text = |bytes: Vec<u8>| {
+            String::from_utf8(bytes).map_err(|_| failed(format!("{} is not text", file.path)))
+        };
+        let (old, new_content) = (text(content.bytes)?, text(bytes)?);
+        changes.push(FileChange {
+            root: Root::Stack,
+            diff: diff::unified(&file.path, Some(&old), &new_content),
+            path: file.path.clone(),
+            base_sha256: Some(file.new.clone()),
+            new_content,
+            mode: file.mode.filter(|mode| *mode != content.mode),
+            edits: vec![],
+            description: format!("{} as it was before run {of}", file.path),
+        });
+    }
+    Ok(changes)
 }
 
 impl Written {

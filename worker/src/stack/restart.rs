@@ -26,6 +26,9 @@ pub(super) struct Restart {
 
 impl Step<'_> {
     pub(super) async fn restart(&self, plan: &RepairPlan) -> Result<Report> {
+        if let Some(of) = &plan.undoes {
+            return self.restart_undone(plan, of).await;
+        }
         let limit = limit(plan, StepKind::Restart);
         let start = self.start()?;
         let _lock = run_dir::lock_project(self.worker_dir, &self.project.model.name).await?;
@@ -76,7 +79,7 @@ impl Step<'_> {
     }
 
     /// Records what is about to change; a repeated step finds what it has recorded before.
-    async fn about_to_restart(&self, plan: &RepairPlan) -> Result<Restart> {
+    pub(super) async fn about_to_restart(&self, plan: &RepairPlan) -> Result<Restart> {
         let hash = plan.hash();
         let before: Option<Restart> = self.dir.read(run_dir::RESTART)?;
         if let Some(recorded) = before.as_ref().filter(|recorded| recorded.plan == hash) {
@@ -93,7 +96,11 @@ impl Step<'_> {
         Ok(restart)
     }
 
-    async fn check_neighbours(&self, before: &BTreeMap<String, String>, restart: &Restart) -> Result<()> {
+    pub(super) async fn check_neighbours(
+        &self,
+        before: &BTreeMap<String, String>,
+        restart: &Restart,
+    ) -> Result<()> {
         let disturbed = disturbed(before, &self.neighbours().await?);
         if disturbed.is_empty() {
             return Ok(());

@@ -99,7 +99,7 @@ impl Step<'_> {
     }
 
     /// The service's tag and container as recorded. Names what could not be brought back.
-    async fn bring_back(&self, start: &Start, limit: Duration) -> Result<Vec<Difference>> {
+    pub(super) async fn bring_back(&self, start: &Start, limit: Duration) -> Result<Vec<Difference>> {
         let record = &start.record;
         if let Some(moved) = self.tag_moved_by_others(start).await? {
             return Ok(vec![moved]);
@@ -233,6 +233,16 @@ impl Step<'_> {
                 && seen.is_stopped() == start.was_stopped()
         };
         Ok(!replicas.is_empty() && replicas.iter().all(is))
+    }
+
+    /// What differs from how it was, and whether the images are the very same.
+    pub(super) async fn differences(
+        &self,
+        plan: &RepairPlan,
+        start: &Start,
+    ) -> Result<(Vec<Difference>, bool)> {
+        let images = self.images_to_be(start).await?;
+        Ok((self.compare(plan, start, &images).await?, images.equal))
     }
 
     /// What differs from the start record. Waits, within bounds, for the service to be as well as it was.

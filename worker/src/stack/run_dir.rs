@@ -51,6 +51,11 @@ impl RunDir {
         Ok(Self { path, _lock: lock })
     }
 
+    /// True if the run has been on this worker, and not too long ago.
+    pub(super) fn exists(worker_dir: &Path, run: RunId) -> bool {
+        worker_dir.join("runs").join(run.to_string()).is_dir()
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

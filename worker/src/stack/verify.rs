@@ -58,6 +58,9 @@ struct Watch<'p> {
 
 impl Step<'_> {
     pub(super) async fn verify(&self, plan: &RepairPlan) -> Result<Report> {
+        if let Some(of) = &plan.undoes {
+            return self.verify_undone(plan, of).await;
+        }
         let verified = self.watch(plan, Watched::Service).await?;
         let build = match plan.build {
             Some(_) => self.dir.read(run_dir::BUILD_LOG)?,

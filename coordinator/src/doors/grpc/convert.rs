@@ -251,6 +251,14 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         attempt: body.attempt,
         max_attempts: body.max_attempts,
         attempts: body.tried.iter().map(attempt).collect(),
+        retry_of: match body.origin {
+            run::Origin::Retry { of, .. } => of.to_string(),
+            run::Origin::Repair | run::Origin::Undo { .. } => String::new(),
+        },
+        undo_of: match body.origin {
+            run::Origin::Undo { of } => of.to_string(),
+            run::Origin::Repair | run::Origin::Retry { .. } => String::new(),
+        },
         approvals: run.approvals.iter().map(approval).collect(),
     }
 }

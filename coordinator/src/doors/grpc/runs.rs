@@ -160,6 +160,18 @@ impl runs_server::Runs for Runs {
         Ok(Response::new(v1::ListApprovalsResponse { approvals, next_cursor }))
     }
 
+    async fn retry_run(&self, request: Request<v1::RetryRunRequest>) -> Result<Response<v1::Run>, Status> {
+        let caller = client(&request)?;
+        let run = self.runs.retry(&caller, request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(convert::run(&run)))
+    }
+
+    async fn undo_run(&self, request: Request<v1::UndoRunRequest>) -> Result<Response<v1::Run>, Status> {
+        let caller = client(&request)?;
+        let run = self.runs.undo(&caller, request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(convert::run(&run)))
+    }
+
     async fn cancel_run(&self, request: Request<v1::CancelRunRequest>) -> Result<Response<v1::Run>, Status> {
         let caller = client(&request)?;
         let run = self.runs.cancel(&caller, &request.get_ref().run_id).await.map_err(status)?;

@@ -147,6 +147,8 @@ pub static ROUTES: &[Route] = &[
     events("/orchestrator/runs/{run_id}/events", "Runs/WatchRun"),
     Route { body: Body::As(decision), ..post("/orchestrator/runs/{run_id}/approvals", "Runs/DecideRun") },
     post("/orchestrator/runs/{run_id}/cancel", "Runs/CancelRun"),
+    post("/orchestrator/runs/{run_id}/retry", "Runs/RetryRun"),
+    post("/orchestrator/runs/{run_id}/undo", "Runs/UndoRun"),
     get("/orchestrator/runs/{run_id}/artifacts", "Runs/ListArtifacts"),
     file("/orchestrator/runs/{run_id}/artifacts/{*name}", "Runs/ReadArtifact"),
     get("/orchestrator/approvals", "Runs/ListApprovals"),

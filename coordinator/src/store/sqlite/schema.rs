@@ -19,6 +19,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "first", small: true, run: first },
     Migration { name: "checkpoints_templates", small: true, run: checkpoints_templates },
     Migration { name: "secrets", small: true, run: secrets },
+    Migration { name: "fixes", small: true, run: fixes },
 ];
 
 /// What this build writes; `PRAGMA user_version` of the file.
@@ -75,6 +76,10 @@ fn checkpoints_templates(connection: &Connection) -> rusqlite::Result<()> {
 
 fn secrets(connection: &Connection) -> rusqlite::Result<()> {
     aggregate_table(connection, "secret")
+}
+
+fn fixes(connection: &Connection) -> rusqlite::Result<()> {
+    aggregate_table(connection, "fix")
 }
 
 fn aggregate_table(connection: &Connection, table: &str) -> rusqlite::Result<()> {

@@ -11,10 +11,11 @@ use crate::{
 };
 
 /// One a schema version, frozen.
-const FIXTURES: [&str; 3] = [
+const FIXTURES: [&str; 4] = [
     include_str!("../../../fixtures/v1.sql"),
     include_str!("../../../fixtures/v2.sql"),
     include_str!("../../../fixtures/v3.sql"),
+    include_str!("../../../fixtures/v4.sql"),
 ];
 
 fn written(fixture: &str) -> tempfile::TempDir {
