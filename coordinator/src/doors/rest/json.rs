@@ -282,7 +282,8 @@ mod tests {
         assert_eq!(told["spec"]["python"]["stdin_base64"], "/w==");
         assert_eq!((&told["priority"], &told["retry"]), (&json!(-3), &Value::Null));
         assert!(told["spec"].get("shell").is_none(), "what was not chosen is not there");
-        assert_eq!(read(&of, &told).unwrap(), message);
+        let read = read(&of, &told).unwrap().encode_to_vec();
+        assert_eq!(v1::SubmitTaskRequest::decode(&*read).unwrap(), task);
     }
 
     #[test]
