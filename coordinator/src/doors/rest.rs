@@ -292,15 +292,16 @@ fn upload(
         part.set_field_by_name("data", Field::Bytes(bytes));
         part
     };
-    // A body that breaks off ends the call before its end, and the file is not written.
-    let data = body.into_data_stream().take_while(|read| std::future::ready(read.is_ok()));
-    let parts = data.flat_map(move |read| {
-        let mut bytes = read.unwrap_or_default();
-        let mut parts = Vec::new();
-        while !bytes.is_empty() {
-            parts.push(part(bytes.split_to(bytes.len().min(CHUNK_BYTES))));
+    let parts = body.into_data_stream().flat_map(move |read| match read {
+        Ok(mut bytes) => {
+            let mut parts = Vec::new();
+            while !bytes.is_empty() {
+                parts.push(part(bytes.split_to(bytes.len().min(CHUNK_BYTES))));
+            }
+            stream::iter(parts).boxed()
         }
-        stream::iter(parts)
+        // It broke off: an end here would be taken for the end of the file. The call goes with its connection.
+        Err(_) => stream::pending().boxed(),
     });
     stream::iter([head]).chain(parts).boxed()
 }

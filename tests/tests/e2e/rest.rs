@@ -1,5 +1,7 @@
 //! REST as a script speaks it: paths, JSON, files, events and problems, on the port of everything else.
 
+use std::io::Write as _;
+
 use cooper_tests::{
     Answer, cluster,
     cluster::shared_compose,
@@ -115,6 +117,17 @@ fn a_session_is_made_used_and_destroyed() {
     assert_eq!(rest.get(&format!("{at}/files?path=in"))["files"][0]["path"], "in/big.txt");
     let gone = rest.send("DELETE", &format!("{at}/files?path=in&recursive=true"), &[], b"");
     assert_eq!(gone.json()["entries"], 2, "{}", gone.body);
+
+    // What broke off is no file.
+    let mut half =
+        std::net::TcpStream::connect(rest.url.trim_start_matches("http://")).expect("a connection");
+    let (token, path) = (&rest.token, format!("{content}?path=half.txt"));
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {token}\r\n");
+    half.write_all(format!("{head}content-length: 100\r\n\r\nhalf of it").as_bytes()).expect("it is sent");
+    half.shutdown(std::net::Shutdown::Both).expect("it ends");
+    // Nothing tells that nothing happens: long enough for what would be written.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(rest.problem("GET", &path, &Value::Null), (404, "file_not_found".to_owned()));
 
     // What is wrong is said with its status and its code.
     let nothing = Value::Null;

@@ -260,6 +260,10 @@ impl World {
             if model.place(other) > model.place(id) || body.session != mine.session {
                 continue;
             }
+            // What a person puts back into the queue begins at its end, and has its old place again after a restart.
+            if body.scheduling.as_ref().is_some_and(|scheduling| scheduling.requeued_ms > 0) {
+                continue;
+            }
             let passed_over = match (body.session, body.kind) {
                 // One that needs the interpreter lets others pass.
                 (Some(_), kind) => {
