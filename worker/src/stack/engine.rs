@@ -9,6 +9,7 @@ use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    WaitContainerOptionsBuilder,
 };
 use futures::StreamExt;
 use tokio::time::timeout;
@@ -145,9 +146,23 @@ impl Engine {
     /// Ends a container and removes it with its anonymous volumes. None of that name is fine.
     pub(super) async fn remove_container(&self, name: &str) -> Result<()> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        present(answer_raw(self.docker.remove_container(name, Some(options))).await)
-            .map(|_| ())
-            .while_doing(format_args!("removing container {name}"))
+        match present(answer_raw(self.docker.remove_container(name, Some(options))).await) {
+            Ok(_) => Ok(()),
+            // Whoever asked first, as a step that was killed meanwhile, has begun it.
+            Err(Refused::DockerResponseServerError { status_code: 409, .. }) => self.gone(name).await,
+            Err(error) => Err(error).while_doing(format_args!("removing container {name}")),
+        }
+    }
+
+    /// Waits until a container that is being removed is.
+    async fn gone(&self, name: &str) -> Result<()> {
+        let options = WaitContainerOptionsBuilder::default().condition("removed").build();
+        // How it ended, or that it has gone already, is all the same.
+        let _ = timeout(ANSWER, self.docker.wait_container(name, Some(options)).next()).await;
+        match self.inspect(name).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::new(Code::StepFailed, format!("container {name} is not removed in time"))),
+        }
     }
 
     /// The tags of a repository, in order.
