@@ -24,7 +24,6 @@ impl Checkpoints {
     pub async fn run(self: Arc<Self>) {
         loop {
             let _ = tokio::time::timeout(LOOK, self.cluster.transfers.notified()).await;
-            // What is handed out here is already decided; what it leads to is recorded when it is there.
             let due = self.cluster.decide(|core, now| Ok((core.due_transfers(now), Default::default())));
             for transfer in due.map(|(due, _)| due).unwrap_or_default() {
                 let this = self.clone();
@@ -35,6 +34,11 @@ impl Checkpoints {
 
     async fn carry(&self, transfer: Transfer) {
         let Transfer { job, session, .. } = transfer;
+        // What asked for it may still be on its way to the disk, and the checkpoint's row with it (I2).
+        if let Err(error) = self.cluster.recorded().await {
+            tracing::warn!(%session, %error, "a session is not carried: what asked for it was not recorded");
+            return;
+        }
         let brought = match &transfer.what {
             What::Pack { saving, python_version } => self.pack(&transfer, saving, python_version).await,
             What::Restore { checkpoint } => self.restore(&transfer, *checkpoint).await,
