@@ -331,6 +331,8 @@ impl Cluster {
         if session.body.state == State::Draining {
             return;
         }
+        // What is still being carried for it comes to nothing: a session that ends falls asleep or moves no more.
+        session.transfer = None;
         let fence = session.body.fence;
         let worker = self.workers.get(session.body.worker.as_str()).filter(|w| w.attached.is_some());
         match worker.map(|w| w.id.clone()) {
