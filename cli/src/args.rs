@@ -26,7 +26,7 @@ use cooper_proto::v1::TaskState;
 
 use crate::{
     flags::{CoordinatorFlags, UpFlags, WorkerFlags},
-    units,
+    units, version,
 };
 
 const AFTER: &str = "\
@@ -37,15 +37,9 @@ Exit status: 0 done; 1 error; 2 wrong usage.
                7 rejected, expired or cancelled
 Commands find the cluster by COOPER_URL and COOPER_TOKEN or COOPER_TOKEN_FILE, else in the data directory.";
 
-/// A binary that can be told to kill itself says so.
-fn version() -> String {
-    let failpoints = if cooper_common::failpoint::COMPILED_IN { " (failpoints)" } else { "" };
-    format!("{}{failpoints}", cooper_common::VERSION)
-}
-
 /// Isolated Python sessions, and repairs of docker compose services.
 #[derive(Debug, Parser)]
-#[command(name = "cooper", version = version(), after_help = AFTER, max_term_width = 110)]
+#[command(name = "cooper", version = version::text(), after_help = AFTER, max_term_width = 110)]
 #[command(disable_help_subcommand = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
@@ -159,8 +153,14 @@ pub enum Command {
     /// Settings: what holds, and why
     #[command(subcommand)]
     Config(Config),
-    /// Version of this binary
+    /// Version, commit and features of this binary
     Version,
+    /// Write manual pages, one for each command
+    #[command(hide = true)]
+    Man {
+        /// Directory for them, which has to be there
+        dir: PathBuf,
+    },
     #[command(hide = true, name = "worker-link")]
     WorkerLink,
     #[command(hide = true, name = "worker-step")]

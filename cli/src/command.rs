@@ -32,15 +32,15 @@ mod tasks;
 mod template;
 mod watch;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
 use cooper_common::error::Code;
-use serde_json::json;
 
 use crate::{
-    args::Command,
+    args::{Cli, Command},
     context::Context,
     failure::{Failure, Result},
+    version,
 };
 
 /// Runs a command to its exit status.
@@ -50,6 +50,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Config(args) => return config::run(context, args),
         Command::Doctor(args) => return doctor::run(context, args),
         Command::Version => return version(context),
+        Command::Man { dir } => return man(&dir),
         _ => {}
     }
     block_on(async {
@@ -100,8 +101,19 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn version(context: &Context) -> Result<u8> {
-    let version = cooper_common::VERSION;
-    context.out.answer(|| json!({"version": version}), || format!("cooper {version}"))?;
+    context.out.answer(version::json, || format!("cooper {}", version::text()))?;
+    Ok(0)
+}
+
+/// Pages for whoever packages Cooper.
+fn man(dir: &Path) -> Result<u8> {
+    let command = <Cli as clap::CommandFactory>::command();
+    clap_mangen::generate_to(command, dir).map_err(|error| {
+        Failure::new(
+            Code::InvalidArgument,
+            format!("cannot write manual pages to {}: {error}", dir.display()),
+        )
+    })?;
     Ok(0)
 }
 

@@ -12,6 +12,7 @@ mod role;
 mod terminal;
 mod units;
 mod up;
+mod version;
 
 use std::{env, process::ExitCode};
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsStr, net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use cooper_common::{
-    config::{Config, Role},
+    config::{Config, Origin, Role},
     error::Code,
     limits::{self, link, stop, zygote},
     network, telemetry,
@@ -12,6 +12,7 @@ use cooper_coordinator::{Policy, Quota, Timing, runs, sessions::Defaults, upkeep
 use cooper_worker::{
     config::{Ports, Pythons},
     egress::dial::Place,
+    slot::Slot,
 };
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
@@ -180,7 +181,8 @@ pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
     if args.supervisor.is_none() {
         preflight::not_beside_up(&config.data())?;
     }
-    let mut worker = worker_config(&config)?;
+    let slot = config.path("slots").map(|dir| Slot::claim(&dir)).transpose()?;
+    let mut worker = worker_config(&config, slot.as_ref())?;
     if args.supervisor.is_some() {
         // `up` ends within seconds, so that Ctrl-C means what it says.
         worker.drain_ms = stop::UP_DRAIN_MS;
@@ -205,7 +207,7 @@ pub fn surveyed(context: &Context, args: args::Doctor) -> Result<cooper_worker::
     })
 }
 
-fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
+fn worker_config(config: &Config, slot: Option<&Slot>) -> Result<cooper_worker::config::Config> {
     use cooper_worker::{
         config::Timing,
         confine::facilities::{Mask, Tier},
@@ -221,9 +223,21 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
         reconnect_cap_ms: time("reconnect_cap_ms", default.reconnect_cap_ms),
     };
     let stacks = config.pairs("stacks").into_iter().map(|(name, dir)| (name, PathBuf::from(dir))).collect();
+    let session_uids =
+        config.text("session_uids").map(|range| cooper_worker::confine::uids::parse(&range)).transpose()?;
+    let dir = slot.map_or_else(|| config.data().join("worker"), |slot| slot.dir.clone());
+    let base = config.path("base_workspace");
+    // By default it is beneath the data directory, which a worker in a slot has no use for.
+    let usual = matches!(config.get("base_workspace").map(|entry| &entry.origin), Some(Origin::Default));
+    let base = match slot {
+        None => base,
+        Some(_) if usual => None,
+        Some(slot) => base.map(|base| base.join(&slot.name)),
+    };
+    let named = |id: String| slot.map_or_else(|| id.clone(), |slot| format!("{id}-{}", slot.number));
     Ok(cooper_worker::config::Config {
-        base_workspace: config.path("base_workspace"),
-        worker_id: config.text("worker_id"),
+        base_workspace: base,
+        worker_id: config.text("worker_id").map(named),
         max_sessions: config.integer("max_sessions").and_then(|number| u32::try_from(number).ok()),
         python: Pythons::parse(&config.text("python").unwrap_or_default()),
         preload: config.text("preload").filter(|tier| tier != "off"),
@@ -246,14 +260,11 @@ fn worker_config(config: &Config) -> Result<cooper_worker::config::Config> {
             Some(_) => Some(places(config, "egress_index")?),
         },
         egress_hosts: hosts(config)?,
-        session_uids: config
-            .text("session_uids")
-            .map(|range| cooper_worker::confine::uids::parse(&range))
-            .transpose()?,
+        session_uids: slot.map_or(session_uids.clone(), |slot| Some(slot.uids(session_uids))),
         timing,
         log_level: config.log_level(),
         health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),
-        ..cooper_worker::config::Config::new(config.data().join("worker"), addr, config.join_token()?)
+        ..cooper_worker::config::Config::new(dir, addr, config.join_token()?)
     })
 }
 

@@ -234,6 +234,12 @@ pub mod confine {
     pub const UIDS_PER_WORKER: u32 = 16_384;
 }
 
+/// Directories that replicas of one worker share.
+pub mod slot {
+    /// Workers of one such directory.
+    pub const SLOTS_MAX: u32 = 256;
+}
+
 /// Archives of a session's files, and checkpoints, which are made of them.
 pub mod archive {
     /// Files, directories and links of one archive.

@@ -7,4 +7,5 @@ mod etag;
 pub mod frame;
 pub mod host;
 pub mod link;
+pub mod slot;
 pub mod stack;

@@ -198,6 +198,15 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "slots",
+        env: &["COOPER_SLOTS"],
+        roles: WORKER,
+        kind: Kind::Path,
+        doc: "Directory that replicas of this worker share: each takes the first of worker-1, worker-2, … in it that no other \
+              holds, for everything it keeps; its id is then worker_id-NUMBER, its workspaces lie in base_workspace/worker-NUMBER.",
+        ..BLANK
+    },
+    Setting {
         key: "max_sessions",
         env: &["MAX_SESSIONS"],
         roles: WORKERS,

@@ -25,10 +25,7 @@ impl Uids {
     /// Takes the block this worker had before, or a free one. `range` is the configured one.
     pub fn open(dir: &Path, range: Option<RangeInclusive<u32>>) -> Result<Self> {
         let file = dir.join("uids");
-        let range = range.unwrap_or_else(|| {
-            let (wide, short) = (UID_FIRST..=UID_LAST, UID_SHORT_FIRST..=UID_SHORT_LAST);
-            if is_mapped(&wide) { wide } else { short }
-        });
+        let range = range.unwrap_or_else(usual);
         let blocks = ((range.end() - range.start()) / UIDS_PER_WORKER).max(1);
         let block = |number: u32| {
             let first = range.start() + number * UIDS_PER_WORKER;
@@ -76,6 +73,12 @@ impl Uids {
         }
         None
     }
+}
+
+/// The range where nothing is configured.
+pub fn usual() -> RangeInclusive<u32> {
+    let (wide, short) = (UID_FIRST..=UID_LAST, UID_SHORT_FIRST..=UID_SHORT_LAST);
+    if is_mapped(&wide) { wide } else { short }
 }
 
 /// A name in the kernel, gone with its holder.
