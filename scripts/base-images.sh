@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Provides the base images that the example stack and the tests build on.
+# Provides the base images that the example stack, the tests and Cooper's own images build on.
 #
-#   scripts/base-images.sh [image...]      default: debian:bookworm-slim python:3.11-slim
+#   scripts/base-images.sh [image...]      default: debian:bookworm-slim python:3.11-slim; there is rust:1-bookworm, too
 #
 # An image that is there is left alone; one that is not is pulled. Where no registry answers it is made here:
-# Debian by debootstrap from the mirror this machine's apt uses, Python from that with Debian's python3 (3.11) and pip.
+# Debian by debootstrap from the mirror this machine's apt uses, Python from that with Debian's python3 (3.11) and pip,
+# Rust from that with a C compiler and the toolchain of this machine (rustc and cargo of PATH).
 # Images made here trust what this machine trusts (the certificate of a TLS proxy, say) and use its apt and pip mirrors.
 # They carry the label cooper.made-by, may hold credentials of those mirrors and are not for pushing. To make one
 # anew: docker image rm IMAGE, then this script.
@@ -13,7 +14,7 @@
 #   COOPER_PULL_SECONDS    how long a pull may take (default 90)
 set -euo pipefail
 
-readonly debian=debian:bookworm-slim python=python:3.11-slim codename=bookworm
+readonly debian=debian:bookworm-slim python=python:3.11-slim rust=rust:1-bookworm codename=bookworm
 readonly keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 readonly bundle=/etc/ssl/certs/ca-certificates.crt
 readonly make_seconds_max=900
@@ -169,6 +170,36 @@ CONF
   say "made $python in $((SECONDS - start)) s"
 }
 
+# What compiles, and nothing else of a toolchain: no documentation, no lints, no sources.
+make_rust() {
+  local start=$SECONDS sysroot host context
+  command -v rustc >/dev/null && command -v cargo >/dev/null ||
+    fail "making $rust needs rustc and cargo on this machine; install them, or make a registry reachable"
+  provide "$debian"
+  say "making $rust from $debian and $(rustc --version)"
+  sysroot="$(rustc --print sysroot)" host="$(rustc -vV | sed -n 's/^host: //p')"
+  context="$work/rust"
+  rm -rf "$context"
+  mkdir -p "$context/bin" "$context/lib/rustlib"
+  # The cargo of PATH may be a proxy that starts the toolchain's own.
+  cp -L "$sysroot/bin/rustc" "$sysroot/bin/cargo" "$context/bin/"
+  cp -L "$sysroot"/lib/lib*.so* "$context/lib/"
+  cp -rL "$sysroot/lib/rustlib/$host" "$context/lib/rustlib/"
+  cat >"$context/Dockerfile" <<CONF
+FROM $debian
+ENV RUSTUP_HOME=/usr/local/rustup CARGO_HOME=/usr/local/cargo PATH=/usr/local/cargo/bin:\$PATH
+RUN apt-get update \\
+ && apt-get install -y --no-install-recommends gcc libc6-dev pkg-config ca-certificates \\
+ && rm -rf /var/lib/apt/lists/* /var/log/*
+COPY bin /usr/local/cargo/bin
+COPY lib /usr/local/cargo/lib
+RUN rustc --version && cargo --version
+CONF
+  run_logged "$work/rust.log" docker build --progress=plain -t "$rust" "$context"
+  rm -rf "$context"
+  say "made $rust in $((SECONDS - start)) s"
+}
+
 provide() {
   local image="$1"
   have "$image" && { say "$image is here"; return; }
@@ -179,7 +210,8 @@ provide() {
   case "$image" in
     "$debian") make_debian ;;
     "$python") make_python ;;
-    *) cat "$work/pull.log" >&2; fail "cannot pull $image, and only $debian and $python can be made here" ;;
+    "$rust") make_rust ;;
+    *) cat "$work/pull.log" >&2; fail "cannot pull $image, and only $debian, $python and $rust can be made here" ;;
   esac
 }
 
