@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DENY_VERSION := 0.20.2
 TOOLS := target/tools
-# Arguments for `cooper up`, e.g. make up ARGS="--listen 0.0.0.0:50051"
+# Arguments for `cooper up`, e.g. make up ARGS="--listen 127.0.0.1:50052"
 ARGS ?=
 # Simulated clusters of `make sim`, and the first seed.
 SEEDS ?= 1000

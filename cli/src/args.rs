@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. What each command does is in `command/`.
 
+mod certs;
 mod execution;
 mod files;
 mod repair;
@@ -8,6 +9,7 @@ mod session;
 mod tests;
 
 pub use self::{
+    certs::{Certs, CertsInit, CertsIssue},
     execution::{Attach, DetachKeys, Exec, Packages, PackagesRun, Schedule, Sh, Streams},
     files::{Files, FromTo, ListWhich},
     repair::{
@@ -139,6 +141,9 @@ pub enum Command {
     /// Create, list and revoke tokens
     #[command(subcommand)]
     Token(Token),
+    /// Make certificates: an authority, the coordinator's, and those of workers; needs no cluster
+    #[command(subcommand)]
+    Certs(Certs),
     /// Back up, restore, check and migrate the store in the data directory
     #[command(subcommand)]
     Store(Store),

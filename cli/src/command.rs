@@ -4,6 +4,7 @@ mod admin;
 mod approvals;
 mod artifacts;
 mod attach;
+mod certs;
 mod checkpoint;
 mod config;
 mod diagnose;
@@ -49,6 +50,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Health => return health::run(context),
         Command::Config(args) => return config::run(context, args),
         Command::Doctor(args) => return doctor::run(context, args),
+        Command::Certs(args) => return certs::run(context, args),
         Command::Version => return version(context),
         Command::Man { dir } => return man(&dir),
         _ => {}
@@ -118,14 +120,14 @@ fn man(dir: &Path) -> Result<u8> {
 }
 
 /// Why the coordinator there is not ready: what happened, and what to do. `None` when it is, or is not there.
-pub fn not_ready(url: &str) -> Option<(String, String)> {
-    let answer = health::get(url, "/ready").ok()?;
+pub fn not_ready(url: &str, ca: Option<&Path>) -> Option<(String, String)> {
+    let answer = health::get(url, "/ready", ca).ok()?;
     let text = |name: &str| answer[name].as_str().map(str::to_owned);
     (answer["status"] != "ready")
         .then(|| (text("message").unwrap_or_default(), text("hint").unwrap_or_default()))
 }
 
 /// True when a coordinator answers `/health` there and says that it is well.
-pub fn healthy(url: &str) -> bool {
-    health::ask(url).is_ok_and(|answer| answer["status"] == "healthy")
+pub fn healthy(url: &str, ca: Option<&Path>) -> bool {
+    health::get(url, "/health", ca).is_ok_and(|answer| answer["status"] == "healthy")
 }

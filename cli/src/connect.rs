@@ -18,7 +18,7 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
 use crate::failure::{Failure, Result, cause};
@@ -34,6 +34,8 @@ pub struct Cluster {
     /// Where the URL comes from, for messages.
     pub origin: String,
     token: Option<Secret>,
+    /// By whom an https:// URL is recognised; none: by the authorities of the system.
+    ca: Option<PathBuf>,
     /// Read again at each connect: a restarted coordinator may listen elsewhere.
     endpoint_file: Option<PathBuf>,
 }
@@ -69,7 +71,7 @@ impl Cluster {
         } else {
             None
         };
-        Ok(Self { url, origin, token, endpoint_file: follow_file })
+        Ok(Self { url, origin, token, ca: config.path("tls_ca"), endpoint_file: follow_file })
     }
 
     /// The cluster that `cooper up` just started.
@@ -80,13 +82,23 @@ impl Cluster {
             url: url.to_owned(),
             origin: Origin::Default.to_string(),
             token: Some(token),
+            ca: config.path("tls_ca"),
             endpoint_file: None,
         })
     }
 
+    fn tls(&self) -> Result<ClientTlsConfig> {
+        let Some(path) = &self.ca else { return Ok(ClientTlsConfig::new().with_native_roots()) };
+        let pem = fs::read(path).map_err(|error| {
+            let message = format!("setting tls_ca: {} cannot be read: {error}", path.display());
+            Failure::new(Code::ConfigInvalid, message)
+        })?;
+        Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
+    }
+
     #[cfg(test)]
     pub fn for_tests(url: String) -> Self {
-        Self { url, origin: "a test".to_owned(), token: None, endpoint_file: None }
+        Self { url, origin: "a test".to_owned(), token: None, ca: None, endpoint_file: None }
     }
 
     pub async fn connect(&self) -> Result<Client> {
@@ -109,15 +121,19 @@ impl Cluster {
             .keep_alive_timeout(KEEP_ALIVE)
             .tcp_nodelay(true);
         if url.starts_with("https://") {
-            let tls = ClientTlsConfig::new().with_webpki_roots();
-            endpoint = endpoint.tls_config(tls).map_err(|error| bad(cause(&error)))?;
+            endpoint = endpoint.tls_config(self.tls()?).map_err(|error| bad(cause(&error)))?;
         }
         let channel = endpoint.connect().await.map_err(|error| {
             Failure::new(
                 Code::Unavailable,
                 format!("cannot reach {url} (from {}): {}", self.origin, cause(&error)),
             )
-            .hint("start it with `cooper up`, or name another with --url or COOPER_URL")
+            .hint(match url.starts_with("https://") {
+                false => "start it with `cooper up`, or name another with --url or COOPER_URL",
+                true => {
+                    "see that it runs, that its certificate is good for this name, and that tls_ca signed it"
+                }
+            })
         })?;
         let bearer = match &self.token {
             Some(token) => {

@@ -8,7 +8,7 @@ use cooper_common::{
     limits::{self, link, stop, zygote},
     network, telemetry,
 };
-use cooper_coordinator::{Policy, Quota, Timing, runs, sessions::Defaults, upkeep::Keep};
+use cooper_coordinator::{Policy, Quota, Timing, Tls, runs, sessions::Defaults, upkeep::Keep};
 use cooper_worker::{
     config::{Ports, Pythons},
     egress::dial::Place,
@@ -46,6 +46,8 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     };
     let config = cooper_coordinator::Config {
         listen,
+        tls: tls(&config)?,
+        insecure_listen: config.text("insecure_listen").as_deref() == Some("on"),
         data: config.data(),
         log_level: config.log_level(),
         timing: timing(&config),
@@ -72,6 +74,20 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     });
     runtime.shutdown_background();
     end.map(|()| 0)
+}
+
+fn tls(config: &Config) -> Result<Option<Tls>> {
+    let (cert, key, client_ca) =
+        (config.path("tls_cert"), config.path("tls_key"), config.path("tls_client_ca"));
+    let worker_name = config.text("tls_worker_name").unwrap_or_default();
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(Tls { cert, key, client_ca, worker_name })),
+        (None, None) if client_ca.is_none() => Ok(None),
+        _ => {
+            let message = "tls_cert and tls_key go together, and tls_client_ca only with them";
+            Err(Failure::new(Code::ConfigInvalid, message).hint("set both, or none"))
+        }
+    }
 }
 
 fn repairs(config: &Config) -> Result<runs::Settings> {
@@ -187,6 +203,8 @@ pub fn worker(context: &Context, args: args::Worker) -> Result<u8> {
         // `up` ends within seconds, so that Ctrl-C means what it says.
         worker.drain_ms = stop::UP_DRAIN_MS;
     }
+    // What is wrong with its files is said now, and not by each link.
+    worker.tls.read()?;
     cooper_worker::host::run(worker)?;
     Ok(0)
 }
@@ -261,6 +279,12 @@ fn worker_config(config: &Config, slot: Option<&Slot>) -> Result<cooper_worker::
         },
         egress_hosts: hosts(config)?,
         session_uids: slot.map_or(session_uids.clone(), |slot| Some(slot.uids(session_uids))),
+        tls: cooper_worker::config::Tls {
+            ca: config.path("tls_ca"),
+            cert: config.path("tls_client_cert"),
+            key: config.path("tls_client_key"),
+            name: config.text("tls_worker_name").unwrap_or_default(),
+        },
         timing,
         log_level: config.log_level(),
         health_listen: config.integer("health_port").map(|port| format!("127.0.0.1:{port}")),

@@ -99,9 +99,9 @@ impl Up<'_> {
         let endpoint = self.data.dir.join("endpoint");
         let _ = std::fs::remove_file(&endpoint);
         self.spawn(Name::Coordinator)?;
-        let ready = self.until("the coordinator did not answer", |_| {
+        let ready = self.until("the coordinator did not answer", |up| {
             let url = std::fs::read_to_string(&endpoint).ok()?.trim().to_owned();
-            let healthy = crate::command::healthy(&url);
+            let healthy = crate::command::healthy(&url, up.config.path("tls_ca").as_deref());
             healthy.then_some(url)
         })?;
         let Some(url) = ready else { return Ok(false) };
@@ -136,7 +136,11 @@ impl Up<'_> {
             if let Some((name, status)) = self.reap().into_iter().next() {
                 return Err(self.ended_early(name, status));
             }
-            let Some((message, hint)) = crate::command::not_ready(&self.url) else { return Ok(true) };
+            let Some((message, hint)) =
+                crate::command::not_ready(&self.url, self.config.path("tls_ca").as_deref())
+            else {
+                return Ok(true);
+            };
             if message != said {
                 self.context.out.note(&format!("note: the coordinator waits: {message}\n  hint: {hint}"));
                 said = message;

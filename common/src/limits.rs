@@ -462,6 +462,19 @@ pub mod artifact {
     pub const DAYS: u64 = 30;
 }
 
+/// Connections to the one port.
+pub mod door {
+    /// Open at once; one more is closed at once.
+    pub const CONNECTIONS_MAX: usize = 65_536;
+    /// Connections that have not said yet what they speak; with one more the oldest of them is closed.
+    pub const BEGINNING_MAX: usize = 4_096;
+    /// Until a connection has said it, its TLS handshake included.
+    pub const BEGIN_MS_MAX: u64 = 10_000;
+    /// HTTP/1: until the head of the next request has arrived whole, and how large it may be.
+    pub const HEAD_MS_MAX: u64 = 30_000;
+    pub const HEAD_BYTES_MAX: usize = 128 << 10;
+}
+
 /// How long anything may take to stop.
 pub mod stop {
     /// Ctrl-C to nothing left (budget 5 s).

@@ -8,7 +8,9 @@ pub mod link;
 pub mod plain;
 pub mod ports;
 pub mod rest;
+pub mod tls;
 pub mod waiting;
+pub mod wire;
 
 use std::pin::Pin;
 

@@ -29,5 +29,6 @@ pub mod upkeep;
 
 pub use cooper_common::network::Policy;
 pub use cooper_core::{cluster::Quota, lease::Timing};
+pub use doors::tls::Settings as Tls;
 pub use life::serve;
 pub use serve::{Config, Coordinator};

@@ -6,8 +6,7 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
-    path::Path,
+    net::{Ipv4Addr, SocketAddr},
     pin::pin,
     sync::{
         Arc,
@@ -34,7 +33,7 @@ use tonic::transport::Server;
 use crate::{
     blobs::Blobs,
     bus::Bus,
-    doors,
+    doors::{self, tls::Tls},
     output::OutputLog,
     serve::{Config, Coordinator},
     store::{Store, sqlite::Sqlite},
@@ -63,11 +62,20 @@ pub async fn serve(
         let message = format!("{} is not a directory", config.data.display());
         return Err(Error::new(Code::DataUnusable, message));
     }
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
+    if tls.is_none() && !config.listen.ip().is_loopback() && !config.insecure_listen {
+        let message = format!("{} is reached from other machines, and there is no TLS", config.listen);
+        return Err(Error::new(Code::ConfigInvalid, message).with_hint(
+            "set tls_cert and tls_key (`cooper certs init` makes them), or insecure_listen = \"on\" where something \
+             else protects what is sent",
+        ));
+    }
     let internal = |error: io::Error| Error::internal(format!("the port cannot be shared: {error}"));
     let listener = listen(config.listen)?.into_std().map_err(internal)?;
     let address = listener.local_addr().map_err(internal)?;
     ready(address);
-    let place = Arc::new(Place { config, listener, address, epoch: AtomicU64::new(0) });
+    let _following = tls.clone().map(|tls| AbortOnDrop(tokio::spawn(tls.follow())));
+    let place = Arc::new(Place { config, listener, tls, address, epoch: AtomicU64::new(0) });
     let mut shutdown = pin!(shutdown);
     let (stop, stopped) = watch::channel(false);
     let mut room: Option<Room> = None;
@@ -130,9 +138,35 @@ pub async fn serve(
 struct Place {
     config: Config,
     listener: std::net::TcpListener,
+    tls: Option<Arc<Tls>>,
     address: SocketAddr,
     /// The last epoch that was served under; 0 before the first.
     epoch: AtomicU64,
+}
+
+impl Place {
+    /// Where commands on this machine find us. Without it they need `--url`; nobody else misses it.
+    fn write_endpoint(&self) {
+        let (data, address) = (&self.config.data, self.address);
+        // A wildcard is no address to dial.
+        let ip = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}\n", SocketAddr::new(ip, address.port()));
+        let temporary = data.join("endpoint.new");
+        let written = fs::write(&temporary, url).and_then(|()| fs::rename(temporary, data.join("endpoint")));
+        if let Err(error) = written {
+            tracing::warn!(%error, "commands on this machine are not told where this coordinator is");
+        }
+    }
+}
+
+/// Ends with whom it is for.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// From opening the store to its end; an error when it cannot be used, now or any more.
@@ -174,7 +208,7 @@ async fn serve_once(
     place.epoch.store(epoch, Ordering::Relaxed);
     let incoming = place.listener.try_clone().and_then(TcpListener::from_std).map_err(unusable)?;
     let started = || {
-        write_endpoint(data, place.address);
+        place.write_endpoint();
         tracing::info!(address = %place.address, epoch, "serving");
         serving.send_replace(true);
         Ok(())
@@ -182,7 +216,7 @@ async fn serve_once(
     let shutdown = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    coordinator.serve(TcpListenerStream::new(incoming), started, shutdown).await
+    coordinator.serve(TcpListenerStream::new(incoming), place.tls.clone(), started, shutdown).await
 }
 
 /// Work on a runtime of its own, so that nothing of it is left when it ends.
@@ -227,17 +261,21 @@ impl Room {
     fn open(place: &Arc<Place>, error: Error) -> Result<Self> {
         // Where to ask for the reason; but who has the data directory says himself where he is.
         if error.code != Code::DataBusy {
-            write_endpoint(&place.config.data, place.address);
+            place.write_endpoint();
         }
         let (why, reason) = watch::channel(error);
         let place = place.clone();
         let era = Era::begin(async move {
             let fail = |error: io::Error| Error::internal(format!("nobody can be told why: {error}"));
             let incoming = place.listener.try_clone().and_then(TcpListener::from_std).map_err(fail)?;
+            let routes = doors::waiting::routes(reason).await;
+            // Ends with its runtime.
+            let (_never, stopped) = watch::channel(false);
+            let incoming = TcpListenerStream::new(incoming);
+            let plain = routes.clone().prepare();
             Server::builder()
-                .accept_http1(true)
-                .add_routes(doors::waiting::routes(reason).await)
-                .serve_with_incoming(TcpListenerStream::new(incoming))
+                .add_routes(routes)
+                .serve_with_incoming(doors::plain::sort(incoming, place.tls.clone(), plain, stopped))
                 .await
                 .map_err(|error| Error::internal(error.to_string()))
         })?;
@@ -293,16 +331,4 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
         }
         _ => Error::new(Code::ConfigInvalid, format!("cannot listen on {address}: {error}")),
     })
-}
-
-/// Where commands on this machine find us. Without it they need `--url`; nobody else misses it.
-fn write_endpoint(data: &Path, address: SocketAddr) {
-    // A wildcard is no address to dial.
-    let ip = if address.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { address.ip() };
-    let url = format!("http://{}\n", SocketAddr::new(ip, address.port()));
-    let temporary = data.join("endpoint.new");
-    let written = fs::write(&temporary, url).and_then(|()| fs::rename(temporary, data.join("endpoint")));
-    if let Err(error) = written {
-        tracing::warn!(%error, "commands on this machine are not told where this coordinator is");
-    }
 }

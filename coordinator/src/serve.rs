@@ -11,11 +11,7 @@ use cooper_proto::v1::{
     tasks_server::TasksServer, templates_server::TemplatesServer, worker_link_server::WorkerLinkServer,
 };
 use futures::Stream;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::Connected},
-};
+use tonic::{service::Routes, transport::Server};
 use tonic_health::ServingStatus;
 
 use crate::{
@@ -24,7 +20,7 @@ use crate::{
     bus::Bus,
     checkpoints::{self, Checkpoints},
     cluster::Cluster,
-    doors,
+    doors::{self, tls::Tls, wire::Source},
     output::OutputLog,
     runs::{self, Runs},
     secrets::Secrets,
@@ -39,6 +35,10 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// None: what is sent can be read on its way.
+    pub tls: Option<doors::tls::Settings>,
+    /// Without TLS, and not on this machine alone.
+    pub insecure_listen: bool,
     /// Everything durable is below.
     pub data: PathBuf,
     pub log_level: String,
@@ -98,15 +98,13 @@ impl Coordinator {
 
     /// Answers every door on the connections that come in until `shutdown` resolves or the store breaks. `started` is
     /// called once requests are answered.
-    pub async fn serve<IO>(
+    pub async fn serve<IO: Source>(
         self,
         incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+        tls: Option<Arc<Tls>>,
         started: impl FnOnce() -> Result<()>,
         shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<()>
-    where
-        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    {
+    ) -> Result<()> {
         let cluster = self.cluster;
         let clock = tokio::spawn(tick(cluster.clone()));
         let Config { data, keep, keepalive, .. } = self.config;
@@ -130,9 +128,10 @@ impl Coordinator {
         }
         let plain = doors::http::router(cluster.clone()).merge(rest);
         let routes = grpc(Routes::from(plain)).add_service(health_service);
-        let authenticated = doors::auth::Layer::new(self.tokens.clone());
+        let certified = tls.as_ref().is_some_and(|tls| tls.demands_certificates());
+        let authenticated = doors::auth::Layer::new(self.tokens.clone(), certified);
         let plain = tower::Layer::layer(&authenticated, routes.clone().prepare());
-        let incoming = doors::plain::sort(incoming, plain, stopped.clone());
+        let incoming = doors::plain::sort(incoming, tls, plain, stopped.clone());
         let server = Server::builder()
             .http2_keepalive_interval(Some(keepalive))
             .http2_keepalive_timeout(Some(keepalive))

@@ -83,6 +83,7 @@ impl Machine {
 
     async fn with_a_link(&self, host: &mut Host) -> String {
         let config = LinkConfig {
+            tls: Default::default(),
             coordinator_addr: format!("{}:{}", net::COORDINATOR, net::PORT),
             join_token: self.token.clone(),
             labels: Default::default(),

@@ -2,15 +2,17 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use cooper_coordinator::doors::wire::Source;
 use cooper_worker::link::{Connect, Wire};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::{Channel, Endpoint, Uri, server::Connected};
+use tonic::transport::{Channel, Endpoint, Uri};
 use turmoil::net::{TcpListener, TcpStream};
 
 /// Name of the coordinator on the simulated network.
@@ -20,9 +22,10 @@ pub const PORT: u16 = 50_051;
 /// An accepted connection.
 pub struct Connection(TcpStream);
 
-impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+impl Source for Connection {
+    fn address(&self) -> Option<SocketAddr> {
+        self.0.peer_addr().ok()
+    }
 }
 
 impl AsyncRead for Connection {

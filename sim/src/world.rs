@@ -93,6 +93,8 @@ impl Control {
         let (output, blobs) = (OutputLog::open(data)?, Arc::new(Blobs::open(data)?));
         let bus = self.disk.bus.clone();
         let config = Config {
+            tls: None,
+            insecure_listen: true,
             listen: ([0, 0, 0, 0], net::PORT).into(),
             data: data.to_owned(),
             log_level: String::new(),
@@ -122,7 +124,7 @@ impl Control {
         let shutdown = async {
             let _ = stopped.await;
         };
-        coordinator.serve(incoming, || Ok(()), shutdown).await?;
+        coordinator.serve(incoming, None, || Ok(()), shutdown).await?;
         self.witness.say("coordinator stopped in order");
         Ok(())
     }

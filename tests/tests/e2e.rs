@@ -43,6 +43,7 @@ mod e2e {
     mod store;
     mod templates;
     mod tenants;
+    mod tls;
     mod up;
     mod versions;
 }

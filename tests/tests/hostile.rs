@@ -145,6 +145,7 @@ mod e2e {
             let container = format!("cooper-{name}-{}", std::process::id());
             let mut up = command("docker");
             up.args(["run", "--rm", "--name", &container, "-e", &format!("CANARY={CANARY}")]);
+            up.args(["-e", "COOPER_INSECURE_LISTEN=on"]);
             up.args(["-e", "MAX_SESSIONS=64", "-e", "COOPER_POOL_HIGH=4", "-e", "COOPER_LAYER=/layer"]);
             up.arg("-v").arg(format!("{}:/cooper:ro", binary().display()));
             up.arg("-v").arg(format!("{}:/layer:ro", layer.display()));

@@ -2,8 +2,15 @@
 //! the host.
 
 use std::{
-    collections::BTreeMap, fmt, fs::File, io::Read, net::IpAddr, ops::RangeInclusive, os::fd::OwnedFd,
-    path::PathBuf, time::Duration,
+    collections::BTreeMap,
+    fmt,
+    fs::{self, File},
+    io::Read,
+    net::IpAddr,
+    ops::RangeInclusive,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::Duration,
 };
 
 use cooper_common::{
@@ -32,6 +39,7 @@ pub struct Config {
     pub coordinator_addr: String,
     /// Token of scope `worker`.
     pub join_token: Secret,
+    pub tls: Tls,
     /// None = from cores and memory.
     pub max_sessions: Option<u32>,
     /// Attempts at once, of all kinds. None = max_sessions + 8.
@@ -81,6 +89,49 @@ pub struct Config {
     pub egress_hosts: BTreeMap<String, IpAddr>,
     /// The egress proxy runs as this uid and gid when the host is root.
     pub egress_uid: u32,
+}
+
+/// How the coordinator is recognised, and what it is shown. Files, as PEM, which the host reads for each link that it
+/// starts: the link may not be able to.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// None = the authorities of the system.
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// The server name that is asked for with a certificate.
+    pub name: String,
+}
+
+impl Tls {
+    /// # Errors
+    /// `config_invalid` with the file that cannot be read, or that is missing.
+    pub fn read(&self) -> Result<LinkTls> {
+        let text = |path: &PathBuf| {
+            fs::read_to_string(path).map_err(|error| {
+                Error::new(Code::ConfigInvalid, format!("{} cannot be read: {error}", path.display()))
+            })
+        };
+        let (cert, key) = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => (text(cert)?, text(key)?),
+            (None, None) => Default::default(),
+            _ => {
+                let message = "tls_client_cert and tls_client_key go together";
+                return Err(Error::new(Code::ConfigInvalid, message).with_hint("set both, or none"));
+            }
+        };
+        let ca = self.ca.as_ref().map(text).transpose()?.unwrap_or_default();
+        Ok(LinkTls { ca, cert, key, name: self.name.clone() })
+    }
+}
+
+/// The same as the link is told it. Empty: none.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct LinkTls {
+    pub ca: String,
+    pub cert: String,
+    pub key: String,
+    pub name: String,
 }
 
 /// Whether sessions may listen.
@@ -166,6 +217,7 @@ impl Config {
             worker_id: None,
             coordinator_addr: coordinator_addr.into(),
             join_token,
+            tls: Tls::default(),
             max_sessions: None,
             max_tasks: None,
             python: Pythons::Usual,
@@ -207,6 +259,8 @@ impl Config {
 pub struct LinkConfig {
     pub coordinator_addr: String,
     pub join_token: String,
+    #[serde(default)]
+    pub tls: LinkTls,
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub timing: Timing,
@@ -215,15 +269,16 @@ pub struct LinkConfig {
 }
 
 impl LinkConfig {
-    pub fn of(config: &Config) -> Self {
-        Self {
+    pub fn of(config: &Config) -> Result<Self> {
+        Ok(Self {
             coordinator_addr: config.coordinator_addr.clone(),
             join_token: config.join_token.expose().to_owned(),
+            tls: config.tls.read()?,
             labels: config.labels.clone(),
             timing: config.timing,
             log_level: config.log_level.clone(),
             health_listen: config.health_listen.clone(),
-        }
+        })
     }
 
     /// Reads the link's descriptor 4.

@@ -131,6 +131,72 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Address the coordinator listens on; GRPC_PORT replaces its port.",
     },
     Setting {
+        key: "insecure_listen",
+        env: &["COOPER_INSECURE_LISTEN"],
+        roles: COORDINATORS,
+        kind: Kind::Choice(&["on", "off"]),
+        default: Default::Text("off"),
+        doc: "on: listen beyond this machine without TLS, where something else protects what is sent, tokens included.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_cert",
+        env: &["COOPER_TLS_CERT"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "Certificate of the coordinator, with its chain, as PEM: the port then speaks TLS only.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_key",
+        env: &["COOPER_TLS_KEY"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "Key of that certificate, as PEM.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_client_ca",
+        env: &["COOPER_TLS_CLIENT_CA"],
+        roles: COORDINATORS,
+        kind: Kind::Path,
+        doc: "Authorities, as PEM, of which each worker has to show a certificate; without it a token is enough.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_worker_name",
+        env: &["COOPER_TLS_WORKER_NAME"],
+        roles: SERVERS,
+        kind: Kind::Name,
+        default: Default::Text("cooper-worker"),
+        doc: "Server name that workers with a certificate ask for, and under which alone one is demanded; the \
+              coordinator's certificate has to be good for it.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_ca",
+        env: &["COOPER_TLS_CA"],
+        kind: Kind::Path,
+        doc: "Authorities, as PEM, by which an https:// coordinator is recognised; without it those of the system.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_client_cert",
+        env: &["COOPER_TLS_CLIENT_CERT"],
+        roles: WORKERS,
+        kind: Kind::Path,
+        doc: "Certificate that the worker shows to the coordinator, as PEM.",
+        ..BLANK
+    },
+    Setting {
+        key: "tls_client_key",
+        env: &["COOPER_TLS_CLIENT_KEY"],
+        roles: WORKERS,
+        kind: Kind::Path,
+        doc: "Key of that certificate, as PEM.",
+        ..BLANK
+    },
+    Setting {
         key: "log_level",
         env: &["LOG_LEVEL"],
         roles: SERVERS,

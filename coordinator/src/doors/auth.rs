@@ -15,22 +15,30 @@ use futures::future::Either;
 use tonic::body::Body;
 use tower::Service;
 
-use super::error::{problem, status};
+use super::{
+    error::{problem, status},
+    wire::Peer,
+};
 use crate::{caller::Caller, tokens::Tokens};
 
 /// What anybody may ask: whether it lives, and what the contract is.
 const OPEN: [&str; 6] =
     ["/health", "/ready", "/openapi.json", "/docs", "/grpc.health.v1.Health/", "/grpc.reflection."];
 
+/// Where workers come in.
+const LINK: &str = "/cooper.v1.WorkerLink/";
+
 /// Puts the [`Caller`] into the extensions of each request.
 #[derive(Clone)]
 pub struct Layer {
     tokens: Arc<Tokens>,
+    /// Workers come by connections that showed a certificate.
+    certified: bool,
 }
 
 impl Layer {
-    pub fn new(tokens: Arc<Tokens>) -> Self {
-        Self { tokens }
+    pub fn new(tokens: Arc<Tokens>, certified: bool) -> Self {
+        Self { tokens, certified }
     }
 }
 
@@ -38,7 +46,7 @@ impl<S> tower::Layer<S> for Layer {
     type Service = Authenticated<S>;
 
     fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated { inner, tokens: Arc::clone(&self.tokens) }
+        Authenticated { inner, door: self.clone() }
     }
 }
 
@@ -46,7 +54,7 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub struct Authenticated<S> {
     inner: S,
-    tokens: Arc<Tokens>,
+    door: Layer,
 }
 
 impl<S, B> Service<Request<B>> for Authenticated<S>
@@ -63,7 +71,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match caller_of(&self.tokens, request.headers()) {
+        match self.door.admit(&request) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
             }
@@ -74,6 +82,20 @@ where
             }
         }
         Either::Left(self.inner.call(request))
+    }
+}
+
+impl Layer {
+    fn admit<B>(&self, request: &Request<B>) -> Result<Caller> {
+        let caller = caller_of(&self.tokens, request.headers())?;
+        let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
+        if self.certified && !peer.certified && request.uri().path().starts_with(LINK) {
+            let message = "workers of this coordinator come with a client certificate";
+            return Err(Error::new(Code::Forbidden, message).with_hint(
+                "set tls_client_cert and tls_client_key of the worker; `cooper certs issue` makes them",
+            ));
+        }
+        Ok(caller)
     }
 }
 

@@ -20,9 +20,11 @@ use axum::{
 use cooper_common::error::{Code, Error, Result};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tonic::transport::server::TcpConnectInfo;
 
-use super::error::{problem, problem_as};
+use super::{
+    error::{problem, problem_as},
+    wire::Peer,
+};
 use crate::{caller::Caller, cluster::Cluster, ports};
 
 pub fn router(cluster: Arc<Cluster>) -> Router {
@@ -159,7 +161,7 @@ fn towards(
     upgrade: Option<&HeaderValue>,
 ) -> hyper::Request<Body> {
     let (mut parts, body) = request.into_parts();
-    let from = parts.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let host = parts.headers.get(header::HOST).cloned().or_else(|| {
         let authority = parts.uri.authority()?;
         HeaderValue::from_str(authority.as_str()).ok()
@@ -170,7 +172,7 @@ fn towards(
     headers.remove(header::FORWARDED);
     // The body goes as it comes; nobody has to be asked for it first.
     headers.remove(header::EXPECT);
-    let tls = headers.get("x-forwarded-proto").is_some_and(|it| it == "https");
+    let tls = peer.encrypted || headers.get("x-forwarded-proto").is_some_and(|it| it == "https");
     let forwarded: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
     for name in forwarded {
@@ -183,7 +185,7 @@ fn towards(
     };
     tell("x-forwarded-prefix", prefix.to_owned());
     tell("x-forwarded-proto", if tls { "https" } else { "http" }.to_owned());
-    if let Some(from) = from {
+    if let Some(from) = peer.address {
         let ip: IpAddr = from.ip();
         tell("x-forwarded-for", ip.to_canonical().to_string());
     }

@@ -71,7 +71,8 @@ impl Link {
         let program = upgraded.map_or_else(|| own.try_clone(), |file| Ok(file.into()))?;
         let (ours, theirs) = frame::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
-        let told = frame::sealed_memfd("cooper-link", &serde_json::to_vec(&LinkConfig::of(config))?)?;
+        let told = LinkConfig::of(config).map_err(|error| io::Error::other(error.to_string()))?;
+        let told = frame::sealed_memfd("cooper-link", &serde_json::to_vec(&told)?)?;
         let null = || OpenOptions::new().read(true).write(true).open("/dev/null").map(File::into);
         let stderr = || std::io::stderr().as_fd().try_clone_to_owned();
         let launch = Launch {

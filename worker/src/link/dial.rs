@@ -13,11 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, ClientTlsConfig, Endpoint, Uri},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 use tonic_types::StatusExt;
 
-use crate::config::LinkConfig;
+use crate::config::{LinkConfig, LinkTls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The connection's window is larger than that of its streams together, so that none can starve another.
@@ -59,7 +59,7 @@ impl Dial {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if url.starts_with("https://") {
             endpoint = endpoint
-                .tls_config(ClientTlsConfig::new().with_enabled_roots())
+                .tls_config(tls(&config.tls))
                 .map_err(|e| invalid(format!("TLS to {addr:?} cannot be set up: {e}")))?;
         }
         let authorization = format!("Bearer {}", config.join_token)
@@ -94,6 +94,18 @@ impl Dial {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", self.authorization.clone());
         request
+    }
+}
+
+fn tls(told: &LinkTls) -> ClientTlsConfig {
+    let config = match told.ca.as_str() {
+        "" => ClientTlsConfig::new().with_native_roots(),
+        ca => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)),
+    };
+    match told.cert.as_str() {
+        "" => config,
+        // By this name the coordinator knows that a certificate comes.
+        cert => config.identity(Identity::from_pem(cert, &told.key)).domain_name(&told.name),
     }
 }
 
@@ -218,6 +230,7 @@ mod tests {
         LinkConfig {
             coordinator_addr: addr.into(),
             join_token: token.into(),
+            tls: Default::default(),
             labels: Default::default(),
             timing: Default::default(),
             log_level: "info".into(),

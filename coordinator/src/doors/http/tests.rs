@@ -43,7 +43,7 @@ async fn port() -> Port {
     });
     let routes = Routes::from(router(cluster).route("/whoami", whoami));
     let secret = std::fs::read_to_string(data.path().join(ADMIN_FILE)).unwrap().trim().to_owned();
-    Port { door: Layer::new(tokens).layer(routes), store, secret, _data: data }
+    Port { door: Layer::new(tokens, false).layer(routes), store, secret, _data: data }
 }
 
 impl Port {

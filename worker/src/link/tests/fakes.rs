@@ -100,6 +100,7 @@ pub async fn link_with(
     let (ours, theirs) = frame::pair().unwrap();
     rustix::io::ioctl_fionbio(&ours, true).unwrap();
     let config = LinkConfig {
+        tls: Default::default(),
         coordinator_addr: addr.to_owned(),
         join_token: "cpr_test".into(),
         labels: [("zone".to_owned(), "a".to_owned())].into(),
