@@ -70,6 +70,8 @@ pub struct Global {
 pub enum Command {
     /// Start a coordinator and a worker here; Ctrl-C stops both
     Up(Up),
+    /// Speak MCP on standard input and output, for hosts of models; starts a cluster where none runs
+    Mcp(Mcp),
     /// Run a coordinator
     Coordinator(Coordinator),
     /// Run a worker
@@ -184,6 +186,16 @@ pub struct Up {
     pub no_compose: bool,
     #[command(flatten)]
     pub settings: UpFlags,
+    /// Pid of the process that this one must not outlive
+    #[arg(long, hide = true)]
+    pub supervisor: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct Mcp {
+    /// Only a cluster that runs: start none
+    #[arg(long)]
+    pub no_start: bool,
 }
 
 #[derive(Debug, Args)]

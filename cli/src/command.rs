@@ -17,6 +17,7 @@ mod follow;
 mod health;
 mod history;
 mod input;
+mod mcp;
 mod notebook;
 mod packages;
 mod pause;
@@ -51,6 +52,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Config(args) => return config::run(context, args),
         Command::Doctor(args) => return doctor::run(context, args),
         Command::Certs(args) => return certs::run(context, args),
+        Command::Mcp(args) => return mcp::run(context, args),
         Command::Version => return version(context),
         Command::Man { dir } => return man(&dir),
         _ => {}

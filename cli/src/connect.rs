@@ -1,6 +1,6 @@
 //! Finds the cluster and connects to it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, future::poll_fn, path::PathBuf, time::Duration};
 
 use cooper_common::{
     backoff, clock,
@@ -16,6 +16,9 @@ use cooper_proto::v1::{
 };
 use tonic::{
     Request, Status,
+    body::Body,
+    client::GrpcService as _,
+    codegen::http,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -209,6 +212,26 @@ impl Interceptor for Bearer {
     }
 }
 
+/// A request without an answer.
+pub struct Cut {
+    pub failure: Failure,
+    /// It may have arrived.
+    pub arrived: bool,
+}
+
+/// Nobody listened: nothing has arrived.
+fn was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 type Service = InterceptedService<Channel, Bearer>;
 
 /// A connection, from which each service's client is made.
@@ -239,6 +262,20 @@ impl Client {
     }
     pub fn runs(&self) -> RunsClient<Service> {
         RunsClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)
+    }
+    /// A request of plain HTTP, on the same connection.
+    pub async fn http(mut self, request: http::Request<Body>) -> Result<http::Response<Body>, Cut> {
+        let sent = async {
+            poll_fn(|context| self.channel.poll_ready(context)).await?;
+            self.channel.call(request).await
+        };
+        sent.await.map(|response| response.map(Body::new)).map_err(|error: tonic::transport::Error| Cut {
+            arrived: !was_refused(&error),
+            failure: Failure::new(
+                Code::Unavailable,
+                format!("the coordinator cannot be reached: {}", cause(&error)),
+            ),
+        })
     }
     pub fn admin(&self) -> AdminClient<Service> {
         AdminClient::new(self.channel.clone()).max_decoding_message_size(limits::link::MESSAGE_BYTES_MAX)

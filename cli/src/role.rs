@@ -51,6 +51,7 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         data: config.data(),
         log_level: config.log_level(),
         timing: timing(&config),
+        mcp_earlier: config.text("mcp_compat").as_deref() == Some("codegen"),
         keepalive: Duration::from_millis(config.integer("keepalive_ms").unwrap_or(link::KEEPALIVE_MS)),
         keep: keep(&config),
         checkpoints: checkpoints(&config),
@@ -313,7 +314,7 @@ fn hosts(config: &Config) -> Result<BTreeMap<String, IpAddr>> {
 }
 
 /// SIGTERM for this process when its supervisor dies. A supervisor that is dead already ends it at once.
-fn tie_to(supervisor: Option<u32>) -> Result<()> {
+pub(crate) fn tie_to(supervisor: Option<u32>) -> Result<()> {
     let Some(supervisor) = supervisor else { return Ok(()) };
     let _ = set_parent_process_death_signal(Some(Signal::TERM));
     let parent = getppid().map(Pid::as_raw_pid);

@@ -32,6 +32,7 @@ use crate::{
     args,
     context::Context,
     failure::{Failure, Result},
+    role,
     up::child::{Child, Name, Plan},
 };
 
@@ -47,6 +48,7 @@ const RESTART_CAP_MS: u64 = 10_000;
 const STEADY_MS: u64 = 30_000;
 
 pub fn run(context: &Context, args: args::Up) -> Result<u8> {
+    role::tie_to(args.supervisor)?;
     let mut flags = args.settings.given;
     if args.no_compose {
         flags.insert("compose", "off".to_owned());

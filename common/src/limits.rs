@@ -540,3 +540,32 @@ pub mod ports {
     /// Until a session that listens takes a connection.
     pub const CONNECT_MS_MAX: u64 = 10_000;
 }
+
+/// The door for models.
+pub mod mcp {
+    /// Clients that are connected at once, of the protocol's versions that have connections.
+    pub const CONNECTIONS_MAX: usize = 1_024;
+    /// Without a message for so long, a connection ends.
+    pub const CONNECTION_IDLE_MS: u64 = 86_400_000;
+    /// Not used for so long, the session of a connection is destroyed.
+    pub const SESSION_IDLE_MS: u64 = 4 * 3_600_000;
+    /// A session that is made for a call waits for a worker with room.
+    pub const SESSION_WAIT_MS: u64 = 30_000;
+    /// How long a call waits for what it started, unless it says so: shorter than clients wait for an answer.
+    pub const WAIT_MS: u64 = 50_000;
+    pub const WAIT_MS_MAX: u64 = 600_000;
+    /// Output of each stream in an answer, unless it is asked for more. Official clients read events of at most 1 MiB, and
+    /// output is in an answer twice: for programs and for models.
+    pub const OUTPUT_BYTES: usize = 32 << 10;
+    pub const OUTPUT_BYTES_MAX: usize = 128 << 10;
+    /// Output that is told as progress of one call.
+    pub const PROGRESS_BYTES_MAX: usize = 1 << 20;
+    /// Images in one answer, together.
+    pub const IMAGE_BYTES_MAX: usize = 384 << 10;
+    /// A part of a file or artifact in one answer.
+    pub const READ_BYTES_MAX: usize = 256 << 10;
+    /// A resource as a whole.
+    pub const RESOURCE_BYTES_MAX: usize = 512 << 10;
+    /// Rows of one answer.
+    pub const LISTED_MAX: u32 = 1_000;
+}

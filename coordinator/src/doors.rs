@@ -5,6 +5,7 @@ pub mod error;
 pub mod grpc;
 pub mod http;
 pub mod link;
+pub mod mcp;
 pub mod plain;
 pub mod ports;
 pub mod rest;

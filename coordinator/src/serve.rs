@@ -55,6 +55,8 @@ pub struct Config {
     pub quota: Quota,
     /// What sessions have that do not say so.
     pub defaults: sessions::Defaults,
+    /// Whether MCP has the tools of the server that came before, too.
+    pub mcp_earlier: bool,
     /// What repairs go by.
     pub repairs: runs::Settings,
 }
@@ -121,12 +123,14 @@ impl Coordinator {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let (saved, artifacts) = (&self.checkpoints, &self.artifacts);
         let grpc = |base| services(base, &cluster, saved, artifacts, &self.runs, &self.tokens, &self.bus);
-        let rest = doors::rest::router(grpc(Routes::from(Router::new())))?;
+        let behind = grpc(Routes::from(Router::new()));
+        let rest = doors::rest::router(behind.clone())?;
+        let mcp = doors::mcp::router(behind, self.config.mcp_earlier, stopped.clone());
         let (health, health_service) = tonic_health::server::health_reporter();
         for name in doors::SERVICES {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
-        let plain = doors::http::router(cluster.clone()).merge(rest);
+        let plain = doors::http::router(cluster.clone()).merge(rest).merge(mcp);
         let routes = grpc(Routes::from(plain)).add_service(health_service);
         let certified = tls.as_ref().is_some_and(|tls| tls.demands_certificates());
         let authenticated = doors::auth::Layer::new(self.tokens.clone(), certified);

@@ -100,6 +100,7 @@ impl Control {
             log_level: String::new(),
             timing: TIMING,
             keepalive: Duration::from_secs(5),
+            mcp_earlier: false,
             // How full the disk of this machine is must not matter.
             keep: Keep { free_bytes: 0, ..Keep::default() },
             checkpoints: cooper_coordinator::checkpoints::Quota::default(),

@@ -761,6 +761,15 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "mcp_compat",
+        env: &["COOPER_MCP_COMPAT"],
+        roles: COORDINATORS,
+        kind: Kind::Choice(&["none", "codegen"]),
+        default: Default::Text("none"),
+        doc: "codegen: MCP also has the tools of CodeGen-MCP by their names, such as fs.read and run.python.",
+        ..BLANK
+    },
+    Setting {
         key: "quota_artifact_mib",
         env: &["COOPER_QUOTA_ARTIFACT_MIB"],
         roles: COORDINATORS,
