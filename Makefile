@@ -20,10 +20,18 @@ SEED ?=
 # Names of repair cases or parts of them, --no-kills, --only-kills: make repair-cases CASES="pip --no-kills"
 CASES ?=
 
-.PHONY: help up build test lint fmt bench chaos sim repair-cases
+# Of docker-compose.yml; docker-compose.dev.yml has pre-built binaries mounted.
+COMPOSE := docker compose
+DEV := docker compose -f docker-compose.dev.yml
+# What belongs to profiles is stopped, shown and removed as well.
+EVERY := $(COMPOSE) --profile multi-worker --profile stack
+
+.PHONY: help up build test lint fmt bench chaos sim repair-cases watch dist \
+	docker-build docker-up docker-up-dev docker-up-multi docker-up-stack docker-upgrade docker-down docker-logs docker-ps docker-restart \
+	docker-restart-worker docker-shell-worker docker-shell-coordinator docker-test docker-test-multi docker-clean docker-clean-all
 
 help: ## Explain the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: build ## Build, then run a coordinator and a worker here (Ctrl-C stops them; ARGS="…" are passed on)
 	exec target/release/cooper up $(ARGS)
@@ -56,6 +64,66 @@ repair-cases: ## Break and repair the stacks of tests/repair-cases on this machi
 	scripts/ensure-engine.sh && scripts/base-images.sh
 	$(CARGO) build --locked --workspace --bins --features cooper/failpoints
 	target/debug/repair_cases $(CASES)
+
+watch: ## Build and restart the cluster of docker-up-dev whenever sources change
+	scripts/watch.sh
+
+dist: ## Release: binary, completions, manual pages, systemd units, checksums, Debian package, in dist/
+	scripts/dist.sh
+
+docker-build: ## Build the images of coordinator, worker and stack worker; prints time and sizes
+	scripts/docker-build.sh
+
+docker-up: ## Start coordinator and worker; makes tokens and certificates at the first start (ARGS="--scale worker=3")
+	scripts/docker-up.sh $(ARGS)
+
+docker-up-multi: ## Start coordinator and two workers
+	COMPOSE_PROFILES=multi-worker scripts/docker-up.sh $(ARGS)
+
+docker-up-stack: ## Start coordinator, worker, and a worker that repairs the stack in COOPER_STACK_DIR
+	COMPOSE_PROFILES=stack scripts/docker-up.sh $(ARGS)
+
+docker-up-dev: ## Start with mounted binaries and workspaces in ./tmp/dev
+	scripts/docker-up-dev.sh
+
+docker-upgrade: ## Bring the running cluster to the images that were built last; sessions are saved and go on
+	scripts/docker-upgrade.sh
+
+docker-down: ## Stop and remove containers; sessions and data stay
+	$(EVERY) down --remove-orphans
+
+docker-logs: ## Follow the logs of all services
+	$(EVERY) logs -f
+
+docker-ps: ## Show the state of containers
+	$(EVERY) ps
+
+docker-restart: ## Restart all services
+	$(EVERY) restart
+
+docker-restart-worker: ## Restart the workers; what the sessions hold comes back
+	$(EVERY) restart $$($(EVERY) ps --services | grep worker)
+
+docker-shell-worker: ## Open a shell in a worker's container
+	$(COMPOSE) exec worker bash
+
+docker-shell-coordinator: ## Open a shell in the coordinator's container
+	$(COMPOSE) exec coordinator sh
+
+docker-test: ## Test coordinator and worker in containers: sessions, packages, faults, upgrade
+	scripts/test-docker-integration.sh
+
+docker-test-multi: ## Test several workers in containers: placement, isolation, scaling, partition
+	scripts/test-multi-worker.sh
+
+docker-clean: ## Remove containers, volumes with all data, secrets and temporary files
+	$(EVERY) down --volumes --remove-orphans
+	$(DEV) down --volumes --remove-orphans
+	rm -rf deploy/secrets tmp/dev
+
+docker-clean-all: docker-clean ## The same, and the images
+	docker image rm -f $$(docker image ls -q --filter reference='cooper-coordinator' --filter reference='cooper-worker' \
+		--filter reference='cooper-stack-worker' | sort -u) 2>/dev/null || true
 
 # The one on PATH if there is one, else built once (a few minutes).
 $(TOOLS)/bin/cargo-deny:

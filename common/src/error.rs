@@ -66,6 +66,7 @@ codes! {
     RunNotFound = "run_not_found", NotFound, "see `cooper runs list`";
     ArtifactNotFound = "artifact_not_found", NotFound, "see `cooper runs artifacts RUN` and `cooper artifacts list SESSION`";
     StackNotFound = "stack_not_found", NotFound, "see `cooper stacks`; register one with COOPER_STACKS=name=dir on a worker, or give a directory with --stack";
+    StackElsewhere = "stack_elsewhere", Conflict, "mount the stack into the worker's container at the path it has on the engine's machine (COOPER_STACK_DIR)";
     ServiceNotFound = "service_not_found", NotFound, "name a service of the stack's compose file";
     TokenNotFound = "token_not_found", NotFound, "see `cooper token list`";
     WorkerNotFound = "worker_not_found", NotFound, "see `cooper workers`";

@@ -19,6 +19,7 @@ mod main;
 mod observe;
 mod offline;
 mod patch;
+mod place;
 mod preflight;
 mod probe;
 mod process;
@@ -129,6 +130,7 @@ async fn prepare<'c>(input: &Input, context: &'c Context) -> Result<Step<'c>> {
     let dir = RunDir::open(&context.worker_dir, context.run).await?;
     let engine = Engine::connect().await?;
     let project = Project::load(registered, &context.log).await?;
+    place::check(&engine, registered, &project.model).await?;
     if !project.model.services.contains_key(service) {
         let known: Vec<_> = project.model.services.keys().map(String::as_str).collect();
         return Err(Error::new(

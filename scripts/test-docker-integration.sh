@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Tests the shipped images with docker-compose.yml on this machine's engine: coordinator and worker are healthy, sessions
+# work and are kept in, and what happens when containers are killed, restarted and upgraded.
+#
+#   scripts/test-docker-integration.sh [part...]      needs the images (make docker-build); uses a compose project of its own
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/docker-cluster.sh
+source scripts/docker-cluster.sh
+
+inspect() { docker inspect --format "$2" "$(docker compose ps -q "$1")"; }
+
+starts() {
+  local said seconds
+  said="$(up)" || exit 1
+  seconds="$(sed -nE 's/.*healthy after ([0-9]+) s/\1/p' <<<"$said")"
+  printf '      healthy after %s s (budget 5)\n' "$seconds"
+  for service in coordinator worker; do
+    same "$service is healthy" healthy "$(inspect "$service" '{{.State.Health.Status}}')"
+    same "$service has a read-only root" true "$(inspect "$service" '{{.HostConfig.ReadonlyRootfs}}')"
+    same "$service is not privileged" false "$(inspect "$service" '{{.HostConfig.Privileged}}')"
+  done
+  same 'the coordinator is not root' no "$(docker compose exec -T coordinator sh -c '[ "$(id -u)" != 0 ] && echo no || echo root')"
+  same 'the port is published on 127.0.0.1' 127.0.0.1 "$(docker compose port coordinator 50051 | cut -d: -f1)"
+  same 'tokens and keys are for their owner alone' '' "$(find "$COOPER_SECRETS" -type f \( -name '*.token' -o -name '*.key' \) ! -perm 600)"
+  # shellcheck disable=SC2016 # a shell in the container expands it
+  same 'there is a shell beside the coordinator' shell "$(docker compose exec -T coordinator sh -c 'echo shell')"
+  same 'there is a bash beside the worker' bash "$(docker compose exec -T worker bash -c 'echo bash')"
+}
+
+registers() {
+  within 10 'the worker is registered' is 1 workers ready
+  same 'its id is that of its slot' worker-1 "$(cooper --json workers | field worker_id)"
+  same 'its sessions have tier T1' T1 "$(cooper --json workers | field tier)"
+}
+
+strangers_stay_out() {
+  # The token alone opens the link to nobody.
+  if docker compose run --rm --no-deps -T -e COOPER_TLS_CLIENT_CERT= -e COOPER_TLS_CLIENT_KEY= -e WORKER_ID=stranger \
+      -e COOPER_SLOTS=/tmp/slots --entrypoint timeout worker 4 cooper worker >/dev/null 2>&1; then :; fi
+  same 'a worker without a certificate is not let in' '' "$(cooper --json workers | grep -o stranger || true)"
+}
+
+sessions_work() {
+  local session
+  session="$(cooper session create)"
+  same 'code runs' 42 "$(cooper exec "$session" -c 'print(6 * 7)')"
+  same 'it runs in a virtual environment' True "$(cooper exec "$session" -c 'import sys; print(sys.prefix != sys.base_prefix)')"
+  cooper packages install "$session" six >/dev/null || fail 'packages install'
+  same 'packages are installed' True "$(cooper exec "$session" -c 'import six; print(bool(six.__version__))')"
+  cooper session destroy "$session" >/dev/null
+}
+
+sessions_are_kept_in() {
+  local session
+  session="$(cooper session create --network public)"
+  same 'a session reaches no coordinator' kept "$(cooper exec "$session" -c '
+import socket
+try:
+    s = socket.create_connection(("coordinator", 50051), 3); s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    print("reached" if s.recv(1) else "kept")
+except OSError:
+    print("kept")')"
+  same 'a session reads no secret' kept "$(cooper exec "$session" -c '
+try:
+    open("/run/secrets/worker_token").read(); print("read")
+except OSError:
+    print("kept")')"
+  cooper session destroy "$session" >/dev/null
+}
+
+worker_is_killed() {
+  local session task
+  session="$(cooper session create)"
+  cooper exec "$session" -c 'open("kept.txt", "w").write("kept")' >/dev/null
+  task="$(cooper exec "$session" --background -c 'import time; time.sleep(300)')"
+  within 10 'a task runs' is running task_state "$task"
+  compose kill worker
+  compose up -d --no-build --wait worker
+  within 90 'a task of a worker that was killed is lost, and said to be' is lost task_state "$task"
+  same 'its session has its files again' kept "$(cooper exec "$session" -c 'print(open("kept.txt").read())')"
+  cooper session destroy "$session" >/dev/null
+}
+
+coordinator_is_restarted() {
+  local session tasks=() task wanted
+  wanted="$(seq 0 39)"
+  for _ in 1 2 3 4; do
+    session="$(cooper session create)"
+    tasks+=("$(cooper exec "$session" --background -c 'import time
+for i in range(40): print(i, flush=True); time.sleep(0.1)')")
+  done
+  compose restart --timeout 5 coordinator
+  within 20 'the coordinator is healthy again' is healthy inspect coordinator '{{.State.Health.Status}}'
+  for task in "${tasks[@]}"; do
+    same 'what ran meanwhile went on, every byte of it' "$wanted" "$(cooper tasks follow "$task")"
+  done
+}
+
+images_are_upgraded() {
+  local session before
+  session="$(cooper session create)"
+  cooper exec "$session" -c 'import threading
+number, lock = 41, threading.Lock()
+open("kept.txt", "w").write("kept")' >/dev/null
+  before="$(inspect worker '{{.Image}}')"
+  for image in coordinator worker; do
+    printf 'FROM %s\nLABEL cooper.test=next\n' "${COOPER_IMAGE:-cooper}-$image:${COOPER_TAG:-latest}" |
+      docker build -q -t "${COOPER_IMAGE:-cooper}-$image:next" - >/dev/null
+  done
+  COOPER_TAG=next scripts/docker-upgrade.sh >"$COOPER_SECRETS.log" 2>&1 || { tail "$COOPER_SECRETS.log" >&2; fail 'docker-upgrade'; }
+  [[ "$(inspect worker '{{.Image}}')" != "$before" ]] || fail 'the worker still runs the image of before'
+  ok 'coordinator and worker run the new images'
+  within 30 'the session is ready again' is ready state_of "$session"
+  same 'with its files' kept "$(cooper exec "$session" -c 'print(open("kept.txt").read())')"
+  same 'and the variables that could be saved' 42 "$(cooper exec "$session" -c 'print(number + 1)')"
+  cooper --json session show "$session" | grep -q '"lock"' && ok 'what could not be kept is listed' || fail 'the lock is listed nowhere'
+  compose up -d --no-build --wait
+  docker image rm "${COOPER_IMAGE:-cooper}-coordinator:next" "${COOPER_IMAGE:-cooper}-worker:next" >/dev/null
+}
+
+readonly parts=(registers strangers_stay_out sessions_work sessions_are_kept_in worker_is_killed coordinator_is_restarted images_are_upgraded)
+
+main() {
+  local wanted=("$@") part
+  ((${#wanted[@]})) || wanted=("${parts[@]}")
+  begin
+  starts
+  for part in "${wanted[@]}"; do
+    printf '    %s\n' "${part//_/ }"
+    "$part"
+  done
+  finish
+}
+
+main "$@"
