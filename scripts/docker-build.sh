@@ -13,6 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # first_file FILE...: the first that can be read.
 first_file() { local file; for file in "$@"; do if [[ -n "$file" && -r "$file" ]]; then realpath "$file"; return; fi; done; echo /dev/null; }
 
+size() { echo $(($(docker image inspect --format '{{.Size}}' "$1") / 1000000)); }
+
 main() {
   local services=("$@") start=$SECONDS image
   ((${#services[@]})) || services=(coordinator worker stack-worker)
@@ -28,7 +30,7 @@ main() {
   printf 'docker-build: built in %s s\n' $((SECONDS - start))
   for image in "${services[@]}"; do
     image="${COOPER_IMAGE:-cooper}-$image:${COOPER_TAG:-latest}"
-    printf '  %-32s %5d MB\n' "$image" $(($(docker image inspect --format '{{.Size}}' "$image") / 1000000))
+    printf '  %-32s %5d MB\n' "$image" "$(size "$image")"
   done
 }
 

@@ -39,8 +39,8 @@ compose() {
 # The command line, inside of the coordinator's container: nothing has to be installed here.
 cooper() { docker compose exec -T coordinator cooper "$@"; }
 
-# field NAME: the first such text or number of a JSON document.
-field() { tr -d '\n' | sed -nE "s/.*\"$1\": *\"?([^\",}]*)\"?.*/\1/p"; }
+# field NAME: the last such text or number of a JSON document.
+field() { printf '%s\n' "$(tr -d '\n' | sed -nE "s/.*\"$1\": *\"?([^\",}]*)\"?.*/\1/p")"; }
 
 # How many workers are in a state: ready, suspect, lost, …
 workers() { cooper --json workers | tr -d '\n ' | grep -o "\"state\":\"$1\"" | wc -l; }

@@ -24,7 +24,7 @@ main() {
   mapfile -t services < <(docker compose --profile multi-worker --profile stack ps --services | grep worker)
   docker compose --profile multi-worker --profile stack up -d --no-build --no-deps --wait "${services[@]}"
   for session in $(cooper --json session list | tr -d '\n ' | grep -o '"session_id":"[^"]*"' | cut -d'"' -f4); do
-    cooper session show "$session" | sed -n "/not kept/s/^/docker-upgrade: $session: /p"
+    cooper session show "$session" | sed -n "s/^variables *\(.*left out.*\)/docker-upgrade: $session keeps of its variables \1/p"
   done
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that proves Cooper, in stages: set-up, lint, build, unit (also properties and real stacks), e2e.
+# Everything that proves Cooper, in stages: set-up, lint, build, unit (also properties and real stacks), e2e, docker (the
+# images that are shipped, and docker-compose.yml).
 #
 #   scripts/test.sh [stage...]      default: all of them, in this order
 #
@@ -10,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly stages=(set-up lint build unit e2e) minutes_max=50
+readonly stages=(set-up lint build unit e2e docker) minutes_max=50
 # Most of what runs end to end waits for something.
 readonly e2e_threads=4
 logs=target/test
@@ -50,6 +51,15 @@ build() { cargo build "${selection[@]}" --all-targets; }
 unit()  { cargo test "${selection[@]}" --no-fail-fast -- --skip=e2e::; }
 e2e()   { cargo test "${selection[@]}" --tests --no-fail-fast -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
 
+# The Dockerfile's own build, twice: everything, and what a change of the program takes. Then the tests of the images.
+docker() {
+  if skips_docker; then echo "skipped by request: images and docker-compose.yml (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; return; fi
+  scripts/docker-build.sh
+  COOPER_COMMIT=again COOPER_TAG=again scripts/docker-build.sh coordinator worker
+  scripts/test-docker-integration.sh
+  scripts/test-multi-worker.sh
+}
+
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
 stage() {
   local name="$1" start=$SECONDS verdict=ok
@@ -68,6 +78,7 @@ summary() {
   printf '%-8s %6d s\n' total "$SECONDS"
   cat "$logs"/*.log | grep -h '^skipped by request' | sort -u || true
   if skips_docker; then echo "skipped by request: setting up the engine and base images (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; fi
+  cat "$logs"/*.log | grep -hE '^docker-build: built|checks passed in' || true
   cat "$logs"/*.log | grep -hE '^kept for a look|^chaos: left out' | sort -u || true
   if ((SECONDS > minutes_max * 60)); then failed+=("more than $minutes_max minutes"); fi
   if ((${#failed[@]})); then

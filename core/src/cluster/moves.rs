@@ -347,11 +347,29 @@ impl Cluster {
             .map(|session| session.id)
             .collect();
         for id in homeless {
-            let to = self.sessions.get(&id).and_then(|session| self.room_for(session));
-            if let Some(to) = to {
-                self.grant_anew(id, &to, out);
+            match self.sessions.get(&id).and_then(|session| self.room_for(session)) {
+                Some(to) => self.grant_anew(id, &to, out),
+                None => self.leave(id, out),
             }
         }
+    }
+
+    /// A worker that stops need not wait until another has room: what it had is safe without it, and is anybody's then,
+    /// also its own when it comes back.
+    fn leave(&mut self, id: SessionId, out: &mut Out) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.is_saved()) else { return };
+        let id_of_worker = WorkerId::from(session.body.worker.as_str());
+        let Some(worker) = self.workers.get_mut(&id_of_worker) else { return };
+        if !(worker.stopping && worker.saves && worker.takes_back()) {
+            return;
+        }
+        session.body.worker.clear();
+        session.homeless = true;
+        worker.sessions.remove(&id);
+        worker.waiting.remove(&id);
+        let fence = session.body.fence;
+        out.sessions.insert(id);
+        self.send(&id_of_worker, Message::SessionEnd { session: id, fence }, out);
     }
 
     /// The worker with the most room among those that can restore there.

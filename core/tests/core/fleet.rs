@@ -387,6 +387,37 @@ fn what_a_stopping_worker_did_not_take_goes_to_another_and_what_it_took_stays() 
     assert_eq!(world.held(behind).as_deref(), Some("left"));
 }
 
+/// A worker that makes checkpoints and may be granted what it had.
+fn saves(body: &mut Body) {
+    body.capabilities.extend([worker::CHECKPOINT.to_owned(), worker::HIBERNATE.to_owned()]);
+}
+
+#[test]
+fn the_only_worker_leaves_what_is_saved_when_it_stops_and_gets_it_when_it_is_back() {
+    let mut world = World::new();
+    world.attach_as("only", saves);
+    let (session, _) = world.session().expect("room");
+    let attach = world.attaches["only"];
+    let out = world.cluster.stopping(world.now, "only", attach, &[].into(), true);
+    world.take(out);
+    let job = world.cluster.due_transfers(world.now).pop().expect("it is saved").job;
+    let out = world.cluster.packed(world.now, session, job);
+    world.take(out);
+    let left = world.cluster.session(session).expect("kept");
+    assert!(left.is_saved() && left.body.worker.is_empty(), "nobody has it");
+    let told = |(to, message): &(String, Message)| {
+        to == "only" && matches!(message, Message::SessionEnd { session: id, .. } if *id == session)
+    };
+    assert!(world.sent.iter().any(told), "the worker has nothing to wait for");
+    let out = world.cluster.detach(world.now, "only", attach, true);
+    world.take(out);
+    world.pass(5_000, &[]);
+    world.attach_as("only", saves);
+    world.pass(1_000, &["only"]);
+    let body = &world.cluster.session(session).expect("kept").body;
+    assert_eq!((body.state, body.worker.as_str()), (session::State::Initializing, "only"));
+}
+
 #[test]
 fn an_operator_gives_up_a_silent_worker_by_draining_it_at_once() {
     let mut world = World::with(&["left"]);

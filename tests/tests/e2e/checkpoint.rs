@@ -172,6 +172,7 @@ fn variables_that_can_be_saved_come_back_in_another_session_and_the_others_are_l
     let seen = "True True 120 2 10 True Point(x=2, tags=[]) 9 Pair(a=1, b=7) True ['Refuses']";
     assert_eq!(cooper.exec(id, VARIABLES_SEEN), seen);
     assert_eq!((&new["globals"]["count"], text(&new["globals"], "error")), (&globals["count"], ""));
+    assert_eq!(new["globals"]["dropped"], globals["dropped"], "who has it back is told what was left out");
     assert_eq!(cooper.exec(id, "[n for n in os.listdir() if 'cooper' in n]"), "[]");
     // Source lines come along too.
     let traceback = cooper.run(["exec", id, "-c", "factorial('x')"]);

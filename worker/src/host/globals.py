@@ -127,7 +127,8 @@ def write(runner, message, module):
             os.unlink(path)
         SOURCES.clear()
         here = [place for place in sys.path if isinstance(place, str) and place.startswith(message["workspace"])]
-        head = {"modules": modules, "cells": runner.cells, "path": here}
+        # What is left out goes along: who has the session back is told.
+        head = {"modules": modules, "cells": runner.cells, "path": here, "dropped": dropped}
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(MAGIC + json.dumps(head).encode() + b"\n")
@@ -406,6 +407,8 @@ def load(runner, message, module):
             runner.namespace.update(found)
             runner.cells = max(runner.cells, int(head["cells"]))
             names = list(found)
+            # A file of before says nothing of it.
+            dropped.update((str(name), str(reason)) for name, reason in head.get("dropped", {}).items())
         except BaseException as error:
             return {"error": why(error)}
     return report({}, names, dropped, message["named_max"])

@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_path_is_followed_out_of_the_container_by_the_nearest_mount() {
-        let mounts = [mount("/srv", "/stacks"), mount("/srv/shop", "/srv/shop"), mount("/var/lib/x", "/data")];
+        let mounts =
+            [mount("/srv", "/stacks"), mount("/srv/shop", "/srv/shop"), mount("/var/lib/x", "/data")];
         let of = |path: &str| outside(Path::new(path), &mounts);
         assert_eq!(of("/srv/shop"), Some("/srv/shop".into()));
         assert_eq!(of("/srv/shop/web"), Some("/srv/shop/web".into()));
