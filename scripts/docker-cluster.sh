@@ -62,6 +62,7 @@ is() { [[ "$("${@:2}")" == "$1" ]]; }
 
 remove() {
   docker compose --profile multi-worker --profile stack down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+  docker compose --project-name "$COOPER_PROJECT-stack" down --volumes --rmi local --timeout 5 >/dev/null 2>&1 || true
   [[ -n "${COOPER_KEEP_SECRETS:-}" ]] || rm -rf "$COOPER_SECRETS"
 }
 

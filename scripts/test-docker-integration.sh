@@ -131,7 +131,32 @@ open("kept.txt", "w").write("kept")' >/dev/null
   docker image rm "${COOPER_IMAGE:-cooper}-coordinator:next" "${COOPER_IMAGE:-cooper}-worker:next" >/dev/null
 }
 
-readonly parts=(images_are_small registers strangers_stay_out sessions_work sessions_are_kept_in worker_is_killed coordinator_is_restarted images_are_upgraded)
+# A stack that binds `./data`, repaired by the worker that holds the engine's socket; and one that lies elsewhere in it.
+a_stack_is_repaired() {
+  local dir said port
+  dir="$(mktemp -d)" port="$(docker compose port coordinator 50051 | cut -d: -f2)"
+  cp -r examples/stack/. "$dir"
+  mkdir "$dir/data"
+  echo kept >"$dir/data/word"
+  printf 'name: %s-stack\nservices:\n  web:\n    volumes: ["./data:/data:ro"]\n' "$COOPER_PROJECT" >"$dir/compose.override.yaml"
+  export COOPER_STACK_DIR="$dir" COOPER_STACK_COORDINATOR_ADDR="https://localhost:$port" COOPER_STACK_HEALTH_PORT=50063
+  (cd "$dir" && docker compose up -d --build --wait && ./break.sh missing-python-package && docker compose up -d --build) \
+    >"$COOPER_SECRETS.log" 2>&1 || { tail "$COOPER_SECRETS.log" >&2; fail 'the example stack'; }
+  compose --profile stack up -d --no-build --no-deps --wait stack-worker
+  said="$(cooper repair web --stack stack 2>&1)" || { echo "$said" >&2; fail 'the repair'; }
+  ok 'a stack is repaired by the worker that holds the socket'
+  same 'its ./data is that of this machine' kept "$(cd "$dir" && docker compose exec -T web cat /data/word)"
+  compose --profile stack run -d --no-deps -v "$dir:/elsewhere" -e COOPER_STACKS=moved=/elsewhere -e WORKER_ID=moved \
+    -e COOPER_SLOTS=/tmp/slots -e GRPC_PORT=50064 stack-worker
+  within 15 'another worker has it at another path' sh -c "docker compose exec -T coordinator cooper stacks list | grep -q moved"
+  said="$(cooper repair web --stack moved 2>&1 || true)"
+  grep -q 'takes .*/elsewhere/data from' <<<"$said" || { echo "$said" >&2; fail 'a stack that lies elsewhere is not refused'; }
+  ok 'a stack whose binds the engine would take from elsewhere is refused, and why'
+  (cd "$dir" && docker compose down --volumes --rmi local) >/dev/null 2>&1
+  rm -rf "$dir"
+}
+
+readonly parts=(images_are_small registers strangers_stay_out sessions_work sessions_are_kept_in worker_is_killed coordinator_is_restarted images_are_upgraded a_stack_is_repaired)
 
 main() {
   local wanted=("$@") part
