@@ -119,7 +119,9 @@ docker-test-multi: ## Test several workers in containers: placement, isolation, 
 docker-clean: ## Remove containers, volumes with all data, secrets and temporary files
 	$(EVERY) down --volumes --remove-orphans
 	$(DEV) down --volumes --remove-orphans
-	rm -rf deploy/secrets tmp/dev
+	rm -rf deploy/secrets
+	# Written by root of a container.
+	rm -rf tmp/dev 2>/dev/null || docker run --rm -v "$$PWD/tmp:/at" debian:bookworm-slim rm -rf /at/dev
 
 docker-clean-all: docker-clean ## The same, and the images
 	docker image rm -f $$(docker image ls -q --filter reference='cooper-coordinator' --filter reference='cooper-worker' \

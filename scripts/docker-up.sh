@@ -69,7 +69,7 @@ main() {
     fail 'it did not become healthy; docker compose logs says why'
   printf 'docker-up: healthy after %s s\n' $((SECONDS - start))
   cat <<END
-  COOPER_URL=https://${COOPER_BIND:-127.0.0.1}:${GRPC_PORT:-50051} COOPER_TOKEN_FILE=$secrets/admin.token COOPER_TLS_CA=$secrets/tls/ca.crt
+  COOPER_URL=https://$(docker compose port coordinator 50051) COOPER_TOKEN_FILE=$secrets/admin.token COOPER_TLS_CA=$secrets/tls/ca.crt
   docker compose exec coordinator cooper status
 END
 }

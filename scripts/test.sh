@@ -58,6 +58,7 @@ docker() {
   COOPER_COMMIT=again COOPER_TAG=again scripts/docker-build.sh coordinator worker
   scripts/test-docker-integration.sh
   scripts/test-multi-worker.sh
+  command docker image rm cooper-coordinator:again cooper-worker:again >/dev/null
 }
 
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
