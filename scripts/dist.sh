@@ -59,7 +59,7 @@ END
 }
 
 main() {
-  local name root both
+  local name both
   binary="${1:-}"
   if [[ -z "$binary" ]]; then
     make --no-print-directory build
