@@ -28,6 +28,7 @@ use crate::{
 pub fn internal(name: &OsStr) -> Option<ExitCode> {
     match name.to_str()? {
         "worker-link" => Some(cooper_worker::link::main()),
+        cooper_worker::stack::OBSERVER_ARGV => Some(cooper_worker::stack::observe()),
         "worker-step" => Some(cooper_worker::stack::main()),
         cooper_worker::egress::ARGV => Some(cooper_worker::egress::main()),
         "worker-install" => Some(cooper_worker::host::install::main()),
@@ -96,6 +97,10 @@ fn repairs(config: &Config) -> Result<runs::Settings> {
     Ok(runs::Settings {
         rules: config.path("rules_dir").map_or(Ok(default.rules), |dir| runs::Rules::with(&dir))?,
         approval_ttl_ms: config.integer("approval_ttl_ms").unwrap_or(default.approval_ttl_ms),
+        auto_repair: runs::AutoRepair {
+            cooldown_ms: config.integer("auto_repair_cooldown_ms").unwrap_or(default.auto_repair.cooldown_ms),
+            per_day: config.integer("auto_repair_per_day").unwrap_or(default.auto_repair.per_day),
+        },
         policy: config.path("policy_file").map_or(Ok(default.policy), |path| runs::policy_file(&path))?,
         notify: notify(config)?,
         model: model(config)?,

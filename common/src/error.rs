@@ -98,6 +98,7 @@ codes! {
     NotAwaitingApproval = "not_awaiting_approval", Conflict, "see `cooper runs show RUN`";
     Paused = "paused", Conflict, "`cooper resume`, or start it as a person: without `--automatic`";
     Cooldown = "cooldown", Exhausted, "wait, or start it as a person: without `--automatic`";
+    NotRecurring = "not_recurring", Conflict, "nothing: it is repaired when it was posted often enough; or start it without `--recurring`";
     NotRetryable = "not_retryable", Conflict, "see `cooper runs show RUN`; `cooper repair` begins anew";
     NotUndoable = "not_undoable", Conflict, "see `cooper runs show RUN` and `cooper runs list`";
     NoPlan = "no_plan", Conflict, "wait until the run has planned, or see why it ended: `cooper runs show RUN`";

@@ -20,6 +20,8 @@ pub mod name {
     pub const PACKED_BEFORE_KEPT: &str = "packed-before-kept";
     /// Coordinator: a session's archive was sent to its new worker, which has not unpacked it.
     pub const RESTORE_BEFORE_UNPACKED: &str = "restore-before-unpacked";
+    /// Coordinator: a run that nobody asked for has begun, and the worker that saw why does not know.
+    pub const TROUBLE_BEFORE_HEARD: &str = "trouble-before-heard";
     /// Worker's host: an attempt has ended and its output is spooled, the link does not know.
     pub const SPOOLED_BEFORE_SENT: &str = "spooled-before-sent";
     /// Worker's host: a session that goes on elsewhere is sealed, and not packed.

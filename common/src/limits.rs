@@ -394,9 +394,17 @@ pub mod run {
     pub const APPROVAL_TTL_MS_MAX: u64 = 30 * 86_400_000;
     /// Until a worker has told what a stack is.
     pub const CHECK_MS: u64 = 60_000;
-    /// A service is not repaired by itself again within this time, nor a stack more often within a day.
-    pub const AUTOMATIC_COOLDOWN_MS: i64 = 600_000;
-    pub const AUTOMATIC_PER_DAY_MAX: usize = 24;
+    /// Default of the setting `auto_repair_cooldown_ms`; with every repair by itself that came to nothing the time doubles.
+    pub const AUTOMATIC_COOLDOWN_MS: u64 = 600_000;
+    pub const AUTOMATIC_COOLDOWN_MS_MAX: u64 = 86_400_000;
+    /// Default of the setting `auto_repair_per_day`.
+    pub const AUTOMATIC_PER_DAY: u64 = 24;
+    pub const AUTOMATIC_PER_DAY_MAX: u64 = 1_000;
+    /// Of what a worker saw that started a repair.
+    pub const TRIGGER_BYTES_MAX: usize = 1024;
+    /// Times that a failure may have to be posted before it is repaired by itself, and the time they are counted in.
+    pub const RECURRING_MAX: u32 = 100;
+    pub const RECURRING_MS: i64 = 7 * 86_400_000;
     /// Newest runs that `cooper runs stats` looks at.
     pub const STATS_RUNS_MAX: usize = 10_000;
     pub const ARTIFACT_BYTES_MAX: usize = 64 << 20;
@@ -404,6 +412,32 @@ pub mod run {
     pub const LESSONS_READ_MAX: usize = 64;
     /// Log of one step kept as an artifact.
     pub const STEP_LOG_BYTES_MAX: u64 = 16 << 20;
+}
+
+/// What a worker sees of its stacks by itself.
+pub mod observer {
+    /// From what is seen of a service until it is said: what comes in between is the same trouble.
+    pub const SETTLE_MS: u64 = 2_000;
+    /// What compose says of a stack is asked for again after this time, and only if something happens in it.
+    pub const KNOWN_MS: u64 = 20_000;
+    /// Services that are not well; of further ones nothing is said.
+    pub const SERVICES_MAX: usize = 1_024;
+    /// Containers whose logs are followed.
+    pub const FOLLOWED_MAX: usize = 64;
+    /// Of the log of a container that is followed from the worker's start on: what it printed last.
+    pub const LOOK_BACK_MS: i64 = 60_000;
+    /// Lines of one container that are compared with the rules within a second, and bytes of one.
+    pub const LINES_PER_SECOND_MAX: u32 = 1_000;
+    pub const LINE_BYTES_MAX: usize = 16 << 10;
+    /// Of the log that goes with what was seen in it: its end.
+    pub const LOG_BYTES_MAX: usize = 64 << 10;
+    /// A container that ends so often within this time, however it ends, is in a loop.
+    pub const LOOP_ENDS: usize = 3;
+    pub const LOOP_MS: u64 = 60_000;
+    /// What ends so long after somebody sent it a signal was not ended by that.
+    pub const STOP_MS: u64 = 600_000;
+    /// Until what nothing was done about, for a pause or another run of the service, is looked at again.
+    pub const AGAIN_MS: u64 = 600_000;
 }
 
 /// A language model that proposes repairs.

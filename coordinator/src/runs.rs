@@ -18,6 +18,7 @@ mod rules;
 mod stacks;
 mod stats;
 mod survey;
+mod trouble;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use self::{
     approvals::{Waiting, may_decide},
+    automatic::AutoRepair,
     memory::readable as lesson_readable,
     pause::{Pause, Pauses},
     policy_file::policy_file,
@@ -62,6 +64,8 @@ pub struct Settings {
     pub rules: Rules,
     /// How long an approval is waited for; a stack may say less.
     pub approval_ttl_ms: u64,
+    /// How often repairs start by themselves.
+    pub auto_repair: AutoRepair,
     /// What the operator forbids, or wants to be asked about.
     pub policy: Arc<OperatorPolicy>,
     /// Who is told what a person has to act on.
@@ -75,6 +79,7 @@ impl Default for Settings {
         Self {
             rules: Rules::default(),
             approval_ttl_ms: limits::run::APPROVAL_TTL_MS,
+            auto_repair: AutoRepair::default(),
             policy: Arc::default(),
             notify: None,
             model: None,
@@ -90,6 +95,15 @@ pub struct Loaded {
     pub updated_ms: i64,
 }
 
+/// What a run begins with, beside its request.
+#[derive(Debug, Default)]
+struct Beginning {
+    origin: run::Origin,
+    needs_approval: bool,
+    /// What a worker saw, if nobody asked.
+    trigger: String,
+}
+
 /// Where requests about runs go.
 pub struct Runs {
     cluster: Arc<Cluster>,
@@ -98,6 +112,8 @@ pub struct Runs {
     inputs: mpsc::Sender<driver::Input>,
     changes: broadcast::Sender<RunId>,
     pub(crate) registering: Registering,
+    /// What starts by itself is looked up and recorded before the next is.
+    starting: tokio::sync::Mutex<()>,
 }
 
 impl Runs {
@@ -110,7 +126,8 @@ impl Runs {
         let (cluster_of, blobs_of, settings_of) = (cluster.clone(), blobs.clone(), settings.clone());
         let driver = driver::Driver::load(cluster_of, blobs_of, settings_of, to_driver, told).await?;
         tokio::spawn(driver.drive(queue));
-        Ok(Arc::new(Self { cluster, blobs, settings, inputs, changes, registering: Registering::default() }))
+        let (registering, starting) = (Registering::default(), tokio::sync::Mutex::default());
+        Ok(Arc::new(Self { cluster, blobs, settings, inputs, changes, registering, starting }))
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<Result<T>>) -> driver::Input) -> Result<T> {
@@ -127,9 +144,15 @@ impl Runs {
         if request.service.is_empty() {
             return Err(Error::invalid("service is missing"));
         }
+        if request.recurring > limits::run::RECURRING_MAX {
+            return Err(Error::invalid(format!("recurring is at most {}", limits::run::RECURRING_MAX)));
+        }
+        if request.recurring > 0 && (!request.automatic || request.log.is_empty()) {
+            return Err(Error::invalid("recurring goes with automatic and a log"));
+        }
         match self.undo_asked(&request) {
             Some(undo) => self.undo(caller, undo).await,
-            None => self.begin(caller, request, run::Origin::Repair, false).await,
+            None => self.begin(caller, request, Beginning::default()).await,
         }
     }
 
@@ -138,8 +161,7 @@ impl Runs {
         &self,
         caller: &Caller,
         request: v1::CreateRunRequest,
-        origin: run::Origin,
-        needs_approval: bool,
+        beginning: Beginning,
     ) -> Result<Loaded> {
         check::idempotency_key(&request.idempotency_key)?;
         let key = &request.idempotency_key;
@@ -149,7 +171,7 @@ impl Runs {
         {
             let same = known.row.spec == Some(request.encode_to_vec());
             let known = self.get(caller, &known.id).await?;
-            return match same && known.run.body.origin == origin {
+            return match same && known.run.body.origin == beginning.origin {
                 true => Ok(known),
                 false => Err(check::other_request(key)),
             };
@@ -167,8 +189,10 @@ impl Runs {
             .with_hint("wait for `cooper undrain`"));
         }
         let priority = check::priority(request.priority)?;
+        let mut _alone = None;
         if request.automatic {
-            self.admit_automatic(caller, &stack, &request.service).await?;
+            _alone = Some(self.starting.lock().await);
+            self.admit_automatic(caller, &stack, &request.service, &beginning.trigger).await?;
         }
         let id = RunId::new();
         let create = run::Create {
@@ -182,9 +206,11 @@ impl Runs {
             instruction: request.instruction.clone(),
             dry_run: request.dry_run,
             automatic: request.automatic,
+            trigger: beginning.trigger,
+            recurring: request.recurring,
             priority,
-            origin,
-            needs_approval,
+            origin: beginning.origin,
+            needs_approval: beginning.needs_approval,
             spec: request.encode_to_vec(),
         };
         self.ask(|answer| driver::Input::Create { create, answer }).await?;

@@ -113,6 +113,15 @@ pub struct Body {
     /// Nobody asked for it: something started it by itself.
     #[serde(default)]
     pub automatic: bool,
+    /// What a worker saw that started it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trigger: String,
+    /// It is carried out when its failure was posted this often.
+    #[serde(default)]
+    pub recurring: u32,
+    /// Of the failure that its last plan is about.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fingerprint: String,
     /// Among those that wait for the same service the highest comes first.
     #[serde(default)]
     pub priority: i8,
@@ -215,6 +224,8 @@ pub struct Create {
     pub instruction: String,
     pub dry_run: bool,
     pub automatic: bool,
+    pub trigger: String,
+    pub recurring: u32,
     pub priority: i8,
     pub origin: Origin,
     /// The run that this one repeats or takes back needed an approval.
@@ -294,6 +305,9 @@ impl Run {
                 instruction: create.instruction,
                 dry_run: create.dry_run,
                 automatic: create.automatic,
+                trigger: create.trigger,
+                recurring: create.recurring,
+                fingerprint: String::new(),
                 priority: create.priority,
                 queue_position: 0,
                 origin: create.origin,

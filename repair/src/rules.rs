@@ -414,6 +414,14 @@ impl RuleSet {
         found.into_iter()
     }
 
+    /// The rule of class `auto` that is the cause of what a container printed, if one is.
+    pub fn triggered(&self, line: &str) -> Option<&Rule> {
+        let text = crate::log::Log::normalise(line.as_bytes()).text();
+        let line = text.trim_end_matches('\n');
+        let found = self.matches(Phase::Runtime, line).map(|(rule, _)| rule);
+        found.max_by_key(|rule| rule.priority).filter(|rule| rule.class == Class::Auto)
+    }
+
     /// What an instruction asks for, with its captures.
     pub(crate) fn request(&self, instruction: &str) -> Option<(&Form, BTreeMap<String, String>)> {
         self.forms

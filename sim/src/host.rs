@@ -137,6 +137,8 @@ impl Host {
             | M::FileWork(_)
             | M::ExecutionCall(_)
             | M::StackAdd(_)
+            | M::Observe(_)
+            | M::TroubleHeard(_)
             | M::Drained(_)
             | M::Reach(_) => {}
         }

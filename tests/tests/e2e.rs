@@ -44,6 +44,7 @@ mod e2e {
     mod templates;
     mod tenants;
     mod tls;
+    mod triggers;
     mod up;
     mod versions;
 }

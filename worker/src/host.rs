@@ -62,6 +62,7 @@ mod launch;
 mod link;
 mod listing;
 mod network;
+mod observer;
 mod outcome;
 mod pip;
 mod pool;
@@ -131,6 +132,7 @@ struct Host {
     compose: Compose,
     link: Link,
     egress: network::Egress,
+    observer: observer::Observer,
     /// Where connections into sessions come from; made with the first.
     gate: Option<ports::Gate>,
     /// Where packages come from.
@@ -196,6 +198,7 @@ enum Due {
     Globals(u64, u64),
     StartLink,
     StartEgress,
+    StartObserver,
     StartZygote(usize),
     Refill,
     Helper(Pid),
@@ -223,6 +226,7 @@ enum Source {
     Connects(u64),
     /// Room for a write that waits.
     Stdin(u64),
+    Observer,
 }
 
 impl Source {
@@ -239,6 +243,7 @@ impl Source {
             Source::Egress => (9, 0),
             Source::Connects(tree) => (10, tree),
             Source::Stdin(id) => (11, id),
+            Source::Observer => (12, 0),
         };
         epoll::EventData::new_u64(id << 8 | kind)
     }
@@ -256,6 +261,7 @@ impl Source {
             9 => Source::Egress,
             10 => Source::Connects(id),
             11 => Source::Stdin(id),
+            12 => Source::Observer,
             _ => return None,
         })
     }
@@ -283,6 +289,7 @@ impl Host {
             compose: Compose::Unknown,
             link: Link::default(),
             egress: network::Egress::default(),
+            observer: observer::Observer::default(),
             gate: None,
             index: install::Reached::default(),
             reach_env: Vec::new(),
@@ -385,6 +392,7 @@ impl Host {
                 self.reap();
             }
             Source::Egress => self.on_egress(),
+            Source::Observer => self.on_observer(),
             Source::Connects(tree) => self.on_connects(tree),
             Source::Reports(tree) => self.on_reports(tree),
             Source::Control(interpreter) => self.on_control(interpreter),
@@ -406,6 +414,7 @@ impl Host {
             Due::Globals(interpreter, id) => self.on_late_globals(interpreter, id),
             Due::StartLink => self.start_link(),
             Due::StartEgress => self.start_egress(),
+            Due::StartObserver => self.start_observer(),
             Due::StartZygote(n) => self.start_zygote(n),
             Due::Refill => self.refill(),
             Due::Helper(pid) if self.helpers.contains_key(&pid) => helper::end(pid),
@@ -425,6 +434,8 @@ impl Host {
                 self.on_link_death();
             } else if self.egress.pid() == Some(dead.pid) {
                 self.on_egress_death();
+            } else if self.observer.pid() == Some(dead.pid) {
+                self.on_observer_death();
             } else if let Some(tree) = self.by_reaper.get(&dead.pid) {
                 self.on_reaper_death(*tree, dead.status == 0);
             } else if let Some(task) = self.helpers.remove(&dead.pid) {
@@ -463,6 +474,8 @@ impl Host {
             M::FileWork(work) => self.file_work(work),
             M::ExecutionCall(call) => self.execution_call(call),
             M::StackAdd(add) => self.add_stack(&add),
+            M::Observe(observe) => self.observe(observe),
+            M::TroubleHeard(heard) => self.trouble_heard(heard),
             M::Drained(_) => self.on_drained(),
             M::Reach(reach) => self.on_reach(&reach),
         }
@@ -512,6 +525,7 @@ impl Host {
         let error = self.stacks.add(add).err().map(|e| to_wire(&e));
         let update = v1::StackUpdate { stacks: self.stacks.list(), error };
         self.link.tell(to_link::Message::Stacks(update), Vec::new());
+        self.watch_stacks();
         if self.compose == Compose::Missing {
             self.probe_compose();
         }

@@ -17,6 +17,7 @@ mod good;
 mod log;
 mod main;
 mod observe;
+mod observer;
 mod offline;
 mod patch;
 mod place;
@@ -49,6 +50,7 @@ use run_dir::RunDir;
 
 pub use log::Log;
 pub use main::main;
+pub use observer::{ARGV as OBSERVER_ARGV, main as observe};
 pub use offline::{Asked, evidence as offline_evidence};
 pub use survey::offline as offline_survey;
 

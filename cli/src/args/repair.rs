@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use cooper_common::limits::run::RECURRING_MAX;
+
 use crate::units;
 
 #[derive(Debug, Args)]
@@ -59,6 +61,9 @@ pub struct Repair {
     /// No person asks for it: only where the stack has auto_repair, not while paused, not too often; for CI and monitors
     #[arg(long)]
     pub automatic: bool,
+    /// Repair only when the same failure was posted N times within 7 days, this time included; before that it is counted
+    #[arg(long, value_name = "N", requires = "automatic", requires = "log", value_parser = clap::value_parser!(u32).range(1..=i64::from(RECURRING_MAX)))]
+    pub recurring: Option<u32>,
     /// Start the run and leave it
     #[arg(long)]
     pub detach: bool,

@@ -37,6 +37,7 @@ pub async fn repair(context: &Context, args: Repair) -> Result<u8> {
         dry_run: args.dry_run,
         priority: args.priority,
         automatic: args.automatic,
+        recurring: args.recurring.unwrap_or(0),
     };
     let run = client.runs().create_run(request).await?.into_inner();
     if args.detach {

@@ -214,6 +214,7 @@ pub fn run(run: &v1::Run) -> Value {
         "state": run_state(run.state()),
         "dry_run": run.dry_run,
         "automatic": run.automatic,
+        "trigger": run.trigger,
         "priority": run.priority,
         "queue_position": run.queue_position,
         "instruction": run.instruction,

@@ -678,6 +678,24 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "auto_repair_cooldown_ms",
+        env: &["COOPER_AUTO_REPAIR_COOLDOWN_MS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1_000, max: run::AUTOMATIC_COOLDOWN_MS_MAX },
+        default: Default::Number(run::AUTOMATIC_COOLDOWN_MS),
+        doc: "Milliseconds after a repair that started by itself until the same service may be repaired by itself again; doubles with each that came to nothing.",
+        ..BLANK
+    },
+    Setting {
+        key: "auto_repair_per_day",
+        env: &["COOPER_AUTO_REPAIR_PER_DAY"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1, max: run::AUTOMATIC_PER_DAY_MAX },
+        default: Default::Number(run::AUTOMATIC_PER_DAY),
+        doc: "Repairs of one stack that may start by themselves within 24 hours.",
+        ..BLANK
+    },
+    Setting {
         key: "notify_url",
         env: &["COOPER_NOTIFY_URL"],
         roles: COORDINATORS,

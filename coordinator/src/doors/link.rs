@@ -87,7 +87,8 @@ impl WorkerLink for Door {
             Ok(Some(Err(error))) => return Err(error),
             _ => return Err(status(Error::invalid("the first message of an attach is Hello"))),
         };
-        let (worker, attach, downs) = attach(&self.cluster, &caller, hello).await.map_err(status)?;
+        let (worker, attach, downs) =
+            attach(&self.cluster, &self.runs, &caller, hello).await.map_err(status)?;
         let (cluster, runs, artifacts) = (self.cluster.clone(), self.runs.clone(), self.artifacts.clone());
         tokio::spawn(async move {
             let goodbye = listen(&cluster, &runs, &artifacts, &worker, attach, &mut ups).await;
@@ -237,6 +238,7 @@ impl Door {
 /// Reconciles, and opens the worker's stream with Welcome as its first message.
 async fn attach(
     cluster: &Arc<Cluster>,
+    runs: &Runs,
     caller: &Caller,
     hello: v1::Hello,
 ) -> Result<(WorkerId, u64, mpsc::Receiver<v1::Down>)> {
@@ -248,6 +250,7 @@ async fn attach(
     if worker.is_empty() || worker.len() > WORKER_ID_BYTES_MAX {
         return Err(Error::invalid("worker_id has 1 to 128 bytes"));
     }
+    let observe = hello.capabilities.iter().any(|has| has == "compose").then(|| runs.observe());
     let hello = understood(worker.clone(), caller, protocol, hello)?;
     let (downs, stream) = mpsc::channel(limits::OUTBOUND_MESSAGES_MAX);
     // Decided under the lock, sent when durable: Welcome opens the stream, the effects of this attach come behind it.
@@ -257,7 +260,7 @@ async fn attach(
         |core, now| {
             let (answer, out) = core.attach(now, hello)?;
             let attach = answer.attach;
-            let message = welcomed(cluster, answer, protocol, core.epoch())?;
+            let message = v1::Welcome { observe, ..welcomed(cluster, answer, protocol, core.epoch())? };
             // Set once, here.
             let _ = welcome.set((attach, message));
             Ok((attach, out))
@@ -397,6 +400,7 @@ fn welcomed(cluster: &Cluster, welcome: Welcome, protocol: u32, epoch: u64) -> R
             .collect(),
         coordinator_version: VERSION.to_owned(),
         artifacts: true,
+        observe: None,
     })
 }
 
@@ -414,7 +418,7 @@ fn stopping(cluster: &Arc<Cluster>, worker: &WorkerId, attach: u64, draining: v1
 /// one commit, for all that is said of attempts.
 async fn listen(
     cluster: &Arc<Cluster>,
-    runs: &Runs,
+    runs: &Arc<Runs>,
     artifacts: &Artifacts,
     worker: &WorkerId,
     attach: u64,
@@ -470,6 +474,15 @@ async fn listen(
                     let stacks = update.stacks.into_iter().map(|stack| (stack.name, stack.dir)).collect();
                     cluster.tell(|core, now| core.stacks(now, worker, attach, stacks));
                     runs.registering.answered(worker, update.error);
+                }
+                Some(Message::Trouble(trouble)) => {
+                    // It reads and writes rows: nothing else that the worker says waits for that.
+                    let (runs, cluster, worker) = (runs.clone(), cluster.clone(), worker.clone());
+                    tokio::spawn(async move {
+                        if let Some(heard) = runs.trouble(&worker, trouble).await {
+                            cluster.fleet.send(&worker, attach, v1::down::Message::TroubleHeard(heard));
+                        }
+                    });
                 }
                 Some(Message::Goodbye(goodbye)) => {
                     tracing::info!(%worker, reason = goodbye.reason, "goodbye");

@@ -12,7 +12,7 @@ use cooper_core::{
 use cooper_proto::v1;
 use prost::Message as _;
 
-use super::{Loaded, Runs};
+use super::{Beginning, Loaded, Runs};
 use crate::{caller::Caller, store::Filter};
 
 /// Runs that are looked through at once for what came after one.
@@ -73,10 +73,12 @@ impl Runs {
             dry_run: asked.dry_run && from.is_none(),
             // A person asks.
             automatic: false,
+            recurring: 0,
             ..asked
         };
         let needs_approval = run.body.needs_approval;
-        self.begin(caller, asked, Origin::Retry { of: run.id, from }, needs_approval).await
+        let origin = Origin::Retry { of: run.id, from };
+        self.begin(caller, asked, Beginning { origin, needs_approval, ..Beginning::default() }).await
     }
 
     /// Takes a run back that has succeeded.
@@ -105,7 +107,8 @@ impl Runs {
             idempotency_key: key,
             ..v1::CreateRunRequest::default()
         };
-        self.begin(caller, asked, Origin::Undo { of: id }, run.body.needs_approval).await
+        let (origin, needs_approval) = (Origin::Undo { of: id }, run.body.needs_approval);
+        self.begin(caller, asked, Beginning { origin, needs_approval, ..Beginning::default() }).await
     }
 
     /// Refuses where another run has changed the service since.

@@ -390,6 +390,9 @@ impl Driver {
                     let Error { code, message, .. } = error;
                     return Ok(planner::Answer::Refused { code, message, cause: None, ask: None });
                 }
+                if let Some(refused) = self.not_recurring(id, &plan).await? {
+                    return Ok(refused);
+                }
                 let patch = planner::patch(&plan, &evidence, &stack);
                 let max_attempts = *max_attempts;
                 return match self.keep_plan(id, plan, Some(patch)).await? {
@@ -399,6 +402,26 @@ impl Driver {
             }
         }
         Ok(answer)
+    }
+
+    /// A failure that is to be repaired when it was posted often enough, and was not yet.
+    async fn not_recurring(&mut self, id: RunId, plan: &RepairPlan) -> Result<Option<planner::Answer>> {
+        let Some(run) = self.runs.get_mut(&id) else { return Ok(None) };
+        run.body.fingerprint.clone_from(&plan.diagnosis.fingerprint);
+        let (wanted, attempt) = (run.body.recurring, run.body.attempt);
+        if wanted < 2 || attempt > 1 {
+            return Ok(None);
+        }
+        let run = &*run;
+        let posted = automatic::posted(&*self.cluster.store, run, &run.body.fingerprint).await?;
+        let cause = Some((plan.diagnosis.rule_id.clone(), plan.diagnosis.cause.clone()));
+        let message = format!("this failure was posted {posted} of {wanted} times");
+        Ok((posted < wanted).then_some(planner::Answer::Refused {
+            code: Code::NotRecurring,
+            message,
+            cause,
+            ask: None,
+        }))
     }
 
     fn tightened(&self, mut plan: RepairPlan, stack: &StackRef, own: Option<&Policy>) -> RepairPlan {

@@ -28,6 +28,8 @@ fn run() -> Run {
             instruction: String::new(),
             dry_run: false,
             automatic: false,
+            trigger: String::new(),
+            recurring: 0,
             priority: 0,
             origin: Origin::Repair,
             needs_approval: false,

@@ -115,6 +115,7 @@ impl Host {
                     // A link learns capabilities once, in its greeting.
                     self.link.end(Signal::TERM);
                 }
+                self.watch_stacks();
             }
             Task::Count { session, result, started_ms } => {
                 self.on_counted(&session, result, started_ms, well);

@@ -144,6 +144,7 @@ impl Host {
         for session in sessions {
             self.tell_used(&session);
         }
+        self.tell_troubles();
         if self.stopping.is_some() {
             self.tell_drain();
         }

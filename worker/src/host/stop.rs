@@ -92,6 +92,7 @@ impl Host {
                 self.timers.add(clock::mono_ms() + ENDING_MS, Due::Stop(Phase::Over));
                 self.link.end(Signal::TERM);
                 self.egress.end();
+                self.observer.end();
                 self.end_zygotes();
                 for (id, is_step, main) in trees {
                     match main {
@@ -134,6 +135,7 @@ impl Host {
                 self.trees.is_empty()
                     && self.link.pid().is_none()
                     && self.egress.pid().is_none()
+                    && self.observer.pid().is_none()
                     && self.helpers.is_empty()
                     && self.ending.is_empty()
                     && self.pool.pids().next().is_none()

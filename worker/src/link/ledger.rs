@@ -156,6 +156,10 @@ pub struct Ledger {
     refused: Vec<v1::NetworkRefused>,
     /// What sessions' connections carried, and whether it was said since this attach.
     used: BTreeMap<String, (v1::NetworkUsed, bool)>,
+    /// What the observer saw of services, by stack and service, until it was heard.
+    troubles: BTreeMap<(String, String), v1::Trouble>,
+    /// The coordinator wants to hear of it.
+    observes: bool,
     pub counters: Counters,
 }
 
@@ -184,6 +188,8 @@ impl Ledger {
             updates: VecDeque::new(),
             refused: Vec::new(),
             used: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+            observes: false,
             counters: Counters::default(),
             host,
         };

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::Docker;
+use bollard::container::LogOutput;
 use bollard::errors::Error as Refused;
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, EventMessage};
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
+    EventsOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     WaitContainerOptionsBuilder,
 };
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use tokio::time::timeout;
 
 use cooper_common::error::{Code, Error, Result};
@@ -40,7 +42,7 @@ pub(super) struct Engine {
 }
 
 /// A container of a project.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Container {
     pub(super) id: String,
     pub(super) name: String,
@@ -48,6 +50,40 @@ pub(super) struct Container {
     /// The directory compose was called for when it made the container.
     pub(super) working_dir: String,
     number: u32,
+}
+
+/// Something that happened to a container.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Event {
+    /// `start`, `die`, `health_status: unhealthy` and so on.
+    pub(super) action: String,
+    pub(super) container: Container,
+    pub(super) exit_code: i64,
+    /// Of `kill`.
+    pub(super) signal: String,
+    /// When, in Unix nanoseconds.
+    pub(super) at_ns: i64,
+}
+
+impl Event {
+    fn of(message: EventMessage) -> Self {
+        let actor = message.actor.unwrap_or_default();
+        let attributes = actor.attributes.unwrap_or_default();
+        let attribute = |name: &str| attributes.get(name).cloned().unwrap_or_default();
+        Self {
+            action: message.action.unwrap_or_default(),
+            container: Container {
+                id: actor.id.unwrap_or_default(),
+                name: attribute("name"),
+                service: attribute(SERVICE),
+                working_dir: attribute(WORKING_DIR),
+                number: attribute(NUMBER).parse().unwrap_or(0),
+            },
+            exit_code: attribute("exitCode").parse().unwrap_or_default(),
+            signal: attribute("signal"),
+            at_ns: message.time_nano.unwrap_or_default(),
+        }
+    }
 }
 
 impl Engine {
@@ -70,7 +106,15 @@ impl Engine {
 
     /// The containers of a project but for those of `run`, in order of service and number.
     pub(super) async fn containers(&self, project: &str) -> Result<Vec<Container>> {
-        let labels = vec![format!("{PROJECT}={project}"), format!("{ONEOFF}=False")];
+        self.list(vec![format!("{PROJECT}={project}"), format!("{ONEOFF}=False")]).await
+    }
+
+    /// Those of every project.
+    pub(super) async fn composed(&self) -> Result<Vec<Container>> {
+        self.list(vec![PROJECT.to_owned(), format!("{ONEOFF}=False")]).await
+    }
+
+    async fn list(&self, labels: Vec<String>) -> Result<Vec<Container>> {
         let options = ListContainersOptionsBuilder::default()
             .all(true)
             .filters(&HashMap::from([("label", labels)]))
@@ -177,6 +221,30 @@ impl Engine {
             .collect();
         tags.sort();
         Ok(tags)
+    }
+
+    /// What happens to the containers of projects, from now on or from a time (Unix nanoseconds) on, until the engine ends.
+    pub(super) fn events(&self, since_ns: Option<i64>) -> impl Stream<Item = Result<Event>> + use<> {
+        let filters = HashMap::from([
+            ("type", vec!["container"]),
+            ("label", vec![PROJECT, "com.docker.compose.oneoff=False"]),
+            ("event", vec!["start", "die", "oom", "kill", "health_status", "destroy"]),
+        ]);
+        let mut options = EventsOptionsBuilder::default().filters(&filters);
+        if let Some(ns) = since_ns {
+            options = options.since(&format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000));
+        }
+        let events = self.docker.events(Some(options.build()));
+        events.map(|event| event.map(Event::of).while_doing("hearing the engine's events"))
+    }
+
+    /// What a container prints from a time (Unix seconds) on, until it ends.
+    pub(super) fn follow(&self, id: &str, since: i64) -> impl Stream<Item = Result<Bytes>> + use<> {
+        let since = i32::try_from(since).unwrap_or(i32::MAX);
+        let options =
+            LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true).since(since).build();
+        let pieces = self.docker.logs(id, Some(options));
+        pieces.map(|piece| piece.map(LogOutput::into_bytes).while_doing("following a container's log"))
     }
 
     /// The end of what a container has printed.

@@ -241,6 +241,7 @@ pub fn run(loaded: &Loaded) -> v1::Run {
         priority: body.priority.into(),
         queue_position: if body.state == run::State::Queued { body.queue_position } else { 0 },
         automatic: body.automatic,
+        trigger: body.trigger.clone(),
         dry_run: body.dry_run,
         instruction: body.instruction.clone(),
         tenant: run.tenant.to_string(),

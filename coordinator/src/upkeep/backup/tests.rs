@@ -73,6 +73,8 @@ fn json_of_a_run(digest: &str) -> String {
         instruction: String::new(),
         dry_run: false,
         automatic: false,
+        trigger: String::new(),
+        recurring: 0,
         priority: 0,
         origin: cooper_core::run::Origin::Repair,
         needs_approval: false,

@@ -64,6 +64,11 @@ impl Ledger {
                 self.to_host.push_back(to_host::Message::SessionDestroy(end));
             }
         }
+        self.observes = welcome.observe.is_some();
+        self.to_host.extend(welcome.observe.clone().map(to_host::Message::Observe));
+        if self.observes {
+            self.updates.extend(self.troubles.values().cloned().map(up::Message::Trouble));
+        }
         // What was said in an attach that broke may not have arrived.
         let words = self.sessions.values().filter_map(|session| session.update.clone());
         self.updates.extend(words.map(up::Message::Session));
@@ -205,6 +210,10 @@ impl Ledger {
                 }
             }
             down::Message::StackAdd(add) => self.to_host.push_back(to_host::Message::StackAdd(add)),
+            down::Message::TroubleHeard(heard) => {
+                self.troubles.remove(&(heard.stack.clone(), heard.service.clone()));
+                self.to_host.push_back(to_host::Message::TroubleHeard(heard));
+            }
             down::Message::Call(call) => return Some(Order::Call(call)),
             down::Message::Reattach(_) => return Some(Order::Reattach("the coordinator asked for it")),
             down::Message::Drain(drain) => {
@@ -326,6 +335,12 @@ impl Ledger {
             // One more than a heartbeat holds is a flood: the session's count of the next one is what remains of it.
             to_link::Message::NetworkRefused(refused) if self.refused.len() < REFUSALS_TOLD_MAX => {
                 self.refused.push(refused);
+            }
+            to_link::Message::Trouble(trouble) => {
+                if self.terms.is_some() && self.observes {
+                    self.updates.push_back(up::Message::Trouble(trouble.clone()));
+                }
+                self.troubles.insert((trouble.stack.clone(), trouble.service.clone()), trouble);
             }
             to_link::Message::NetworkUsed(used) => {
                 self.used.insert(used.session_id.clone(), (used, false));
