@@ -39,7 +39,9 @@ fn ended(cooper: &Cooper, service: &str) -> Answer {
 
 /// How often what a worker saw came to this end.
 fn triggers(cluster: &Cluster, end: &str) -> u64 {
-    let metrics = http::get_as(&cluster.admin_token(), &cluster.url, "/metrics").body;
+    // While a coordinator starts again, nobody counts.
+    let metrics = http::try_get(&cluster.url, "/metrics", Some(&cluster.admin_token()));
+    let metrics = metrics.map(|answer| answer.body).unwrap_or_default();
     let lines = metrics.lines().filter(|line| line.starts_with("cooper_run_triggers_total"));
     let of_end = lines.filter(|line| line.contains(&format!("end=\"{end}\"")));
     of_end.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
@@ -74,7 +76,8 @@ fn a_service_that_crashes_is_repaired_without_anybody_asking() {
     stack.compose(&["up", "-d", "--build"]);
     let run = ended(&cooper, "web");
     assert_eq!((text(&run, "state"), &run["automatic"]), ("succeeded", &json!(true)), "{run:#}");
-    assert!(text(&run, "trigger").contains("web-1 end"), "{run:#}");
+    let trigger = text(&run, "trigger");
+    assert!(trigger.contains("web-1 end") || trigger.contains("No module named 'yaml'"), "{run:#}");
     assert_eq!(stack.health("web"), "healthy");
     assert!(fs::read_to_string(stack.dir.join("web/requirements.txt")).expect("text").contains("PyYAML"));
     // What the repair itself did to the container, and what a person stops, is nobody's trouble.
@@ -105,6 +108,7 @@ fn nothing_begins_by_itself_where_it_is_not_allowed_while_paused_or_beyond_the_b
     stack.compose(&["up", "-d", "second"]);
     let run = ended(&cooper, "second");
     assert_eq!((text(&run, "state"), &run["error"]["code"]), ("refused", &json!("no_diagnosis")), "{run:#}");
+    assert!(text(&run, "trigger").contains("second-1 ended, with exit code 1"), "{run:#}");
     cluster.kill("coordinator");
     cooper.until_json("the coordinator", seconds(20), &["runs", "list"], |_| true);
     stack.compose(&["up", "-d", "third"]);
@@ -129,10 +133,7 @@ fn a_service_that_stays_unhealthy_causes_one_run_also_when_the_coordinator_dies_
     let cluster = watching(&stack, &[("FAILPOINTS", "trouble-before-heard=1")]);
     let cooper = patient(cluster.cooper());
     stack.compose(&["up", "-d", "sick"]).expect(0);
-    until_true("the worker says it again", seconds(90), || {
-        http::try_get(&cluster.url, "/metrics", Some(&cluster.admin_token())).is_ok()
-            && triggers(&cluster, "cooldown") > 0
-    });
+    until_true("the worker says it again", seconds(90), || triggers(&cluster, "cooldown") > 0);
     let run = ended(&cooper, "sick");
     assert!(text(&run, "trigger").contains("healthcheck"), "{run:#}");
     // The same again, within the cooldown.
