@@ -21,6 +21,7 @@ mod e2e {
     mod idempotency;
     mod interactive;
     mod json;
+    mod mcp;
     mod model;
     mod network;
     mod notify;
