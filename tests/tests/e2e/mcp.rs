@@ -165,10 +165,11 @@ fn a_log_is_diagnosed_and_only_operators_decide_about_plans() {
         configuration("\"http\"", &cluster, text(&made, "secret"))
     };
     let (client, operator) = (of("client"), of("operator"));
-    python(&client, "legacy", &["repairs"], &[("STACK", text(&run, "stack"))]);
     let env = |may| [("RUN", text(&run, "run_id")), ("MAY_DECIDE", may)];
     python(&client, "legacy", &["waits"], &env("no"));
     python(&operator, "legacy", &["waits"], &env("yes"));
+    // Now nothing has the service any more.
+    python(&client, "legacy", &["repairs"], &[("STACK", text(&run, "stack"))]);
 }
 
 /// `cooper mcp`, spoken to line by line.
@@ -215,11 +216,18 @@ impl Spoken {
     }
 
     fn run(&mut self, id: u64, code: &str) -> Value {
+        let answer = self.ask(id, code);
+        let structured = answer["result"]["structuredContent"].clone();
+        assert!(structured.is_object(), "{answer}");
+        structured
+    }
+
+    fn ask(&mut self, id: u64, code: &str) -> Value {
         let call = json!({"name": "run_python", "arguments": {"code": code}});
         self.say(&json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": call}).to_string());
         let answer = self.hear();
         assert_eq!(answer["id"], id, "{answer}");
-        answer["result"]["structuredContent"].clone()
+        answer
     }
 
     /// Closes its input, and waits for its end; what was still said is messages, too.
@@ -269,13 +277,19 @@ fn a_coordinator_that_is_started_anew_is_found_again_with_the_session_of_the_con
     spoken.begin();
     assert_eq!(spoken.run(1, "x = 41")["status"], "ok");
     cluster.kill("coordinator");
-    // What is asked while it dies may have run, and is not asked again.
-    until_true("a coordinator", seconds(30), || http::try_get(&cluster.url, "/health", None).is_ok());
-    let after = spoken.run(2, "x + 1");
+    // What is asked while the connection breaks may have run: it is answered with an error, and not asked again by itself.
+    until_true("a coordinator", seconds(30), || {
+        http::try_get(&cluster.url, "/ready", Some(&cluster.admin_token()))
+            .is_ok_and(|ready| ready.status == 200)
+    });
+    let cut = spoken.ask(2, "x");
+    assert!(cut["error"].is_null() || cut["error"]["message"].to_string().contains("unavailable"), "{cut}");
+    let after = spoken.run(3, "x + 1");
     assert_eq!((&after["result"], &after["session_created"]), (&json!("42"), &Value::Null), "{after}");
     assert_eq!(spoken.end(), 0);
-    let sessions = cluster.cooper().json(["session", "list"]);
-    assert_eq!(sessions["sessions"], json!([]), "its session ended with it");
+    until_true("its session to end with it", seconds(30), || {
+        cluster.cooper().json(["session", "list"])["sessions"] == json!([])
+    });
 }
 
 /// A request of MCP over HTTP: status, head and the message that it was answered with.
@@ -289,7 +303,7 @@ fn post(cluster: &Cluster, token: &str, headers: &[(&str, &str)], body: &str) ->
     let response = http::send(&cluster.url, "POST", "/mcp", &[&own, headers].concat(), body.as_bytes());
     let response = response.expect("an answer");
     let events = response.body.lines().filter_map(|line| line.strip_prefix("data:"));
-    let message = events.filter_map(|data| serde_json::from_str(data).ok()).last();
+    let message = events.filter_map(|data| serde_json::from_str(data).ok()).next_back();
     let message = message.unwrap_or_else(|| serde_json::from_str(&response.body).unwrap_or_default());
     (response.status, response.head, message)
 }
