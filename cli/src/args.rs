@@ -140,7 +140,10 @@ pub enum Command {
     /// List, show, follow, cancel and requeue tasks; why one waits
     #[command(subcommand)]
     Tasks(Tasks),
-    /// Create, list and revoke tokens
+    /// List, verify and export the audit trail
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Create, list, rotate and revoke tokens
     #[command(subcommand)]
     Token(Token),
     /// Make certificates: an authority, the coordinator's, and those of workers; needs no cluster
@@ -301,8 +304,53 @@ pub enum Token {
     Create(TokenCreate),
     /// List tokens
     List,
+    /// Give a token a new secret, shown once; the one of before opens for a while longer
+    Rotate(TokenRotate),
     /// Revoke a token
     Revoke { token: String },
+}
+
+#[derive(Debug, Args)]
+pub struct TokenRotate {
+    /// Id of the token
+    pub token: String,
+    /// For how long the secret of before goes on to open, e.g. 0s, 12h; at most 30d
+    #[arg(long, value_name = "DURATION", value_parser = units::deadline_ms, default_value = "24h")]
+    pub grace: u64,
+    /// Write the secret to this new file (0600) instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// The newest rows: who did what, to what, from where, and what came of it
+    List {
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+        /// Only rows before this number
+        #[arg(long, value_name = "SEQ", default_value_t = 0, hide_default_value = true)]
+        before: u64,
+    },
+    /// Follow the chain of hashes from the oldest row to the newest; exits 1 when it is broken
+    Verify {
+        /// A place that an earlier `verify` printed, SEQ:HASH: it has to be on the chain still
+        #[arg(long, value_name = "SEQ:HASH", conflicts_with = "file")]
+        expect: Option<String>,
+        /// Follow the rows of this file, made by `audit export` by an admin of the installation; needs no cluster
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Every row as a line of JSON, the oldest first
+    Export {
+        /// First row wanted
+        #[arg(long, value_name = "SEQ", default_value_t = 1, hide_default_value = true)]
+        from: u64,
+        /// Write to this new file (0600) instead of standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

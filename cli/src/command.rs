@@ -4,6 +4,7 @@ mod admin;
 mod approvals;
 mod artifacts;
 mod attach;
+mod audit;
 mod certs;
 mod checkpoint;
 mod config;
@@ -85,6 +86,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
             Command::Undrain { worker } => drain::undrain(context, worker).await,
             Command::Tasks(args) => tasks::run(context, args).await,
             Command::Token(args) => admin::token(context, args).await,
+            Command::Audit(args) => audit::run(context, args).await,
             Command::Events(args) => events::run(context, args).await,
             Command::Store(args) => store::run(context, args).await,
             Command::Status => admin::status(context).await,

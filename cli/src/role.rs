@@ -8,7 +8,9 @@ use cooper_common::{
     limits::{self, link, stop, zygote},
     network, telemetry,
 };
-use cooper_coordinator::{Policy, Quota, Timing, Tls, runs, sessions::Defaults, upkeep::Keep};
+use cooper_coordinator::{
+    Allowance, Hosts, Policy, Quota, Timing, Tls, runs, sessions::Defaults, upkeep::Keep,
+};
 use cooper_worker::{
     config::{Ports, Pythons},
     egress::dial::Place,
@@ -49,6 +51,12 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
         listen,
         tls: tls(&config)?,
         insecure_listen: config.text("insecure_listen").as_deref() == Some("on"),
+        hosts: match (config.text("allowed_hosts"), config.path("tls_cert").is_some()) {
+            (Some(names), _) => Hosts::parse(&names),
+            (None, false) if listen.ip().is_loopback() => Hosts::parse(""),
+            (None, _) => Hosts::Any,
+        },
+        allowance: allowance(&config),
         data: config.data(),
         log_level: config.log_level(),
         timing: timing(&config),
@@ -76,6 +84,14 @@ pub fn coordinator(context: &Context, args: args::Coordinator) -> Result<u8> {
     });
     runtime.shutdown_background();
     end.map(|()| 0)
+}
+
+fn allowance(config: &Config) -> Allowance {
+    let default = Allowance::default();
+    Allowance {
+        requests_per_s: config.integer("token_requests").unwrap_or(default.requests_per_s),
+        concurrent: config.integer("token_concurrent").unwrap_or(default.concurrent),
+    }
 }
 
 fn tls(config: &Config) -> Result<Option<Tls>> {
@@ -190,6 +206,7 @@ fn keep(config: &Config) -> Keep {
         tasks: number("keep_tasks", default.tasks),
         runs: number("keep_runs", default.runs),
         events: number("keep_events", default.events),
+        audit: number("keep_audit", default.audit),
         output_bytes: bytes("keep_output_mib", default.output_bytes),
         days: number("keep_days", default.days),
         free_bytes: bytes("keep_free_mib", default.free_bytes),

@@ -107,9 +107,11 @@ codes! {
     NoCapacity = "no_capacity", Exhausted, "destroy a session, raise MAX_SESSIONS, add a worker, or wait with --wait";
     IsolationUnavailable = "isolation_unavailable", Unavailable, "see `cooper doctor` on the worker's machine; a lower tier has to be set on purpose, with min_tier";
     NoWorker = "no_worker", Unavailable, "start a worker (`cooper worker`) and see `cooper workers`";
+    RateLimited = "rate_limited", Exhausted, "send less at once, and come back after the time that is said (Retry-After, RetryInfo)";
     Overloaded = "overloaded", Exhausted, "send less at once and try again";
     Unauthenticated = "unauthenticated", Unauthenticated, "give a token: COOPER_TOKEN, COOPER_TOKEN_FILE, or the data directory's admin.token";
     Forbidden = "forbidden", Forbidden, "use a token with the scope that is needed (`cooper token create --scope`)";
+    HostNotAllowed = "host_not_allowed", Forbidden, "ask by localhost or an address, or name the host in COOPER_ALLOWED_HOSTS";
     StaleLease = "stale_lease", Conflict, "nothing: a newer grant owns this";
     ProtocolVersion = "protocol_version", Conflict, "upgrade the older side";
     WorkerIdTaken = "worker_id_taken", Conflict, "give each worker its own WORKER_ID and data directory";

@@ -1,5 +1,6 @@
 //! What every crate of Cooper shares: ids, limits, errors, configuration, tokens, clocks, telemetry.
 
+pub mod audit;
 pub mod backoff;
 pub mod clock;
 pub mod config;

@@ -383,6 +383,19 @@ pub mod token {
     pub const LIVE_MAX: usize = 10_000;
     /// Longest time to live that may be asked for: ten years.
     pub const TTL_MS_MAX: u64 = 3_652 * 86_400_000;
+    /// For how long the secret of before a rotation goes on to open, unless it is said, and at most.
+    pub const GRACE_MS: u64 = 86_400_000;
+    pub const GRACE_MS_MAX: u64 = 30 * 86_400_000;
+    /// Secrets of before that a token remembers, so that none comes back by a file that was forgotten.
+    pub const RETIRED_MAX: usize = 64;
+    /// When a token was used last is written this often.
+    pub const USED_WRITTEN_MS: u64 = 60_000;
+    /// Defaults of settings. Requests of one token in a second, on average over `BURST_S`; more are refused
+    /// (`rate_limited`).
+    pub const REQUESTS_PER_S: u64 = 20_000;
+    pub const BURST_S: u64 = 2;
+    /// Requests and streams of one token at once; more are refused (`rate_limited`).
+    pub const CONCURRENT: u64 = 8_192;
 }
 
 /// Repair runs.
@@ -494,6 +507,27 @@ pub mod artifact {
     pub const PER_TENANT_MAX: u64 = 10_000;
     pub const MIB_PER_TENANT_MAX: u64 = 1_024;
     pub const DAYS: u64 = 30;
+}
+
+/// The audit trail.
+pub mod audit {
+    /// Default of a setting: rows kept; the oldest go.
+    pub const ROWS_KEPT_MAX: u64 = 1_000_000;
+    /// Rows that wait to be written; more are counted instead (`audit.lost`).
+    pub const WAITING_MAX: usize = 16_384;
+    /// Rows that one transaction writes.
+    pub const GROUP_MAX: usize = 512;
+    /// Requests that were refused at the door are written this often, a row for each address and reason.
+    pub const REFUSED_EVERY_MS: u64 = 10_000;
+    /// Addresses that are told apart in that time.
+    pub const REFUSED_ADDRESSES_MAX: usize = 256;
+    /// An object or a detail; longer ones are cut.
+    pub const TEXT_CHARS_MAX: usize = 300;
+    /// What a verification finds; more is not told.
+    pub const FINDINGS_MAX: usize = 100;
+    /// Rows in one answer, and when it is not said.
+    pub const PAGE_MAX: usize = 1_000;
+    pub const PAGE_DEFAULT: usize = 100;
 }
 
 /// Connections to the one port.

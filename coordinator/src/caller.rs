@@ -1,6 +1,6 @@
 //! Who asks: comes from the token, never from the request (I10).
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use cooper_common::{
     error::{Code, Error, Result},
@@ -14,6 +14,8 @@ pub struct Caller {
     pub token_id: String,
     /// The token's name: who decides, in approvals and audit.
     pub name: String,
+    /// Address that the request came from.
+    pub from: Option<IpAddr>,
 }
 
 impl Caller {

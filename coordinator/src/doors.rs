@@ -1,8 +1,10 @@
 //! The doors: each translates its protocol and authorises; none decides.
 
+pub mod audit;
 pub mod auth;
 pub mod error;
 pub mod grpc;
+pub mod hosts;
 pub mod http;
 pub mod link;
 pub mod mcp;

@@ -1,6 +1,7 @@
 //! The coordinator: owns sessions, plans, runs, approvals and tasks, and serves every door on one port.
 
 pub mod artifacts;
+pub mod audit;
 pub mod blobs;
 pub mod bus;
 pub mod caller;
@@ -29,6 +30,7 @@ pub mod upkeep;
 
 pub use cooper_common::network::Policy;
 pub use cooper_core::{cluster::Quota, lease::Timing};
-pub use doors::tls::Settings as Tls;
+pub use doors::{hosts::Hosts, tls::Settings as Tls};
 pub use life::serve;
 pub use serve::{Config, Coordinator};
+pub use tokens::Allowance;

@@ -16,6 +16,7 @@ use tonic_health::ServingStatus;
 
 use crate::{
     artifacts::{self, Artifacts},
+    audit::Audit,
     blobs::Blobs,
     bus::Bus,
     checkpoints::{self, Checkpoints},
@@ -27,7 +28,7 @@ use crate::{
     sessions,
     store::Store,
     templates,
-    tokens::Tokens,
+    tokens::{Allowance, Tokens},
     upkeep::{self, Keep},
 };
 
@@ -39,6 +40,10 @@ pub struct Config {
     pub tls: Option<doors::tls::Settings>,
     /// Without TLS, and not on this machine alone.
     pub insecure_listen: bool,
+    /// By which names it is asked.
+    pub hosts: doors::hosts::Hosts,
+    /// What one token may ask for.
+    pub allowance: Allowance,
     /// Everything durable is below.
     pub data: PathBuf,
     pub log_level: String,
@@ -74,6 +79,7 @@ pub struct Coordinator {
     checkpoints: Arc<Checkpoints>,
     artifacts: Arc<Artifacts>,
     tokens: Arc<Tokens>,
+    audit: Arc<Audit>,
     bus: Bus,
 }
 
@@ -86,7 +92,8 @@ impl Coordinator {
         blobs: Arc<Blobs>,
         config: Config,
     ) -> Result<Self> {
-        let tokens = Tokens::open(store.clone(), &config.data).await?;
+        let tokens = Tokens::open(store.clone(), &config.data, config.allowance).await?;
+        let audit = Audit::new(store.clone());
         let secrets = Secrets::open(store.clone(), &config.data).await?;
         let cluster =
             Cluster::load(store, output, config.timing, config.quota, config.defaults.clone(), secrets)
@@ -95,7 +102,7 @@ impl Coordinator {
         let checkpoints =
             Checkpoints::open(cluster.clone(), blobs.clone(), &config.data, config.checkpoints)?;
         let artifacts = Artifacts::load(cluster.clone(), blobs.clone(), config.artifacts).await?;
-        Ok(Self { cluster, config, runs, blobs, checkpoints, artifacts, tokens, bus })
+        Ok(Self { cluster, config, runs, blobs, checkpoints, artifacts, tokens, audit, bus })
     }
 
     /// Answers every door on the connections that come in until `shutdown` resolves or the store breaks. `started` is
@@ -122,7 +129,14 @@ impl Coordinator {
             .map(|settings| tokio::spawn(runs::notify::run(cluster.clone(), self.bus.clone(), settings)));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let (saved, artifacts) = (&self.checkpoints, &self.artifacts);
-        let grpc = |base| services(base, &cluster, saved, artifacts, &self.runs, &self.tokens, &self.bus);
+        let auditing = tokio::spawn(self.audit.clone().run(self.bus.clone()));
+        let noting = tokio::spawn(self.tokens.clone().note_use());
+        let audited = doors::audit::Layer::new(self.audit.clone())?;
+        let grpc = |base| {
+            let (tokens, audit) = (&self.tokens, &self.audit);
+            let routes = services(base, &cluster, saved, artifacts, &self.runs, tokens, audit, &self.bus);
+            Routes::from(routes.into_axum_router().layer(audited.clone()))
+        };
         let behind = grpc(Routes::from(Router::new()));
         let rest = doors::rest::router(behind.clone())?;
         let mcp = doors::mcp::router(behind, self.config.mcp_earlier, stopped.clone());
@@ -132,8 +146,12 @@ impl Coordinator {
         }
         let plain = doors::http::router(cluster.clone()).merge(rest).merge(mcp);
         let routes = grpc(Routes::from(plain)).add_service(health_service);
-        let certified = tls.as_ref().is_some_and(|tls| tls.demands_certificates());
-        let authenticated = doors::auth::Layer::new(self.tokens.clone(), certified);
+        let rules = doors::auth::Rules {
+            certified: tls.as_ref().is_some_and(|tls| tls.demands_certificates()),
+            hosts: self.config.hosts,
+            audit: self.audit.clone(),
+        };
+        let authenticated = doors::auth::Layer::new(self.tokens.clone(), rules);
         let plain = tower::Layer::layer(&authenticated, routes.clone().prepare());
         let incoming = doors::plain::sort(incoming, tls, plain, stopped.clone());
         let server = Server::builder()
@@ -162,6 +180,7 @@ impl Coordinator {
         upkeep.abort();
         carrying.abort();
         stocking.abort();
+        noting.abort();
         if let Some(notifying) = notifying {
             notifying.abort();
         }
@@ -178,12 +197,14 @@ impl Coordinator {
             stop.closed().await;
         };
         let _ = tokio::time::timeout(Duration::from_millis(patience), served).await;
+        auditing.abort();
         let _ = cluster.store.close().await;
         failure.map_or(Ok(()), Err)
     }
 }
 
 /// The services of the contract, beside what answers there already.
+#[allow(clippy::too_many_arguments)] // Each part of the domain once.
 fn services(
     routes: Routes,
     cluster: &Arc<Cluster>,
@@ -191,6 +212,7 @@ fn services(
     artifacts: &Arc<Artifacts>,
     runs: &Arc<Runs>,
     tokens: &Arc<Tokens>,
+    audit: &Arc<Audit>,
     bus: &Bus,
 ) -> Routes {
     use doors::grpc;
@@ -215,8 +237,12 @@ fn services(
     };
     let runs_service =
         RunsServer::new(runs_service).max_decoding_message_size(max).max_encoding_message_size(max);
-    let admin =
-        AdminServer::new(grpc::Admin { cluster: cluster.clone(), tokens: tokens.clone(), bus: bus.clone() });
+    let admin = AdminServer::new(grpc::Admin {
+        cluster: cluster.clone(),
+        tokens: tokens.clone(),
+        audit: audit.clone(),
+        bus: bus.clone(),
+    });
     let link =
         doors::link::Door { cluster: cluster.clone(), runs: runs.clone(), artifacts: artifacts.clone() };
     let link = WorkerLinkServer::new(link).max_decoding_message_size(max).max_encoding_message_size(max);

@@ -11,7 +11,10 @@ use std::{fmt, path::Path, str::FromStr};
 use cooper_core::change::{Aggregate, Change, Row, Version};
 use futures::future::BoxFuture;
 
-use cooper_common::error::{self, Code};
+use cooper_common::{
+    audit,
+    error::{self, Code},
+};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -127,6 +130,7 @@ pub struct Keep {
     /// Of every other aggregate.
     pub ended_rows: u64,
     pub events: u64,
+    pub audit: u64,
     /// What ended or happened before this goes too. Unix milliseconds.
     pub since_ms: Option<i64>,
 }
@@ -165,6 +169,7 @@ pub struct Removed {
     /// Whose files may go as well. What belonged to them went unnamed.
     pub rows: Vec<(Aggregate, String)>,
     pub events: u64,
+    pub audit: u64,
 }
 
 /// Why a batch was not recorded although the store works. Reload, and ask the core again.
@@ -270,6 +275,15 @@ pub trait Store: Send + Sync + 'static {
     fn events(&self, tenant: Option<&str>, from_seq: u64, limit: usize) -> Answer<EventPage>;
     /// A stream that was recorded with its task's result. 1 = stdout, 2 = stderr.
     fn inline_output(&self, task: &str, stream: u8) -> Answer<Option<Vec<u8>>>;
+
+    /// Appends rows to the audit trail, each behind the hash of the one before.
+    fn audit_append(&self, entries: Vec<audit::Entry>, durability: Durability) -> Answer<()>;
+    /// Where the trail begins since older rows were pruned (what the first row follows on), and its last row.
+    fn audit_ends(&self) -> Answer<(audit::Link, audit::Link)>;
+    /// Rows from a number on, oldest first; of one tenant, or of all.
+    fn audit_from(&self, tenant: Option<String>, seq: u64, limit: usize) -> Answer<Vec<audit::Row>>;
+    /// The newest rows before a number, newest first.
+    fn audit_before(&self, tenant: Option<String>, seq: u64, limit: usize) -> Answer<Vec<audit::Row>>;
 
     fn meta_get(&self, key: &str) -> Answer<Option<String>>;
     /// Durable when it returns.

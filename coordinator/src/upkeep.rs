@@ -25,6 +25,7 @@ pub struct Keep {
     pub tasks: u64,
     pub runs: u64,
     pub events: u64,
+    pub audit: u64,
     pub output_bytes: u64,
     /// 0 = however old.
     pub days: u64,
@@ -38,6 +39,7 @@ impl Default for Keep {
             tasks: limits::ENDED_TASKS_KEPT_MAX,
             runs: limits::ENDED_RUNS_KEPT_MAX,
             events: limits::EVENTS_KEPT_MAX,
+            audit: cooper_common::limits::audit::ROWS_KEPT_MAX,
             output_bytes: limits::OUTPUT_KEPT_MIB << 20,
             days: 0,
             free_bytes: limits::FREE_MIB_MIN << 20,
@@ -54,6 +56,7 @@ impl Keep {
             ended_runs: self.runs,
             ended_rows: limits::ENDED_RUNS_KEPT_MAX,
             events: self.events,
+            audit: self.audit,
             since_ms: (self.days > 0).then(|| clock::wall_ms().saturating_sub(age_ms)),
         }
     }

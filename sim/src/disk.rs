@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use cooper_common::limits;
+use cooper_common::{audit, limits};
 use cooper_coordinator::{
     bus::Bus,
     store::{
-        Answer, Batch, Done, Error, EventPage, Filter, Keep, Page, Record, Removed, Result, Store,
-        sqlite::Sqlite,
+        Answer, Batch, Done, Durability, Error, EventPage, Filter, Keep, Page, Record, Removed, Result,
+        Store, sqlite::Sqlite,
     },
 };
 use cooper_core::change::Aggregate;
@@ -160,6 +160,18 @@ impl Store for Mounted {
     }
     fn inline_output(&self, task: &str, stream: u8) -> Answer<Option<Vec<u8>>> {
         self.disk.inline_output(task, stream)
+    }
+    fn audit_append(&self, entries: Vec<audit::Entry>, durability: Durability) -> Answer<()> {
+        self.disk.audit_append(entries, durability)
+    }
+    fn audit_ends(&self) -> Answer<(audit::Link, audit::Link)> {
+        self.disk.audit_ends()
+    }
+    fn audit_from(&self, tenant: Option<String>, seq: u64, limit: usize) -> Answer<Vec<audit::Row>> {
+        self.disk.audit_from(tenant, seq, limit)
+    }
+    fn audit_before(&self, tenant: Option<String>, seq: u64, limit: usize) -> Answer<Vec<audit::Row>> {
+        self.disk.audit_before(tenant, seq, limit)
     }
     fn meta_get(&self, key: &str) -> Answer<Option<String>> {
         self.disk.meta_get(key)

@@ -9,7 +9,7 @@ use std::{
 
 use cooper_common::{clock, token::Secret};
 use cooper_coordinator::{
-    Config, Coordinator,
+    Allowance, Config, Coordinator, Hosts,
     blobs::Blobs,
     cluster::Cluster,
     output::OutputLog,
@@ -95,6 +95,8 @@ impl Control {
         let config = Config {
             tls: None,
             insecure_listen: true,
+            hosts: Hosts::Any,
+            allowance: Allowance { requests_per_s: 0, concurrent: 0 },
             listen: ([0, 0, 0, 0], net::PORT).into(),
             data: data.to_owned(),
             log_level: String::new(),

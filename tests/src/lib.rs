@@ -5,6 +5,7 @@
 
 pub mod cases;
 pub mod cluster;
+pub mod contract;
 pub mod cooper;
 pub mod docker;
 pub mod document;

@@ -6,8 +6,10 @@ mod e2e {
     mod approvals;
     mod artifacts;
     mod attempts;
+    mod audit;
     mod checkpoint;
     mod config;
+    mod connections;
     mod container;
     mod contract;
     mod diagnose;
@@ -21,7 +23,7 @@ mod e2e {
     mod idempotency;
     mod interactive;
     mod json;
-    mod mcp;
+    mod matrix;
     mod model;
     mod network;
     mod notify;

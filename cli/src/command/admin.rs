@@ -1,11 +1,11 @@
 //! `cooper workers`, `token`, `status`.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use cooper_common::{error::Code, token::Secret};
 use cooper_proto::v1::{
-    CreateTokenRequest, GetInfoRequest, ListTokensRequest, ListWorkersRequest, RevokeTokenRequest, Token,
-    Worker,
+    CreateTokenRequest, CreateTokenResponse, GetInfoRequest, ListTokensRequest, ListWorkersRequest,
+    RevokeTokenRequest, RotateTokenRequest, Token, Worker,
 };
 use serde_json::json;
 
@@ -132,8 +132,15 @@ pub async fn token(context: &Context, args: args::Token) -> Result<u8> {
                 context.out.document(&json!({"tokens": list}))?;
             } else {
                 let rows = tokens.iter().map(row).collect();
-                context.out.table(&["token", "tenant", "scope", "name", "created", "expires"], rows)?;
+                let titles = ["token", "tenant", "scope", "name", "created", "used", "expires"];
+                context.out.table(&titles, rows)?;
             }
+        }
+        args::Token::Rotate(args) => {
+            refuse_existing(args.out.as_deref())?;
+            let request = RotateTokenRequest { token_id: args.token, grace_ms: Some(args.grace) };
+            let answer = client.admin().rotate_token(request).await?.into_inner();
+            show_secret(context, answer, args.out.as_deref())?;
         }
         args::Token::Revoke { token } => {
             let token =
@@ -145,10 +152,7 @@ pub async fn token(context: &Context, args: args::Token) -> Result<u8> {
 }
 
 async fn create(context: &Context, client: &Client, args: args::TokenCreate) -> Result<()> {
-    if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
-        return Err(Failure::new(Code::InvalidArgument, format!("{} exists already", path.display()))
-            .hint("name a new file: a token is not written over something else"));
-    }
+    refuse_existing(args.out.as_deref())?;
     let request = CreateTokenRequest {
         tenant: args.tenant.unwrap_or_default(),
         scope: args.scope,
@@ -157,9 +161,20 @@ async fn create(context: &Context, client: &Client, args: args::TokenCreate) -> 
         idempotency_key: idempotency_key(),
     };
     let answer = client.admin().create_token(request).await?.into_inner();
+    show_secret(context, answer, args.out.as_deref())
+}
+
+fn refuse_existing(out: Option<&Path>) -> Result<()> {
+    let Some(path) = out.filter(|path| path.exists()) else { return Ok(()) };
+    Err(Failure::new(Code::InvalidArgument, format!("{} exists already", path.display()))
+        .hint("name a new file: a token is not written over something else"))
+}
+
+/// This once.
+fn show_secret(context: &Context, answer: CreateTokenResponse, out: Option<&Path>) -> Result<()> {
     let token = answer.token.unwrap_or_default();
     let mut document = json::token(&token);
-    if let Some(path) = &args.out {
+    if let Some(path) = out {
         Secret::from_text(&answer.secret).write_new(path).map_err(|error| {
             Failure::new(
                 Code::NotAFile,
@@ -196,6 +211,7 @@ fn row(token: &Token) -> Vec<String> {
         token.scope.clone(),
         token.name.clone(),
         units::ago(token.created_at_ms),
+        if token.last_used_at_ms == 0 { "never".to_owned() } else { units::ago(token.last_used_at_ms) },
         expires,
     ]
 }

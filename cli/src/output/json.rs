@@ -419,6 +419,8 @@ pub fn token(token: &v1::Token) -> Value {
         "created_at_ms": token.created_at_ms,
         "expires_at_ms": token.expires_at_ms,
         "revoked": token.revoked,
+        "last_used_at_ms": token.last_used_at_ms,
+        "previous_until_ms": token.previous_until_ms,
     })
 }
 

@@ -1,6 +1,6 @@
 //! The table of settings: data, not code. A new setting is a row here and nothing else.
 
-use crate::limits::{artifact, checkpoint, exec, link, model, request, run, store, zygote};
+use crate::limits::{artifact, audit, checkpoint, exec, link, model, request, run, store, token, zygote};
 
 /// What a process is. Each role has its own settings; all roles may share one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +194,33 @@ pub const SETTINGS: &[Setting] = &[
         roles: WORKERS,
         kind: Kind::Path,
         doc: "Key of that certificate, as PEM.",
+        ..BLANK
+    },
+    Setting {
+        key: "allowed_hosts",
+        env: &["COOPER_ALLOWED_HOSTS"],
+        roles: COORDINATORS,
+        kind: Kind::Text,
+        doc: "Hosts that requests may name besides localhost and addresses, with commas between them; *: any. Without it \
+              any, but none where the port is this machine's alone and without TLS: a page in a browser could come that way.",
+        ..BLANK
+    },
+    Setting {
+        key: "token_requests",
+        env: &["COOPER_TOKEN_REQUESTS"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 10_000_000 },
+        default: Default::Number(token::REQUESTS_PER_S),
+        doc: "Requests of one token in a second, workers' not counted; 0: as many as come.",
+        ..BLANK
+    },
+    Setting {
+        key: "token_concurrent",
+        env: &["COOPER_TOKEN_CONCURRENT"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 0, max: 10_000_000 },
+        default: Default::Number(token::CONCURRENT),
+        doc: "Requests and streams of one token at once, workers' not counted; 0: as many as come.",
         ..BLANK
     },
     Setting {
@@ -508,6 +535,15 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Integer { min: 1, max: 1_000_000_000 },
         default: Default::Number(store::EVENTS_KEPT_MAX),
         doc: "Events kept; the oldest go.",
+        ..BLANK
+    },
+    Setting {
+        key: "keep_audit",
+        env: &["COOPER_KEEP_AUDIT"],
+        roles: COORDINATORS,
+        kind: Kind::Integer { min: 1_000, max: 1_000_000_000 },
+        default: Default::Number(audit::ROWS_KEPT_MAX),
+        doc: "Rows of the audit trail kept; the oldest go.",
         ..BLANK
     },
     Setting {

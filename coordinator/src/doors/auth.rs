@@ -2,24 +2,32 @@
 
 use std::{
     future::{Ready, ready},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use axum::http::{HeaderMap, Request, Response, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
+use bytes::Bytes;
 use cooper_common::{
     error::{Code, Error, Result},
     token::Secret,
 };
 use futures::future::Either;
-use tonic::body::Body;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tonic::{Status, body::Body};
 use tower::Service;
 
 use super::{
-    error::{problem, status},
+    error::{problem, status, status_after},
+    hosts::Hosts,
     wire::Peer,
 };
-use crate::{caller::Caller, tokens::Tokens};
+use crate::{
+    audit::Audit,
+    tokens::{Admitted, COME_BACK_AFTER, Share, Tokens},
+};
 
 /// What anybody may ask: whether it lives, and what the contract is.
 const OPEN: [&str; 6] =
@@ -28,17 +36,25 @@ const OPEN: [&str; 6] =
 /// Where workers come in.
 const LINK: &str = "/cooper.v1.WorkerLink/";
 
+/// What everybody who comes in has to keep to.
+#[derive(Clone)]
+pub struct Rules {
+    /// Workers come by connections that showed a certificate.
+    pub certified: bool,
+    pub hosts: Hosts,
+    pub audit: Arc<Audit>,
+}
+
 /// Puts the [`Caller`] into the extensions of each request.
 #[derive(Clone)]
 pub struct Layer {
     tokens: Arc<Tokens>,
-    /// Workers come by connections that showed a certificate.
-    certified: bool,
+    rules: Rules,
 }
 
 impl Layer {
-    pub fn new(tokens: Arc<Tokens>, certified: bool) -> Self {
-        Self { tokens, certified }
+    pub fn new(tokens: Arc<Tokens>, rules: Rules) -> Self {
+        Self { tokens, rules }
     }
 }
 
@@ -64,38 +80,105 @@ where
     type Response = Response<Body>;
     type Error = S::Error;
     // No box: this is on the way of every request.
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+    // No box: this is on the way of every request.
+    type Future = Either<Sharing<S::Future>, Ready<Result<Response<Body>, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match self.door.admit(&request) {
-            Ok(caller) => {
+        let share = match self.door.admit(&request) {
+            Ok(Some(Admitted { caller, share })) => {
                 request.extensions_mut().insert(caller);
+                share
             }
-            Err(_) if is_open(request.uri().path()) => {}
-            Err(error) => {
-                metrics::counter!("cooper_auth_refused_total").increment(1);
-                return Either::Right(ready(Ok(refuse(request.headers(), error))));
-            }
-        }
-        Either::Left(self.inner.call(request))
+            Ok(None) => None,
+            Err(error) => return Either::Right(ready(Ok(refuse(request.headers(), error)))),
+        };
+        Either::Left(Sharing { inner: self.inner.call(request), share })
     }
 }
 
 impl Layer {
-    fn admit<B>(&self, request: &Request<B>) -> Result<Caller> {
-        let caller = caller_of(&self.tokens, request.headers())?;
+    /// None: nobody has to say who they are for this.
+    fn admit<B>(&self, request: &Request<B>) -> Result<Option<Admitted>> {
         let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
-        if self.certified && !peer.certified && request.uri().path().starts_with(LINK) {
-            let message = "workers of this coordinator come with a client certificate";
-            return Err(Error::new(Code::Forbidden, message).with_hint(
-                "set tls_client_cert and tls_client_key of the worker; `cooper certs issue` makes them",
-            ));
-        }
-        Ok(caller)
+        let from = peer.address.map(|address| address.ip().to_canonical());
+        let admitted = self.rules.hosts.check(request.uri(), request.headers()).and_then(|()| {
+            let mut admitted =
+                match secret_of(request.headers()).and_then(|secret| self.tokens.admit(&secret)) {
+                    Ok(admitted) => admitted,
+                    Err(error) if error.code == Code::Unauthenticated && is_open(request.uri().path()) => {
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error),
+                };
+            if self.rules.certified && !peer.certified && request.uri().path().starts_with(LINK) {
+                let message = "workers of this coordinator come with a client certificate";
+                return Err(Error::new(Code::Forbidden, message).with_hint(
+                    "set tls_client_cert and tls_client_key of the worker; `cooper certs issue` makes them",
+                ));
+            }
+            admitted.caller.from = from;
+            Ok(Some(admitted))
+        });
+        admitted.inspect_err(|error| {
+            metrics::counter!("cooper_auth_refused_total", "code" => error.code.as_str()).increment(1);
+            self.rules.audit.refused(from, error.code);
+        })
+    }
+}
+
+pin_project! {
+    /// An answer that takes a share of its token for as long as it lasts.
+    pub struct Sharing<F> {
+        #[pin]
+        inner: F,
+        share: Option<Share>,
+    }
+}
+
+impl<F, E> Future for Sharing<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answered = std::task::ready!(this.inner.poll(context));
+        let share = this.share.take();
+        Poll::Ready(answered.map(|response| match share {
+            Some(share) => response.map(|inner| Body::new(Shared { inner, _share: share })),
+            None => response,
+        }))
+    }
+}
+
+/// The body of such an answer.
+struct Shared {
+    inner: Body,
+    _share: Share,
+}
+
+impl HttpBody for Shared {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -110,22 +193,28 @@ fn is_open(path: &str) -> bool {
     OPEN.iter().any(|open| if open.ends_with(['/', '.']) { path.starts_with(open) } else { path == *open })
 }
 
-fn caller_of(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller> {
+fn secret_of(headers: &HeaderMap) -> Result<Secret> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Err(Error::new(Code::Unauthenticated, "no token was given"));
     };
     let bearer = value.to_str().ok().and_then(|text| text.split_once(' '));
     match bearer {
-        Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => {
-            tokens.authenticate(&Secret::from_text(secret))
-        }
+        Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Secret::from_text(secret)),
         _ => Err(Error::new(Code::Unauthenticated, "the authorization header is not \"Bearer TOKEN\"")),
     }
 }
 
 fn refuse(headers: &HeaderMap, error: Error) -> Response<Body> {
-    match is_grpc(headers) {
-        true => status(error).into_http(),
-        false => problem(&error).map(Body::new),
+    let again = (error.code == Code::RateLimited).then_some(COME_BACK_AFTER);
+    if is_grpc(headers) {
+        return match again {
+            Some(after) => status_after(error, after).into_http(),
+            None => status(error).into_http(),
+        };
     }
+    let mut response = problem(&error).map(Body::new);
+    if let Some(after) = again {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    }
+    response
 }

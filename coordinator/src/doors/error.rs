@@ -1,6 +1,6 @@
 //! Errors at the doors: one code, message and hint, as a gRPC status or as an HTTP problem.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use axum::{
     Json,
@@ -19,6 +19,13 @@ const HINT: &str = "hint";
 /// As gRPC tells it: `google.rpc.ErrorInfo` with the code as its reason and the hint in its metadata.
 pub fn status(error: Error) -> Status {
     let details = details(&error);
+    Status::with_error_details(grpc_code(error.code.kind()), error.message, details)
+}
+
+/// The same, with the time after which asking again makes sense.
+pub fn status_after(error: Error, after: Duration) -> Status {
+    let mut details = details(&error);
+    details.set_retry_info(Some(after));
     Status::with_error_details(grpc_code(error.code.kind()), error.message, details)
 }
 

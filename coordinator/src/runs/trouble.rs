@@ -32,8 +32,13 @@ impl Runs {
             Some(v1::TroubleHeard { stack, service, quiet_ms, again })
         };
         let tenant = self.cluster.look(|core| core.worker(worker).map(|worker| worker.tenant.clone()))?;
-        let caller =
-            Caller { tenant, scope: Scope::Operator, token_id: String::new(), name: NOBODY.to_owned() };
+        let caller = Caller {
+            tenant,
+            scope: Scope::Operator,
+            token_id: String::new(),
+            name: NOBODY.to_owned(),
+            from: None,
+        };
         // Of several workers that have a stack of this name, the one that repairs it is believed.
         let stack = match self.stack(&caller, &trouble.stack) {
             Ok(stack) if stack.worker == *worker => stack,

@@ -11,7 +11,13 @@ use crate::{
 const VALUE: &[u8] = b"a value that is nowhere in plain";
 
 fn caller(tenant: &str) -> Caller {
-    Caller { tenant: tenant.into(), scope: Scope::Operator, token_id: String::new(), name: "ada".to_owned() }
+    Caller {
+        tenant: tenant.into(),
+        scope: Scope::Operator,
+        token_id: String::new(),
+        name: "ada".to_owned(),
+        from: None,
+    }
 }
 
 async fn open(data: &Path) -> (Arc<dyn Store>, Arc<Secrets>) {

@@ -292,7 +292,8 @@ pub(crate) async fn inline_output_comes_with_its_change(bed: Bed) {
     assert_eq!(bed.store.inline_output("other", 1).await.unwrap(), None);
 }
 
-const KEEP: Keep = Keep { ended_tasks: 10, ended_runs: 10, ended_rows: 10, events: 50, since_ms: None };
+const KEEP: Keep =
+    Keep { ended_tasks: 10, ended_runs: 10, ended_rows: 10, events: 50, audit: 50, since_ms: None };
 
 pub(crate) async fn retention_takes_the_oldest_ended_and_keeps_the_living(bed: Bed) {
     for n in 0..700 {

@@ -3,6 +3,7 @@
 //! rusqlite rather than sqlx, whose every statement is a hop between threads (docs/dependencies.md). In memory the same
 //! SQL runs inline on the calling thread, so that a simulation is deterministic.
 
+mod audit;
 mod checkpoint;
 mod keys;
 mod lock;
@@ -25,7 +26,10 @@ use std::{
     time::Duration,
 };
 
-use cooper_common::limits;
+use cooper_common::{
+    audit::{Entry, Link, Row},
+    limits,
+};
 use cooper_core::change::Aggregate;
 use futures::{FutureExt, future};
 use rusqlite::{Connection, OpenFlags, params};
@@ -340,6 +344,22 @@ impl Store for Sqlite {
         self.read(move |c| read::inline_output(c, &task, stream))
     }
 
+    fn audit_append(&self, entries: Vec<Entry>, durability: Durability) -> Answer<()> {
+        self.write(move |pen| pen.transact(durability, |c| audit::append(c, &entries)))
+    }
+
+    fn audit_ends(&self) -> Answer<(Link, Link)> {
+        self.read(audit::ends)
+    }
+
+    fn audit_from(&self, tenant: Option<String>, seq: u64, limit: usize) -> Answer<Vec<Row>> {
+        self.read(move |c| audit::rows(c, tenant.as_deref(), seq, limit))
+    }
+
+    fn audit_before(&self, tenant: Option<String>, seq: u64, limit: usize) -> Answer<Vec<Row>> {
+        self.read(move |c| audit::rows_before(c, tenant.as_deref(), seq, limit))
+    }
+
     fn meta_get(&self, key: &str) -> Answer<Option<String>> {
         let key = key.to_owned();
         self.read(move |c| read::meta(c, &key))
@@ -378,6 +398,15 @@ impl Store for Sqlite {
                 match store.write(step).await? {
                     0 => break,
                     gone => removed.events += gone,
+                }
+            }
+            loop {
+                let step = move |pen: &mut Pen| {
+                    pen.transact(Durability::Relaxed, |c| audit::prune(c, keep.audit, keep.since_ms))
+                };
+                match store.write(step).await? {
+                    0 => break,
+                    gone => removed.audit += gone,
                 }
             }
             if !removed.rows.is_empty() || removed.events > 0 {

@@ -85,6 +85,7 @@ fn keeper(tenant: &str) -> Caller {
         scope: Scope::Client,
         token_id: String::new(),
         name: "spares of templates".to_owned(),
+        from: None,
     }
 }
 

@@ -26,8 +26,12 @@ pub(super) async fn bootstrap(data: &Path, tokens: &Tokens) -> Result<()> {
                 .with_hint("make it readable for this user, or delete it to get a new one")
         })?;
         match tokens.store.by_key(Aggregate::Token, None, &secret.hash()).await? {
+            // It must not come back by the file.
+            None if tokens.was_replaced(&secret).await? => {
+                tracing::warn!(path = %path.display(), "this token was rotated; write its new secret there");
+            }
             None => {
-                let body = Body { scope, name: file.to_owned(), expires_ms: 0 };
+                let body = Body::new(scope, file.to_owned(), 0);
                 tokens.insert(TokenId::new(), DEFAULT_TENANT, body, &secret).await?;
                 tracing::info!(path = %path.display(), scope = scope.as_str(), "token created");
             }

@@ -6,11 +6,17 @@ use super::{bootstrap::bootstrap, *};
 use crate::{bus::Bus, store::sqlite::Sqlite};
 
 async fn tokens() -> Tokens {
-    Tokens::load(Arc::new(Sqlite::memory(Bus::default()).unwrap())).await.unwrap()
+    Tokens::load(Arc::new(Sqlite::memory(Bus::default()).unwrap()), Allowance::default()).await.unwrap()
 }
 
 fn admin(tenant: &str) -> Caller {
-    Caller { tenant: tenant.into(), scope: Scope::Admin, token_id: "tok_0".into(), name: "root".into() }
+    Caller {
+        tenant: tenant.into(),
+        scope: Scope::Admin,
+        token_id: "tok_0".into(),
+        name: "root".into(),
+        from: None,
+    }
 }
 
 fn request(tenant: &str, scope: &str) -> v1::CreateTokenRequest {
@@ -42,7 +48,7 @@ async fn a_token_lets_in_who_it_was_made_for_until_it_is_revoked() {
     assert!(tokens.revoke(&admin("a"), &id).await.unwrap().revoked);
     assert_eq!(code(tokens.authenticate(&secret)), Code::Unauthenticated);
     // What a restart loads is the same.
-    let tokens = Tokens::load(Arc::clone(&tokens.store)).await.unwrap();
+    let tokens = Tokens::load(Arc::clone(&tokens.store), Allowance::default()).await.unwrap();
     assert_eq!(code(tokens.authenticate(&secret)), Code::Unauthenticated);
 }
 
@@ -134,4 +140,44 @@ async fn a_first_start_makes_both_files_and_a_fresh_store_learns_them() {
     bootstrap(data.path(), &fresh).await.unwrap();
     assert_eq!(code(fresh.authenticate(&old)), Code::Unauthenticated);
     assert_eq!(fresh.authenticate(&read(WORKER_FILE)).unwrap().scope, Scope::Worker);
+}
+
+#[tokio::test]
+async fn a_rotated_token_keeps_its_id_and_its_old_secret_opens_for_the_grace_alone() {
+    let tokens = tokens().await;
+    let (id, old) = create(&tokens, "a").await;
+    assert_eq!(code(tokens.rotate(&admin("b"), &id, None).await), Code::TokenNotFound);
+    let rotated = tokens.rotate(&admin("a"), &id, Some(60_000)).await.unwrap();
+    let new = Secret::from_text(&rotated.secret);
+    assert_eq!(rotated.token.unwrap().id, id);
+    for secret in [&old, &new] {
+        assert_eq!(tokens.authenticate(secret).unwrap().token_id, id);
+    }
+    // What a restart loads is the same, and no event tells a hash.
+    let again = Tokens::load(Arc::clone(&tokens.store), Allowance::default()).await.unwrap();
+    assert_eq!(again.authenticate(&old).unwrap().token_id, id);
+    let events = tokens.store.events(None, 1, 10).await.unwrap().events;
+    assert!(!format!("{events:?}").contains(&old.hash()) && !format!("{events:?}").contains(&new.hash()));
+
+    let newest = tokens.rotate(&admin("a"), &id, Some(0)).await.unwrap();
+    for gone in [&old, &new] {
+        assert_eq!(code(tokens.authenticate(gone)), Code::Unauthenticated);
+    }
+    tokens.revoke(&admin("a"), &id).await.unwrap();
+    assert_eq!(code(tokens.authenticate(&Secret::from_text(&newest.secret))), Code::Unauthenticated);
+    assert_eq!(code(tokens.rotate(&admin("a"), &id, None).await), Code::TokenNotFound);
+}
+
+#[tokio::test]
+async fn when_a_token_was_used_last_is_known_at_once_and_written_within_a_minute() {
+    let tokens = tokens().await;
+    let (id, secret) = create(&tokens, "a").await;
+    let shown = tokens.list(&admin("a")).await.unwrap();
+    assert_eq!(shown[0].last_used_at_ms, 0);
+    tokens.admit(&secret).unwrap();
+    let used = tokens.list(&admin("a")).await.unwrap()[0].last_used_at_ms;
+    assert!(used > 0);
+    tokens.write_use().await;
+    let again = Tokens::load(Arc::clone(&tokens.store), Allowance::default()).await.unwrap();
+    assert_eq!(again.list(&admin("a")).await.unwrap()[0].last_used_at_ms, used, "{id}");
 }

@@ -1,9 +1,6 @@
 //! A client that was generated from `proto/` alone, in another language.
 
-use std::{
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::path::Path;
 
 use cooper_tests::{
     program::{Running, command},
@@ -11,9 +8,7 @@ use cooper_tests::{
 };
 
 /// Made once, beside the other tools; another list of requirements is another directory.
-pub fn environment(scripts: &Path) -> std::path::PathBuf {
-    static ONE_AFTER_THE_OTHER: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AFTER_THE_OTHER.lock().unwrap_or_else(PoisonError::into_inner);
+fn environment(scripts: &Path) -> std::path::PathBuf {
     let wanted = std::fs::read_to_string(scripts.join("requirements.txt")).expect("the requirements");
     let name: String = wanted.split_whitespace().collect::<Vec<_>>().join("-").replace("==", "-");
     let made = scripts.join("../../../target/tools/python-clients").join(name);

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use cooper_common::{VERSION, limits, token::Scope};
+use cooper_common::{VERSION, audit::Link, limits, token::Scope};
 use cooper_core::worker::Worker;
 use cooper_proto::v1::{self, admin_server};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    audit::Audit,
     bus::Feed,
     cluster::{Cluster, Recorded, durable},
     doors::{BoxStream, caller, grpc::convert, status},
@@ -18,6 +19,7 @@ use crate::{
 pub struct Admin {
     pub cluster: Arc<Cluster>,
     pub tokens: Arc<Tokens>,
+    pub audit: Arc<Audit>,
     pub bus: crate::bus::Bus,
 }
 
@@ -68,6 +70,7 @@ impl Admin {
 #[tonic::async_trait]
 impl admin_server::Admin for Admin {
     type WatchEventsStream = BoxStream<v1::Event>;
+    type ExportAuditStream = BoxStream<v1::AuditRow>;
 
     async fn get_info(&self, request: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
         let caller = caller(&request)?;
@@ -114,6 +117,64 @@ impl admin_server::Admin for Admin {
         caller.require(&[]).map_err(status)?;
         let token = self.tokens.revoke(&caller, &request.get_ref().token_id).await.map_err(status)?;
         Ok(Response::new(token))
+    }
+
+    async fn rotate_token(
+        &self,
+        request: Request<v1::RotateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[]).map_err(status)?;
+        let request = request.into_inner();
+        let rotated = self.tokens.rotate(&caller, &request.token_id, request.grace_ms).await;
+        Ok(Response::new(rotated.map_err(status)?))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[]).map_err(status)?;
+        let request = request.into_inner();
+        let limit = match request.limit as usize {
+            0 => limits::audit::PAGE_DEFAULT,
+            limit => limit.min(limits::audit::PAGE_MAX),
+        };
+        let rows = self.audit.list(&caller, request.before_seq, limit).await.map_err(status)?;
+        Ok(Response::new(v1::ListAuditResponse { rows: rows.into_iter().map(convert::audit).collect() }))
+    }
+
+    async fn export_audit(
+        &self,
+        request: Request<v1::ExportAuditRequest>,
+    ) -> Result<Response<Self::ExportAuditStream>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[]).map_err(status)?;
+        let (audit, mut next) = (self.audit.clone(), request.get_ref().from_seq.max(1));
+        let rows = async_stream::try_stream! {
+            loop {
+                let page = audit.from(&caller, next, limits::audit::PAGE_MAX).await.map_err(status)?;
+                let Some(last) = page.last() else { break };
+                next = last.seq + 1;
+                for row in page {
+                    yield convert::audit(row);
+                }
+            }
+        };
+        Ok(Response::new(Box::pin(rows)))
+    }
+
+    async fn verify_audit(
+        &self,
+        request: Request<v1::VerifyAuditRequest>,
+    ) -> Result<Response<v1::AuditVerdict>, Status> {
+        let caller = caller(&request)?;
+        caller.require(&[]).map_err(status)?;
+        let request = request.into_inner();
+        let expected = (request.expected_seq > 0)
+            .then_some(Link { seq: request.expected_seq, hash: request.expected_hash });
+        Ok(Response::new(self.audit.verify(&caller, expected).await.map_err(status)?))
     }
 
     async fn list_workers(

@@ -341,3 +341,20 @@ pub fn stack(stack: &runs::Stack) -> v1::Stack {
         online: stack.online,
     }
 }
+
+pub fn audit(row: cooper_common::audit::Row) -> v1::AuditRow {
+    let entry = row.entry;
+    v1::AuditRow {
+        seq: row.seq,
+        at_ms: entry.at_ms,
+        tenant: entry.tenant,
+        token_id: entry.token_id,
+        name: entry.name,
+        from: entry.from,
+        action: entry.action,
+        object: entry.object,
+        outcome: entry.outcome,
+        detail: entry.detail,
+        hash: row.hash,
+    }
+}

@@ -10,15 +10,17 @@ use tower::{Layer as _, Service, ServiceExt};
 
 use super::*;
 use crate::{
+    audit::Audit,
     bus::Bus,
     caller::Caller,
     doors::{
-        auth::{Authenticated, Layer},
+        auth::{Authenticated, Layer, Rules},
         error::from_status,
+        hosts::Hosts,
     },
     output::OutputLog,
     store::{Store, sqlite::Sqlite},
-    tokens::{ADMIN_FILE, Tokens},
+    tokens::{ADMIN_FILE, Allowance, Tokens},
 };
 
 struct Port {
@@ -31,7 +33,7 @@ struct Port {
 async fn port() -> Port {
     let data = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(Sqlite::memory(Bus::default()).unwrap());
-    let tokens = Tokens::open(Arc::clone(&store), data.path()).await.unwrap();
+    let tokens = Tokens::open(Arc::clone(&store), data.path(), Allowance::default()).await.unwrap();
     let output = OutputLog::open(data.path()).unwrap();
     let secrets = crate::secrets::Secrets::open(Arc::clone(&store), data.path()).await.unwrap();
     let (timing, quota, defaults) = Default::default();
@@ -42,8 +44,10 @@ async fn port() -> Port {
         caller.map_or("nobody".to_owned(), |caller| format!("{} {:?}", caller.tenant, caller.scope))
     });
     let routes = Routes::from(router(cluster).route("/whoami", whoami));
+    let audit = Audit::new(Arc::clone(&store));
+    let rules = Rules { certified: false, hosts: Hosts::parse(""), audit };
     let secret = std::fs::read_to_string(data.path().join(ADMIN_FILE)).unwrap().trim().to_owned();
-    Port { door: Layer::new(tokens, false).layer(routes), store, secret, _data: data }
+    Port { door: Layer::new(tokens, rules).layer(routes), store, secret, _data: data }
 }
 
 impl Port {

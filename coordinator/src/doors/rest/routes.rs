@@ -165,6 +165,10 @@ pub static ROUTES: &[Route] = &[
     get("/tokens", "Admin/ListTokens"),
     created(post("/tokens", "Admin/CreateToken")),
     delete("/tokens/{token_id}", "Admin/RevokeToken"),
+    post("/tokens/{token_id}/rotate", "Admin/RotateToken"),
+    get("/audit", "Admin/ListAudit"),
+    get("/audit/verify", "Admin/VerifyAudit"),
+    events("/audit/export", "Admin/ExportAudit"),
     events("/events", "Admin/WatchEvents"),
     get("/info", "Admin/GetInfo"),
 ];

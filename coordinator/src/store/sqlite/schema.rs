@@ -20,6 +20,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "checkpoints_templates", small: true, run: checkpoints_templates },
     Migration { name: "secrets", small: true, run: secrets },
     Migration { name: "fixes", small: true, run: fixes },
+    Migration { name: "audit", small: true, run: audit },
 ];
 
 /// What this build writes; `PRAGMA user_version` of the file.
@@ -80,6 +81,16 @@ fn secrets(connection: &Connection) -> rusqlite::Result<()> {
 
 fn fixes(connection: &Connection) -> rusqlite::Result<()> {
     aggregate_table(connection, "fix")
+}
+
+fn audit(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "CREATE TABLE audit (
+           seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, tenant TEXT NOT NULL, token_id TEXT NOT NULL,
+           name TEXT NOT NULL, came_from TEXT NOT NULL, action TEXT NOT NULL, object TEXT NOT NULL,
+           outcome TEXT NOT NULL, detail TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+         CREATE INDEX audit_tenant ON audit (tenant, seq);",
+    )
 }
 
 fn aggregate_table(connection: &Connection, table: &str) -> rusqlite::Result<()> {

@@ -11,11 +11,12 @@ use crate::{
 };
 
 /// One a schema version, frozen.
-const FIXTURES: [&str; 4] = [
+const FIXTURES: [&str; 5] = [
     include_str!("../../../fixtures/v1.sql"),
     include_str!("../../../fixtures/v2.sql"),
     include_str!("../../../fixtures/v3.sql"),
     include_str!("../../../fixtures/v4.sql"),
+    include_str!("../../../fixtures/v5.sql"),
 ];
 
 fn written(fixture: &str) -> tempfile::TempDir {
@@ -66,7 +67,7 @@ async fn a_store_of_every_released_schema_is_brought_to_this_one_and_read_whole(
         Runs::start(cluster, blobs, Default::default()).await.unwrap();
         assert_eq!(store.live(Aggregate::Run).await.unwrap().len(), 2);
         assert_eq!(store.events(None, 1, 10).await.unwrap().events.len(), 10);
-        let keep = Keep { ended_tasks: 0, ended_runs: 0, ended_rows: 0, events: 1, since_ms: None };
+        let keep = Keep { ended_tasks: 0, ended_runs: 0, ended_rows: 0, events: 1, audit: 1, since_ms: None };
         let gone = store.retain(keep).await.unwrap();
         assert!(gone.rows.len() >= 5 && gone.events >= 30, "{gone:?}");
         store.close().await.unwrap();

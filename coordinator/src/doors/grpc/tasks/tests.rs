@@ -72,7 +72,13 @@ async fn watch(door: &Tasks, ids: &[TaskId]) -> BoxStream<v1::WatchTasksResponse
     let task_ids = ids.iter().map(ToString::to_string).collect();
     let mut request = Request::new(v1::WatchTasksRequest { task_ids, from_seq: 0 });
     let (tenant, scope) = ("t".into(), Scope::Client);
-    request.extensions_mut().insert(Caller { tenant, scope, token_id: String::new(), name: String::new() });
+    request.extensions_mut().insert(Caller {
+        tenant,
+        scope,
+        token_id: String::new(),
+        name: String::new(),
+        from: None,
+    });
     door.watch_tasks(request).await.unwrap().into_inner()
 }
 
