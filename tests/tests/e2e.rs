@@ -24,6 +24,7 @@ mod e2e {
     mod interactive;
     mod json;
     mod matrix;
+    mod mcp;
     mod model;
     mod network;
     mod notify;

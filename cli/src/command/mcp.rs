@@ -15,7 +15,7 @@ use cooper_common::{config::Role, error::Code, limits};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::AbortHandle,
 };
 use tonic::{
@@ -93,6 +93,7 @@ async fn speak(cluster: Cluster) -> Result<()> {
         connection: format!("{:032x}", rand::random::<u128>()),
         lines,
         state: Mutex::default(),
+        answered: Notify::new(),
     });
     let mut input = BufReader::new(tokio::io::stdin());
     let mut stop = std::pin::pin!(stop());
@@ -102,7 +103,11 @@ async fn speak(cluster: Cluster) -> Result<()> {
             () = &mut stop => break,
         };
         match line {
-            Line::End => break,
+            // What was asked before is answered, if that is soon.
+            Line::End => {
+                let _ = tokio::time::timeout(GOODBYE, host.idle()).await;
+                break;
+            }
             Line::TooLong => {
                 let most = limits::link::MESSAGE_BYTES_MAX;
                 host.refuse(Value::Null, INVALID, &format!("the message has more than {most} bytes")).await;
@@ -173,6 +178,8 @@ struct Host {
     connection: String,
     lines: mpsc::Sender<String>,
     state: Mutex<State>,
+    /// A request is under way no more.
+    answered: Notify,
 }
 
 #[derive(Default)]
@@ -241,6 +248,7 @@ impl Host {
             async move {
                 host.answer(&message, id).await;
                 host.state().running.remove(&key);
+                host.answered.notify_one();
             }
         });
         state.running.insert(key, Running { task: task.abort_handle(), by_stream });
@@ -378,6 +386,13 @@ impl Host {
         }
         let body = message.map_or_else(Body::empty, |message| Body::new(message.to_string()));
         request.body(body).map_err(|error| Failure::new(Code::Internal, error.to_string()))
+    }
+
+    /// Until nothing is under way.
+    async fn idle(&self) {
+        while !self.state().running.is_empty() {
+            self.answered.notified().await;
+        }
     }
 
     /// The session ends with us.

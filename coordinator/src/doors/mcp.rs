@@ -128,7 +128,9 @@ async fn answer(State(door): State<Door>, request: Request) -> Response {
     let connection = Connection::of(&parts, &caller);
     if parts.method == Method::DELETE {
         if let Some(connection) = connection {
-            connection.end(&door.services, &caller).await;
+            // Who says goodbye does not always wait for the end.
+            let (services, caller) = (door.services.clone(), caller.clone());
+            let _ = tokio::spawn(async move { connection.end(&services, &caller).await }).await;
         }
         // Without a connection of the protocol it had nothing but its session.
         if parts.headers.contains_key(SESSION_HEADER) {

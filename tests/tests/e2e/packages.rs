@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use cooper_tests::{Cluster, Setup};
 
 /// Wheels that a worker finds without a network.
-fn wheels(wheels: &[(&str, &str)]) -> tempfile::TempDir {
+pub fn wheels(wheels: &[(&str, &str)]) -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().expect("a directory");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("its mode");

@@ -1,6 +1,9 @@
 //! A client that was generated from `proto/` alone, in another language.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use cooper_tests::{
     program::{Running, command},
@@ -8,7 +11,9 @@ use cooper_tests::{
 };
 
 /// Made once, beside the other tools; another list of requirements is another directory.
-fn environment(scripts: &Path) -> std::path::PathBuf {
+pub fn environment(scripts: &Path) -> std::path::PathBuf {
+    static ONE_AFTER_THE_OTHER: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AFTER_THE_OTHER.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = std::fs::read_to_string(scripts.join("requirements.txt")).expect("the requirements");
     let name: String = wanted.split_whitespace().collect::<Vec<_>>().join("-").replace("==", "-");
     let made = scripts.join("../../../target/tools/python-clients").join(name);
