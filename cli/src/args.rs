@@ -37,7 +37,13 @@ Exit status: 0 done; 1 error; 2 wrong usage.
   repair, runs watch, approve/reject --follow
                0 succeeded, 1 failed, 3 awaits approval, 4 rolled back, 5 refused, 6 rollback failed,
                7 rejected, expired or cancelled
-Commands find the cluster by COOPER_URL and COOPER_TOKEN or COOPER_TOKEN_FILE, else in the data directory.";
+Commands find the cluster by COOPER_URL and COOPER_TOKEN or COOPER_TOKEN_FILE, else by the context in use (`cooper context`),
+else in the data directory.";
+
+const COMPLETIONS: &str = "\
+  bash  source <(cooper completions bash)      in ~/.bashrc
+  zsh   source <(cooper completions zsh)       in ~/.zshrc, after compinit
+  fish  cooper completions fish | source       in ~/.config/fish/config.fish";
 
 /// Isolated Python sessions, and repairs of docker compose services.
 #[derive(Debug, Parser)]
@@ -64,6 +70,10 @@ pub struct Global {
     /// Coordinator to talk to [env: COOPER_URL] [default: the data directory's endpoint]
     #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
     pub url: Option<String>,
+    /// Cluster to talk to, by its name [env: COOPER_CONTEXT] [default: the one in use, see `cooper context`]
+    #[arg(long, global = true, value_name = "NAME", conflicts_with_all = ["url", "config"])]
+    #[arg(help_heading = "Global options")]
+    pub context: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -158,11 +168,20 @@ pub enum Command {
     Status,
     /// Ask a coordinator or worker whether it is healthy; needs no token
     Health,
-    /// What would confine sessions on this machine, and what would not; needs no cluster
+    /// What this machine has for sessions and repairs, and what would confine sessions; or how the coordinator is reached
     Doctor(Doctor),
     /// Settings: what holds, and why
     #[command(subcommand)]
     Config(Config),
+    /// Name clusters, and say which one commands talk to
+    #[command(subcommand, visible_alias = "contexts")]
+    Context(Context),
+    /// Print a script that completes commands in a shell
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// Version, commit and features of this binary
     Version,
     /// Write manual pages, one for each command
@@ -220,6 +239,9 @@ pub struct Worker {
 
 #[derive(Debug, Args)]
 pub struct Doctor {
+    /// Whether the coordinator can be reached and used from here, in place of what this machine has
+    #[arg(long)]
+    pub coordinator: bool,
     #[command(flatten)]
     pub settings: WorkerFlags,
 }
@@ -403,6 +425,32 @@ pub struct Events {
     /// Go on with new events as they are recorded (with --json one document a line)
     #[arg(long)]
     pub follow: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Context {
+    /// Give the cluster at --url a name
+    Add {
+        name: String,
+        /// File with the token that commands use there
+        #[arg(long, value_name = "FILE", conflicts_with = "token_stdin")]
+        token_file: Option<PathBuf>,
+        /// Read the token from standard input, and keep it (0600)
+        #[arg(long)]
+        token_stdin: bool,
+        /// File with the certificate authority that signed the coordinator's certificate [default: the system's]
+        #[arg(long, value_name = "FILE")]
+        tls_ca: Option<PathBuf>,
+        /// Replace the one of that name
+        #[arg(long)]
+        replace: bool,
+    },
+    /// List contexts; the one in use is marked
+    List,
+    /// Talk to this one from now on; `local` is the data directory's cluster
+    Use { name: String },
+    /// Forget one, with the token that was kept of it
+    Remove { name: String },
 }
 
 #[derive(Debug, Subcommand)]

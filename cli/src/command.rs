@@ -8,6 +8,7 @@ mod audit;
 mod certs;
 mod checkpoint;
 mod config;
+mod contexts;
 mod diagnose;
 mod doctor;
 mod drain;
@@ -37,6 +38,7 @@ mod watch;
 
 use std::{future::Future, path::Path, time::Duration};
 
+use clap::CommandFactory;
 use cooper_common::error::Code;
 
 use crate::{
@@ -51,6 +53,8 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
     match command {
         Command::Health => return health::run(context),
         Command::Config(args) => return config::run(context, args),
+        Command::Context(args) => return contexts::run(context, args),
+        Command::Completions { shell } => return completions(context, shell),
         Command::Doctor(args) => return doctor::run(context, args),
         Command::Certs(args) => return certs::run(context, args),
         Command::Mcp(args) => return mcp::run(context, args),
@@ -120,6 +124,13 @@ fn man(dir: &Path) -> Result<u8> {
             format!("cannot write manual pages to {}: {error}", dir.display()),
         )
     })?;
+    Ok(0)
+}
+
+fn completions(context: &Context, shell: clap_complete::Shell) -> Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "cooper", &mut script);
+    context.out.line(String::from_utf8_lossy(&script).trim_end())?;
     Ok(0)
 }
 

@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use cooper_common::config::{self, Config, Role, Sources};
 
-use crate::{args::Global, connect::Cluster, failure::Result, output::Output};
+use crate::{
+    args::Global,
+    connect::Cluster,
+    contexts::{self, Contexts},
+    failure::Result,
+    output::Output,
+};
 
 pub struct Context {
     pub global: Global,
@@ -25,8 +31,14 @@ impl Context {
         if let (Some(url), Role::Client) = (&self.global.url, role) {
             flags.insert("url", url.clone());
         }
-        let config_file = self.global.config.clone();
-        Ok(config::resolve(&Sources { role, flags, config_file, env: &config::process_env })?)
+        let named = match role {
+            Role::Client => Contexts::in_force(&self.global)?,
+            _ => None,
+        };
+        let hidden = |name: &str| named.is_some() && contexts::hides(name);
+        let env = |name: &str| (!hidden(name)).then(|| config::process_env(name)).flatten();
+        let config_file = named.clone().or_else(|| self.global.config.clone());
+        Ok(config::resolve(&Sources { role, flags, config_file, env: &env })?)
     }
 
     /// The cluster that commands talk to.

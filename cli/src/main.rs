@@ -4,6 +4,7 @@ mod args;
 mod command;
 mod connect;
 mod context;
+mod contexts;
 mod failure;
 mod flags;
 mod output;

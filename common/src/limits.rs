@@ -396,6 +396,8 @@ pub mod token {
     pub const BURST_S: u64 = 2;
     /// Requests and streams of one token at once; more are refused (`rate_limited`).
     pub const CONCURRENT: u64 = 8_192;
+    /// What commands read as a token.
+    pub const TEXT_BYTES_MAX: usize = 4 << 10;
 }
 
 /// Repair runs.

@@ -17,6 +17,7 @@ pub mod processes;
 pub mod program;
 pub mod scratch;
 pub mod tree;
+pub mod venv;
 pub mod wait;
 
 pub use cluster::{Cluster, Setup, shared};

@@ -11,6 +11,7 @@ mod e2e {
     mod config;
     mod connections;
     mod container;
+    mod contexts;
     mod contract;
     mod diagnose;
     mod documented;

@@ -171,6 +171,13 @@ pub struct Stacks {
 pub enum StacksCommand {
     /// List the stacks that workers serve
     List,
+    /// Let the worker on this machine serve a directory with a compose file
+    Add {
+        dir: PathBuf,
+        /// [default: the directory's name]
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// What Cooper could do to each service, who approves, how it would be verified; and what is wrong with the policy
     Check(StacksCheck),
 }

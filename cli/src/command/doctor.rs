@@ -1,6 +1,11 @@
-//! `cooper doctor`: what would confine sessions on this machine, what would not, and what brings the next tier. Asks
-//! nobody: it probes as a worker with the same settings does.
+//! `cooper doctor`: what this machine has for sessions and repairs, what would confine sessions on it, and what brings the next
+//! tier; or whether the coordinator can be reached from here.
 
+mod coordinator;
+mod finding;
+mod machine;
+
+use cooper_common::config::Role;
 use cooper_worker::{
     config::Ports,
     confine::{
@@ -11,12 +16,35 @@ use cooper_worker::{
 };
 use serde_json::json;
 
+use self::finding::Finding;
+use super::block_on;
 use crate::{args, context::Context, failure::Result, role};
 
-/// 0 when a worker here would take sessions, 1 when not.
 pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
+    if args.coordinator { coordinator(context, args) } else { this_machine(context, args) }
+}
+
+/// 0 when it can be worked with from here, 1 when not.
+fn coordinator(context: &Context, args: args::Doctor) -> Result<u8> {
+    let worker = context.config(Role::Worker, args.settings.given)?;
+    let (url, config) = coordinator::url(context, &worker)?;
+    let found = block_on(async { Ok(coordinator::findings(context, &url, &config).await) })?;
+    // A worker's machine has no token of a client's: all else counts.
+    let usable = found.iter().all(|finding| finding.ok || finding.name == "token");
+    let document = || {
+        let checks: Vec<_> = found.iter().map(Finding::document).collect();
+        json!({"url": url, "usable": usable, "checks": checks})
+    };
+    context.out.answer(document, || found.iter().map(Finding::line).collect::<Vec<_>>().join("\n"))?;
+    Ok(u8::from(!usable))
+}
+
+/// 0 when a worker here would take sessions, 1 when not.
+fn this_machine(context: &Context, args: args::Doctor) -> Result<u8> {
     let config = role::surveyed(context, args)?;
+    // First, as it forks: nothing else of this process runs yet.
     let Survey { facilities, notes, pythons } = survey(&config);
+    let found = machine_findings(context, &facilities, &pythons)?;
     let tier = facilities.tier();
     let takes = tier >= config.tier_min && !pythons.is_empty();
     let kept = capabilities::names(capabilities::needed(&facilities));
@@ -38,18 +66,14 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
             "not_contained": open,
             "notes": notes,
             "next": facilities.next(),
+            "checks": found.iter().map(Finding::document).collect::<Vec<_>>(),
         })
     };
     let text = || {
-        let python = match pythons.is_empty() {
-            true => "none that can be used".to_owned(),
-            false => pythons.join(", "),
-        };
         let takes = if takes { "sessions are taken" } else { "sessions are refused" };
         let mut lines = vec![
             format!("tier      {tier} ({takes}; min_tier is {})", config.tier_min),
             format!("kernel    {}", facilities.kernel),
-            format!("python    {python}"),
             format!("has       {}", facilities.names().join(", ")),
             format!(
                 "keeps     {}",
@@ -61,11 +85,27 @@ pub fn run(context: &Context, args: args::Doctor) -> Result<u8> {
             lines.extend(list.iter().map(|line| format!("  - {line}")));
         }
         lines.extend(notes.iter().map(|note| format!("note: {note}")));
+        lines.push("this machine:".to_owned());
+        lines.extend(found.iter().map(Finding::line));
         lines.extend(facilities.next().map(|next| format!("for the next tier: {next}")));
         lines.join("\n")
     };
     context.out.answer(document, text)?;
     Ok(u8::from(!takes))
+}
+
+fn machine_findings(context: &Context, facilities: &Facilities, pythons: &[String]) -> Result<Vec<Finding>> {
+    let settings = context.config(Role::Up, Default::default())?;
+    let python = match pythons.is_empty() {
+        true => Finding::bad("python", "none that can be used", "sessions need Python 3.9 or newer (setting `python`)"),
+        false => Finding::good("python", pythons.join(", ")),
+    };
+    let mut found = vec![python];
+    found.extend(machine::kernel(facilities));
+    found.extend(block_on(async { Ok(machine::engine().await) })?);
+    found.extend(settings.address("listen").map(machine::port));
+    found.push(machine::disk(&settings.data()));
+    Ok(found)
 }
 
 fn those(list: &[(bool, &'static str)]) -> Vec<&'static str> {

@@ -6,7 +6,7 @@ use std::{
     net::{TcpStream, ToSocketAddrs},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use cooper_common::{config::Role, error::Code};
@@ -43,8 +43,28 @@ pub fn run(context: &Context) -> Result<u8> {
     Ok(if status == "healthy" { 0 } else { 1 })
 }
 
+/// What a page said, and when by the clock of who said it.
+pub struct Answer {
+    pub body: Value,
+    pub date: Option<SystemTime>,
+}
+
+/// True when a coordinator answers there, well or not, whoever signed its certificate.
+pub fn is_cooper(url: &str) -> bool {
+    let untrusted = |failure: &Failure| matches!(failure, Failure::Error(report) if report.message.contains("certificate"));
+    match get(url, "/health", None) {
+        Ok(body) => body["status"].is_string(),
+        Err(failure) => untrusted(&failure),
+    }
+}
+
 /// GET of a page that answers with a JSON object, whatever its status. `ca` is the setting `tls_ca`.
 pub fn get(url: &str, path: &str, ca: Option<&Path>) -> Result<Value> {
+    answer(url, path, ca).map(|answer| answer.body)
+}
+
+/// The same with its date.
+pub fn answer(url: &str, path: &str, ca: Option<&Path>) -> Result<Answer> {
     let away = |what: String| {
         Failure::new(Code::Unavailable, format!("{url} is not healthy: {what}"))
             .hint("see its log, or `cooper status`")
@@ -125,9 +145,12 @@ fn authorities(ca: Option<&Path>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
 }
 
-fn parse(answer: &str) -> Option<Value> {
+fn parse(answer: &str) -> Option<Answer> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     head.starts_with("HTTP/1.").then_some(())?;
-    let value: Value = serde_json::from_str(body.trim()).ok()?;
-    value.is_object().then_some(value)
+    let body: Value = serde_json::from_str(body.trim()).ok()?;
+    let mut headers = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let date = headers.find(|(name, _)| name.eq_ignore_ascii_case("date"));
+    let date = date.and_then(|(_, value)| httpdate::parse_http_date(value.trim()).ok());
+    body.is_object().then_some(Answer { body, date })
 }

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use cooper_common::{error::Code, limits::request::LOG_BYTES_MAX};
 use cooper_proto::v1::{
     CancelRunRequest, CreateRunRequest, DecideRunRequest, GetRunRequest, ListStacksRequest,
-    RegisterStackRequest,
+    RegisterStackRequest, Stack,
 };
 
 use super::{exec::read_bytes, watch};
@@ -82,12 +82,17 @@ async fn stack_name(client: &Client, given: &str) -> Result<String> {
     if let Some(stack) = stacks.iter().filter(|stack| stack.online).find(|stack| same(&stack.dir)) {
         return Ok(stack.name.clone());
     }
+    Ok(register(client, &dir, String::new()).await?.name)
+}
+
+/// Asks the worker on this machine to serve a directory.
+pub async fn register(client: &Client, dir: &Path, name: String) -> Result<Stack> {
     let request = RegisterStackRequest {
-        name: String::new(),
+        name,
         dir: dir.to_string_lossy().into_owned(),
         boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
     };
-    Ok(client.runs().register_stack(request).await?.into_inner().name)
+    Ok(client.runs().register_stack(request).await?.into_inner())
 }
 
 pub async fn decide(context: &Context, args: Decide, approve: bool) -> Result<u8> {

@@ -1,5 +1,7 @@
 //! `cooper stacks`: which there are, and what Cooper could do to their services.
 
+use std::{fs, path::Path};
+
 use cooper_common::error::Code;
 use cooper_coordinator::runs;
 use cooper_proto::v1::{CheckStackRequest, ListStacksRequest};
@@ -7,7 +9,7 @@ use cooper_repair::check::{Known, check};
 use cooper_worker::stack::offline_survey;
 use serde_json::{Value, json};
 
-use super::pause;
+use super::{pause, repair};
 use crate::{
     args::{Stacks, StacksCheck, StacksCommand},
     context::Context,
@@ -21,8 +23,18 @@ const EXIT_WRONG: u8 = 1;
 pub async fn run(context: &Context, args: Stacks) -> Result<u8> {
     match args.command {
         None | Some(StacksCommand::List) => list(context).await,
+        Some(StacksCommand::Add { dir, name }) => add(context, &dir, name).await,
         Some(StacksCommand::Check(args)) => check_stack(context, args).await,
     }
+}
+
+async fn add(context: &Context, dir: &Path, name: Option<String>) -> Result<u8> {
+    let dir = fs::canonicalize(dir)
+        .map_err(|error| Failure::new(Code::StackNotFound, format!("no directory {}: {error}", dir.display())))?;
+    let client = context.cluster()?.connect().await?;
+    let stack = repair::register(&client, &dir, name.unwrap_or_default()).await?;
+    context.out.answer(|| json::stack(&stack), || format!("{} {}", stack.name, stack.dir))?;
+    Ok(0)
 }
 
 async fn list(context: &Context) -> Result<u8> {
