@@ -84,7 +84,9 @@ impl Contexts {
             Err(error) => return Err(unusable(&self.dir, &error)),
         };
         let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.strip_suffix(".toml").map(str::to_owned))
+            .filter_map(|entry| {
+                entry.ok()?.file_name().into_string().ok()?.strip_suffix(".toml").map(str::to_owned)
+            })
             .collect();
         names.sort();
         Ok(names)
@@ -119,7 +121,9 @@ impl Contexts {
                 Code::InvalidArgument,
                 format!("{name:?} cannot be the name of a context"),
             )
-            .hint(format!("write [a-z0-9] and inner dashes, at most 63; {LOCAL} is the data directory's cluster")));
+            .hint(format!(
+                "write [a-z0-9] and inner dashes, at most 63; {LOCAL} is the data directory's cluster"
+            )));
         }
         let file = self.file(name);
         if file.exists() && !replace {
@@ -183,7 +187,8 @@ impl Contexts {
 
 /// Whether a variable says where commands go and with what: a context in force leaves no room for it.
 pub fn hides(variable: &str) -> bool {
-    let connects = SETTINGS.iter().filter(|setting| setting.belongs_to(Role::Client) && setting.key != "data");
+    let connects =
+        SETTINGS.iter().filter(|setting| setting.belongs_to(Role::Client) && setting.key != "data");
     connects.flat_map(|setting| setting.env).any(|name| *name == variable)
 }
 

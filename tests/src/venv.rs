@@ -11,7 +11,8 @@ use crate::{
 
 /// The Python of an environment that has these requirements, a line each; other requirements are another environment.
 pub fn python(name: &str, requirements: &str) -> PathBuf {
-    let digest: String = Sha256::digest(requirements).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let digest: String =
+        Sha256::digest(requirements).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let tools = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tools/venvs");
     let made = tools.join(format!("{name}-{digest}"));
     let python = made.join("bin/python");

@@ -50,7 +50,9 @@ pub fn run(context: &Context, args: args::Context) -> Result<u8> {
         args::Context::List => list(context, &contexts)?,
         args::Context::Use { name } => {
             contexts.use_it(&name)?;
-            context.out.answer(|| json!({"in_use": name}), || format!("commands talk to {name} from now on"))?;
+            context
+                .out
+                .answer(|| json!({"in_use": name}), || format!("commands talk to {name} from now on"))?;
         }
         args::Context::Remove { name } => {
             contexts.remove(&name)?;

@@ -97,7 +97,11 @@ fn this_machine(context: &Context, args: args::Doctor) -> Result<u8> {
 fn machine_findings(context: &Context, facilities: &Facilities, pythons: &[String]) -> Result<Vec<Finding>> {
     let settings = context.config(Role::Up, Default::default())?;
     let python = match pythons.is_empty() {
-        true => Finding::bad("python", "none that can be used", "sessions need Python 3.9 or newer (setting `python`)"),
+        true => Finding::bad(
+            "python",
+            "none that can be used",
+            "sessions need Python 3.9 or newer (setting `python`)",
+        ),
         false => Finding::good("python", pythons.join(", ")),
     };
     let mut found = vec![python];

@@ -29,8 +29,9 @@ pub async fn run(context: &Context, args: Stacks) -> Result<u8> {
 }
 
 async fn add(context: &Context, dir: &Path, name: Option<String>) -> Result<u8> {
-    let dir = fs::canonicalize(dir)
-        .map_err(|error| Failure::new(Code::StackNotFound, format!("no directory {}: {error}", dir.display())))?;
+    let dir = fs::canonicalize(dir).map_err(|error| {
+        Failure::new(Code::StackNotFound, format!("no directory {}: {error}", dir.display()))
+    })?;
     let client = context.cluster()?.connect().await?;
     let stack = repair::register(&client, &dir, name.unwrap_or_default()).await?;
     context.out.answer(|| json::stack(&stack), || format!("{} {}", stack.name, stack.dir))?;

@@ -22,7 +22,8 @@ fn a_context_names_its_cluster_wholly_and_no_other_token_is_sent_there() {
     assert_eq!(plain.error(["context", "add", "prod", "--url", &cluster.url]).code, "invalid_argument");
 
     // Named on the command line it holds against the environment as a whole: URL and token.
-    let elsewhere = plain.clone().env("COOPER_URL", "http://127.0.0.1:1").env("COOPER_TOKEN", "of another cluster");
+    let elsewhere =
+        plain.clone().env("COOPER_URL", "http://127.0.0.1:1").env("COOPER_TOKEN", "of another cluster");
     elsewhere.ok(["--context", "prod", "session", "list"]);
     // In use it gives way to what the environment names, and its token with it.
     plain.ok(["context", "use", "prod"]);

@@ -16,6 +16,17 @@ fn every_example_of_docs_sessions_md_does_what_the_page_says() {
     assert!(examples >= 20, "{examples} examples are left");
 }
 
+#[test]
+fn every_door_opens_as_docs_doors_md_says() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/doors.md");
+    // Others leave their sessions in the shared cluster; this page begins in a directory of `cooper up`.
+    let cluster = shared();
+    let directory = Scratch::new("doors");
+    std::os::unix::fs::symlink(&cluster.data, directory.join(".cooper")).expect("a link");
+    let examples = document::run(&page, &cluster, &directory.join("."));
+    assert!(examples >= 10, "{examples} examples are left");
+}
+
 fn fits(expected: &[&str], printed: &str) -> bool {
     let expected: Vec<String> = expected.iter().map(|line| (*line).to_owned()).collect();
     document::fits(&expected, printed)

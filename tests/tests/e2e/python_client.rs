@@ -3,8 +3,8 @@
 use std::{fs, path::Path, process::Command};
 
 use cooper_tests::{
-    Cluster, Scratch, cluster::shared_compose, docker, docker::Stack, program, program::Running, seconds, shared,
-    venv,
+    Cluster, Scratch, cluster::shared_compose, docker, docker::Stack, program, program::Running, seconds,
+    shared, venv,
 };
 
 fn repository() -> &'static Path {
@@ -110,7 +110,10 @@ fn the_python_package_does_what_it_says_blocking_and_asynchronous() {
     // Its front page shows the first of them.
     let readme = fs::read_to_string(package.sources.join("README.md")).expect("README.md");
     let shown = fs::read_to_string(package.sources.join("examples/quickstart.py")).expect("the example");
-    assert!(readme.contains(&shown[shown.find("from cooper").expect("it imports")..]), "README.md shows quickstart.py");
+    assert!(
+        readme.contains(&shown[shown.find("from cooper").expect("it imports")..]),
+        "README.md shows quickstart.py"
+    );
 }
 
 #[test]

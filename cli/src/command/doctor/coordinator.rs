@@ -77,8 +77,12 @@ fn name(url: &str) -> Finding {
     let with_port = if host.rsplit_once(':').is_some() { host.to_owned() } else { format!("{host}:443") };
     match with_port.to_socket_addrs().map(|mut all| all.next()) {
         Ok(Some(address)) => Finding::good("name", format!("{host} is {}", address.ip())),
-        Ok(None) => Finding::bad("name", format!("{host} has no address"), "see the DNS, or name another with --url"),
-        Err(error) => Finding::bad("name", format!("{host}: {error}"), "see the DNS, or name another with --url"),
+        Ok(None) => {
+            Finding::bad("name", format!("{host} has no address"), "see the DNS, or name another with --url")
+        }
+        Err(error) => {
+            Finding::bad("name", format!("{host}: {error}"), "see the DNS, or name another with --url")
+        }
     }
 }
 

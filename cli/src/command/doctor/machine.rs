@@ -21,7 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What the kernel gives to confine sessions with.
 pub fn kernel(has: &Facilities) -> [Finding; 2] {
     let landlock = match has.landlock {
-        0 => Finding::bad("landlock", "none", "Linux 5.13 or newer with `landlock` among its security modules"),
+        0 => {
+            Finding::bad("landlock", "none", "Linux 5.13 or newer with `landlock` among its security modules")
+        }
         abi => Finding::good("landlock", format!("ABI {abi}")),
     };
     let controllers: Vec<_> =
@@ -31,7 +33,11 @@ pub fn kernel(has: &Facilities) -> [Finding; 2] {
             .map(|(_, name)| name)
             .collect();
     let cgroups = match controllers.is_empty() {
-        true => Finding::bad("cgroups", "none that may be written", "docs/isolation.md says how a worker is given some"),
+        true => Finding::bad(
+            "cgroups",
+            "none that may be written",
+            "docs/isolation.md says how a worker is given some",
+        ),
         false => Finding::good("cgroups", controllers.join(", ")),
     };
     [landlock, cgroups]
@@ -58,7 +64,8 @@ pub async fn engine() -> [Finding; 2] {
 async fn said(program: &str, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let line = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned();
+    let line =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned();
     match tokio::time::timeout(PATIENCE, command.output()).await {
         Err(_) => Err(format!("`{program}` does not answer")),
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(format!("there is no `{program}`")),
@@ -73,10 +80,15 @@ pub fn port(listen: SocketAddr) -> Finding {
     match TcpListener::bind(listen) {
         Ok(_) => Finding::good("port", format!("{listen} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let cooper = ["http", "https"].iter().any(|scheme| health::is_cooper(&format!("{scheme}://{listen}")));
+            let cooper =
+                ["http", "https"].iter().any(|scheme| health::is_cooper(&format!("{scheme}://{listen}")));
             match cooper {
                 true => Finding::good("port", format!("a coordinator answers at {listen}")),
-                false => Finding::bad("port", format!("something else listens at {listen}"), "choose another with --listen"),
+                false => Finding::bad(
+                    "port",
+                    format!("something else listens at {listen}"),
+                    "choose another with --listen",
+                ),
             }
         }
         Err(error) => Finding::bad("port", format!("{listen}: {error}"), "choose another with --listen"),
@@ -92,10 +104,14 @@ pub fn disk(data: &Path) -> Finding {
             let free = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
             let what = format!("{free} MiB free at {}", there.display());
             match free < 4 * least {
-                true => Finding::bad("disk", what, format!("below {least} MiB nothing new is taken: make room")),
+                true => {
+                    Finding::bad("disk", what, format!("below {least} MiB nothing new is taken: make room"))
+                }
                 false => Finding::good("disk", what),
             }
         }
-        Err(error) => Finding::bad("disk", format!("{}: {error}", there.display()), "name another with --data"),
+        Err(error) => {
+            Finding::bad("disk", format!("{}: {error}", there.display()), "name another with --data")
+        }
     }
 }
