@@ -2,10 +2,11 @@
 //!
 //! An example is a fenced block marked `console`: lines that begin with `$ ` are commands for bash, lines that begin with
 //! `> ` go on with the command above, everything else is what it prints, both streams together. `…` stands for any text
-//! within a line; a line that is only `…` for any lines. All examples of a page run in one shell, in order, so that later
-//! ones see the variables and sessions of earlier ones. Every command has to succeed.
+//! within a line; a line that is only `…` for any lines; and so do ids, digests, addresses and durations, which no two runs
+//! share. All examples of a page run in one shell, in order, so that later ones see the variables and sessions of earlier
+//! ones. Every command has to succeed, unless the next one is `echo $?`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::LazyLock, time::Duration};
 
 use regex::Regex;
 
@@ -33,12 +34,36 @@ pub struct Example {
 #[track_caller]
 pub fn run(page: &Path, cluster: &Cluster, directory: &Path) -> usize {
     let text = fs::read_to_string(page).expect("the page can be read");
-    let examples = examples(&text);
+    run_text(&text, page, cluster, directory)
+}
+
+/// The same of one section, from its heading to the next of its level.
+#[track_caller]
+pub fn run_section(page: &Path, heading: &str, cluster: &Cluster, directory: &Path) -> usize {
+    let text = fs::read_to_string(page).expect("the page can be read");
+    let level = format!("{} ", heading.split(' ').next().expect("#s"));
+    let mut inside = false;
+    // Other lines are there and empty, so that an error names the right one.
+    let kept = text.lines().map(|line| {
+        if line.starts_with(&level) {
+            inside = line == heading;
+        }
+        if inside { line } else { "" }
+    });
+    let kept: Vec<_> = kept.collect();
+    run_text(&kept.join("\n"), page, cluster, directory)
+}
+
+#[track_caller]
+fn run_text(text: &str, page: &Path, cluster: &Cluster, directory: &Path) -> usize {
+    let examples = examples(text);
+    // `$?` is for the next command what it was before the mark.
+    let mark = |number: usize| format!("{{ _s=$?; printf '\\n{MARK} {number} %s\\n' $_s; (exit $_s); }}\n");
     let mut script = String::from("exec 2>&1 </dev/null\n");
     for (number, example) in examples.iter().enumerate() {
-        script += &format!("printf '\\n{MARK} {number} %s\\n' $?\n{}\n", example.command);
+        script += &format!("{}{}\n", mark(number), example.command);
     }
-    script += &format!("printf '\\n{MARK} {} %s\\n' $?\n", examples.len());
+    script += &mark(examples.len());
 
     let mut path = binary().parent().expect("it lies in a directory").as_os_str().to_owned();
     path.push(":");
@@ -54,13 +79,14 @@ pub fn run(page: &Path, cluster: &Cluster, directory: &Path) -> usize {
     let mark = format!("\n{MARK} ");
     let mut parts = printed.split(&mark).skip(1).map(|part| part.split_once('\n').unwrap_or((part, "")));
     let mut part = parts.next().expect("the shell began");
-    for example in &examples {
+    for (number, example) in examples.iter().enumerate() {
+        let may_fail = examples.get(number + 1).is_some_and(|next| next.command == "echo $?");
         let next = parts.next();
         let status = next
             .and_then(|(mark, _)| mark.split_once(' '))
             .map_or("none: the shell ended", |(_, status)| status);
         let at = format!("{}:{}: $ {}", page.display(), example.line, example.command);
-        assert_eq!(status, "0", "{at}\nended with {status} and printed:\n{}", part.1);
+        assert!(status == "0" || may_fail, "{at}\nended with {status} and printed:\n{}", part.1);
         assert!(
             fits(&example.expected, part.1),
             "{at}\nprinted:\n{}\ninstead of:\n{}",
@@ -101,11 +127,58 @@ pub fn examples(text: &str) -> Vec<Example> {
     examples
 }
 
+/// How the fenced blocks of a page are checked, by the line each begins in; an error names a block that is not.
+pub fn blocks(text: &str) -> Result<Vec<(usize, Block)>, String> {
+    let mut found = Vec::new();
+    let mut inside = false;
+    for (index, line) in text.lines().enumerate() {
+        let Some(info) = line.strip_prefix("```") else { continue };
+        inside = !inside;
+        if !inside {
+            continue;
+        }
+        let (language, note) = info.split_once(' ').unwrap_or((info, ""));
+        let (skipped, elsewhere) = (note.strip_prefix("no-run: "), note.strip_prefix("run-by: e2e::"));
+        let block = match (language, skipped) {
+            (_, Some(reason)) if !reason.is_empty() => Block::Skipped(reason.to_owned()),
+            ("console", None) => Block::Run,
+            ("sh" | "bash", None) if elsewhere.is_none() => {
+                return Err(format!("line {}: it is neither run nor says why", index + 1));
+            }
+            _ => Block::Shown,
+        };
+        found.push((index + 1, block));
+    }
+    Ok(found)
+}
+
+/// What is done with a fenced block.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Block {
+    /// Its commands are run.
+    Run,
+    /// Commands that are not, and why.
+    Skipped(String),
+    /// No commands.
+    Shown,
+}
+
 /// Whether this is what was expected; newlines at its end do not count.
 pub fn fits(expected: &[String], printed: &str) -> bool {
+    static VARIES: LazyLock<Regex> = LazyLock::new(|| {
+        let kinds = [
+            r"\b(?:ses|run|tsk|apr|wrk|tok|ckp)_[0-9a-z]{26}",
+            r"sha256:[0-9a-f]{64}",
+            r"\b\d+\.\d+\.\d+\.\d+(?::\d+)?\b",
+            r"\s+\d+(?:\.\d+)? (?:ms|s)\b",
+        ];
+        Regex::new(&kinds.join("|")).expect("they are patterns")
+    });
     let lines = expected.iter().map(|line| match line.as_str() {
         "…" => "(?:.*\n)*?".to_owned(),
-        line => line.split('…').map(regex::escape).collect::<Vec<_>>().join(".*") + "\n",
+        line => {
+            VARIES.replace_all(line, "…").split('…').map(regex::escape).collect::<Vec<_>>().join(".*") + "\n"
+        }
     });
     let pattern =
         Regex::new(&format!("^(?:{})$", lines.collect::<String>())).expect("it is made of escaped text");

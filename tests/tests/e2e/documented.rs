@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use cooper_tests::{
-    Scratch,
-    document::{self, examples},
+    Scratch, Setup,
+    document::{self, Block, examples},
     shared,
 };
 
@@ -27,6 +27,44 @@ fn every_door_opens_as_docs_doors_md_says() {
     assert!(examples >= 10, "{examples} examples are left");
 }
 
+#[test]
+fn the_tour_of_sessions_in_the_readme_goes_as_it_shows() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let directory = Scratch::new("tour");
+    // A cluster of its own: the page shows the cells of a session that nobody else has used.
+    let cluster = Setup::python().start();
+    let examples = document::run_section(&page, "## A tour of sessions", &cluster, &directory.join("."));
+    assert!(examples >= 15, "{examples} examples are left");
+}
+
+/// Pages whose `console` blocks are run, with the tests above.
+const RUN: [&str; 3] = ["README.md", "docs/doors.md", "docs/sessions.md"];
+
+#[test]
+fn every_command_of_a_page_is_run_or_says_why_it_is_not() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut pages: Vec<_> =
+        ["README.md", "CONTRIBUTING.md", "clients/python/README.md", "examples/stack/README.md"]
+            .map(String::from)
+            .into();
+    for entry in std::fs::read_dir(top.join("docs")).expect("docs") {
+        pages.push(format!("docs/{}", entry.expect("an entry").file_name().to_string_lossy()));
+    }
+    for page in pages {
+        let text = std::fs::read_to_string(top.join(&page)).expect("a page");
+        let blocks = document::blocks(&text).unwrap_or_else(|why| panic!("{page}: {why}"));
+        for (line, block) in blocks {
+            match block {
+                Block::Run => {
+                    assert!(RUN.contains(&&*page), "{page}:{line}: no test runs the examples of this page")
+                }
+                Block::Skipped(reason) => println!("not run: {page}:{line}: {reason}"),
+                Block::Shown => {}
+            }
+        }
+    }
+}
+
 fn fits(expected: &[&str], printed: &str) -> bool {
     let expected: Vec<String> = expected.iter().map(|line| (*line).to_owned()).collect();
     document::fits(&expected, printed)
@@ -39,6 +77,8 @@ fn an_ellipsis_stands_for_text_and_for_lines_and_nothing_else_is_left_open() {
     assert!(fits(&[], ""));
     assert!(fits(&["ses_…", "…", "end"], "ses_123\nx\ny\nend") && fits(&["…", "end"], "end"));
     assert!(!fits(&["ses_…"], "tsk_1") && fits(&["(1.5)*"], "(1.5)*"));
+    assert!(fits(&["took 1.5 s"], "took   20 ms") && !fits(&["took 1.5 s"], "took long"));
+    assert!(fits(&["run_01m80fzkbweyn9pcmgd4bq26ky web"], "run_x web"));
     assert!(fits(&["a", "…"], "a\nb\nc") && fits(&["a", "…"], "a\n"));
 }
 

@@ -266,7 +266,7 @@ fn a_worker_joins_from_another_network_over_mutual_tls_by_the_steps_of_the_page(
     let page = fs::read_to_string(page).expect("the page");
     let section = page.split("\n## ").find(|part| part.starts_with("TLS, and workers")).expect("the section");
     let blocks: Vec<&str> =
-        section.split("```sh\n").skip(1).filter_map(|it| it.split("```").next()).collect();
+        section.split("```sh run-by: e2e::tls\n").skip(1).filter_map(|it| it.split("```").next()).collect();
     let [serve, token, work] = blocks[..] else { panic!("three blocks: {blocks:?}") };
 
     let scratch = Scratch::new("machines");
