@@ -5,7 +5,8 @@ use std::path::Path;
 use cooper_tests::{
     Scratch, Setup,
     document::{self, Block, examples},
-    shared,
+    program::{Running, command},
+    seconds, shared, venv,
 };
 
 #[test]
@@ -35,6 +36,16 @@ fn the_tour_of_sessions_in_the_readme_goes_as_it_shows() {
     let cluster = Setup::python().start();
     let examples = document::run_section(&page, "## A tour of sessions", &cluster, &directory.join("."));
     assert!(examples >= 15, "{examples} examples are left");
+}
+
+#[test]
+fn the_manifest_for_kubernetes_is_what_its_schemas_ask_for() {
+    let validate =
+        venv::python("kubernetes", "kubernetes-validate==1.37.0\n").with_file_name("kubernetes-validate");
+    let mut check = command(validate);
+    check.arg("--strict").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes.yaml"));
+    let said = Running::start(check, b"").finish(seconds(60)).expect(0);
+    assert!(said.to_string().contains("statefulset/coordinator"), "{said}");
 }
 
 /// Pages whose `console` blocks are run, with the tests above.
