@@ -25,7 +25,7 @@ fn client(python: &Path, cluster: &Cluster) -> Command {
 fn a_python_client_made_from_the_proto_files_alone_uses_sessions() {
     let scripts = repository().join("tests/clients/python");
     let wanted = fs::read_to_string(scripts.join("requirements.txt")).expect("the requirements");
-    let mut client = client(&venv::python("generated", &wanted), shared());
+    let mut client = client(&venv::python("generated", &wanted), &shared());
     client.arg(scripts.join("client.py")).arg(repository().join("proto"));
     let done = Running::start(client, b"").finish(seconds(120)).expect(0);
     let features = done.out().lines().count();
@@ -98,15 +98,15 @@ fn the_python_package_does_what_it_says_blocking_and_asynchronous() {
         .current_dir(&package.sources);
     Running::start(types, b"").finish(seconds(300)).expect(0);
 
-    let mut tests = package.client(shared());
+    let mut tests = package.client(&shared());
     tests.args(["-m", "pytest", "-p", "no:cacheprovider", "tests"]);
     Running::start(tests, b"").finish(seconds(300)).expect(0);
 
-    let quickstart = package.example("quickstart.py", &[], shared());
+    let quickstart = package.example("quickstart.py", &[], &shared());
     assert_eq!(quickstart, "42\nhello\nZeroDivisionError\n3\n'1.0 GB'\n");
-    let stream = package.example("stream.py", &[], shared());
+    let stream = package.example("stream.py", &[], &shared());
     assert_eq!(stream, "step 0\nstep 1\nstep 2\nwho? hello cooper\nended by KeyboardInterrupt\n");
-    assert_eq!(package.example("parallel.py", &[], shared()), "[0, 1, 4, 9, 16]\n");
+    assert_eq!(package.example("parallel.py", &[], &shared()), "[0, 1, 4, 9, 16]\n");
     // Its front page shows the first of them.
     let readme = fs::read_to_string(package.sources.join("README.md")).expect("README.md");
     let shown = fs::read_to_string(package.sources.join("examples/quickstart.py")).expect("the example");
@@ -126,7 +126,7 @@ fn the_python_package_repairs_a_service_and_approves_its_plan() {
     let cluster = shared_compose();
     let registered = cluster.cooper().json(["stacks", "add", stack.arg()]);
     let name = registered["name"].as_str().expect("a name");
-    let said = package.example("repair.py", &[name, "web"], cluster);
+    let said = package.example("repair.py", &[name, "web"], &cluster);
     assert!(said.contains("cause: ") && said.contains("+++"), "{said}");
     assert!(said.contains("state: succeeded") && said.contains("patch.diff"), "{said}");
     assert_eq!(stack.health("web"), "healthy");
