@@ -174,11 +174,19 @@ pub fn fits(expected: &[String], printed: &str) -> bool {
         ];
         Regex::new(&kinds.join("|")).expect("they are patterns")
     });
+    let text = |text: &str| {
+        let (mut pattern, mut end) = (String::new(), 0);
+        for varies in VARIES.find_iter(text) {
+            pattern += &regex::escape(&text[end..varies.start()]);
+            let duration = varies.as_str().starts_with(char::is_whitespace);
+            pattern += if duration { r"\s+[\d.]+ (?:ms|s)" } else { r"\S+" };
+            end = varies.end();
+        }
+        pattern + &regex::escape(&text[end..])
+    };
     let lines = expected.iter().map(|line| match line.as_str() {
         "…" => "(?:.*\n)*?".to_owned(),
-        line => {
-            VARIES.replace_all(line, "…").split('…').map(regex::escape).collect::<Vec<_>>().join(".*") + "\n"
-        }
+        line => line.split('…').map(text).collect::<Vec<_>>().join(".*") + "\n",
     });
     let pattern =
         Regex::new(&format!("^(?:{})$", lines.collect::<String>())).expect("it is made of escaped text");

@@ -1,6 +1,10 @@
 //! Virtual environments with the packages that clients under test need: made once, kept beside the other tools.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use sha2::{Digest, Sha256};
 
@@ -11,6 +15,9 @@ use crate::{
 
 /// The Python of an environment that has these requirements, a line each; other requirements are another environment.
 pub fn python(name: &str, requirements: &str) -> PathBuf {
+    // Tests that want the same one wait for who makes it.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let digest: String =
         Sha256::digest(requirements).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let tools = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tools/venvs");
