@@ -2,7 +2,7 @@
 
 use std::{
     net::ToSocketAddrs,
-    time::{Duration, SystemTime},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use cooper_common::config::{Config, Role};
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Tokens, certificates and deadlines bear no larger difference.
-const DIFFERENCE_MAX: Duration = Duration::from_secs(30);
+const DIFFERENCE_SECONDS_MAX: u64 = 30;
 
 /// Where it is: what commands go by, else what a worker here would dial.
 pub fn url(context: &Context, worker: &Config) -> Result<(String, Config)> {
@@ -61,12 +61,12 @@ pub async fn findings(context: &Context, url: &str, config: &Config) -> Vec<Find
 }
 
 /// How its clock and ours differ.
-pub fn clock(theirs: SystemTime) -> Finding {
-    let ours = SystemTime::now();
+fn clock(theirs: SystemTime) -> Finding {
+    let theirs = theirs.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     // The header has whole seconds.
-    let apart = ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).unwrap_or_default();
-    let what = format!("{} s from the coordinator's", apart.as_secs());
-    match apart > DIFFERENCE_MAX {
+    let apart = (cooper_common::clock::wall_ms() / 1_000).unsigned_abs().abs_diff(theirs);
+    let what = format!("{apart} s from the coordinator's");
+    match apart > DIFFERENCE_SECONDS_MAX {
         true => Finding::bad("clock", what, "set both by NTP: tokens and certificates have dates"),
         false => Finding::good("clock", what),
     }
