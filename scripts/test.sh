@@ -21,8 +21,7 @@ skips_docker() { [[ ",${COOPER_TEST_SKIP:-}," == *,docker,* ]]; }
 set_up() {
   local missing=() tool
   # Command and the Debian package that has it.
-  for tool in git:git python3:python3 node:nodejs npm:npm make:make cc:build-essential; do
-  for tool in git:git python3:python3 make:make cc:build-essential curl:curl; do
+  for tool in git:git python3:python3 node:nodejs npm:npm make:make cc:build-essential curl:curl; do
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
   done
   python3 -m ensurepip --version >/dev/null 2>&1 || missing+=(python3-venv)

@@ -10,14 +10,13 @@ use std::{
 
 use cooper_tests::{
     Cluster, Finished, Running, Scratch, Setup, binary, cluster::shared_compose, docker, http, processes,
-    program::command, seconds, shared, wait::until_true,
+    program::command, seconds, shared, venv, wait::until_true,
 };
 use serde_json::{Value, json};
 
 use super::{
     approvals::{protected, waits},
     packages::wheels,
-    python_client,
     repair::{patient, text},
 };
 
@@ -53,7 +52,8 @@ fn configuration(about: &str, cluster: &Cluster, token: &str) -> PathBuf {
 /// Runs scenarios of `client.py`; each one that works is a line.
 fn python(configuration: &Path, mode: &str, scenarios: &[&str], env: &[(&str, &str)]) -> Finished {
     let scripts = scripts();
-    let mut client = command(python_client::environment(&scripts));
+    let wanted = fs::read_to_string(scripts.join("requirements.txt")).expect("the requirements");
+    let mut client = command(venv::python("mcp", &wanted));
     client.arg(scripts.join("client.py")).arg(configuration).arg(mode).args(scenarios);
     client.env("PYTHONDONTWRITEBYTECODE", "1").envs(env.iter().copied());
     let done = Running::start(client, b"").finish(seconds(240)).expect(0);
