@@ -8,6 +8,7 @@ mod artifacts;
 mod automatic;
 mod driver;
 mod memory;
+mod metrics;
 pub mod model;
 pub mod notify;
 mod pause;

@@ -14,12 +14,13 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::compose::Model;
-use crate::edit::{self, FileChange};
+use crate::edit::{self, Edit, FileChange};
 use crate::limits;
 use crate::log::{Failure, Log};
 use crate::rules::{Class, Rule, RuleSet, fill};
 
 use fix::Resolved;
+pub use crate::edit::distribution_name;
 pub use instruction::undo_asked;
 pub use past::{FileEdits, Ground, Learned, Outcome, Past, Repair};
 use scene::Scene;
@@ -72,6 +73,10 @@ pub struct Evidence {
     /// What a person asked for.
     #[serde(default)]
     pub instruction: Option<String>,
+    /// Versions of Python distributions that pip chose inside the service's image, by their names in lower case with `-`. What is
+    /// added is pinned to them.
+    #[serde(default)]
+    pub versions: BTreeMap<String, String>,
 }
 
 impl Evidence {
@@ -89,6 +94,7 @@ impl Evidence {
             stack_files: BTreeMap::new(),
             uncommitted: Vec::new(),
             instruction: None,
+            versions: BTreeMap::new(),
         }
     }
 }
@@ -262,6 +268,19 @@ fn ground_of<'p>(
 /// The lines that say what failed, without decoration.
 pub(crate) fn lines(evidence: &Evidence) -> Vec<String> {
     Found::of(evidence).lines
+}
+
+/// Python distributions that the diagnosis would add without a version: whoever has the service's image can say in which one
+/// they work there ([`Evidence::versions`]).
+pub fn unpinned(rules: &RuleSet, evidence: &Evidence) -> Vec<String> {
+    let Ok(diagnosis) = diagnose(rules, evidence) else { return Vec::new() };
+    let added = diagnosis.edits.iter().flat_map(|change| &change.edits).filter_map(|edit| match edit {
+        Edit::AppendRequirement { requirement }
+        | Edit::AppendProjectDependency { requirement }
+        | Edit::ExtendPipInstall { requirement, .. } => Some(requirement),
+        _ => None,
+    });
+    added.filter(|requirement| python::is_bare(requirement)).cloned().collect()
 }
 
 /// The fingerprints of all failures that show, for which something may have been learned.

@@ -20,7 +20,8 @@ use sha2::{Digest, Sha256};
 use crate::dockerfile::{self, Dockerfile};
 use crate::{diff, limits, plan};
 
-pub(crate) use python::{PipInstall, distribution_name, pip_installs};
+pub use python::distribution_name;
+pub(crate) use python::{PipInstall, pip_installs};
 
 /// Why an edit was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

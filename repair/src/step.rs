@@ -104,6 +104,28 @@ pub struct Report {
     /// Rollback: whether the service runs from the very image of before. False where that was gone and was built again
     /// from the restored bytes; absent where nothing of it was looked at.
     pub image_equal: Option<bool>,
+    /// Analyze, verify, rollback: the service's containers then, in numbers.
+    pub measured: Vec<Measured>,
+}
+
+/// A container in numbers, as the engine tells them; 0 where it does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measured {
+    /// Its name.
+    pub container: String,
+    pub image_id: String,
+    pub status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+    pub restart_count: u64,
+    pub exit_code: i64,
+    pub oom_killed: bool,
+    pub memory_bytes: u64,
+    pub memory_limit_bytes: u64,
+    /// Since it was started.
+    pub cpu_ms: u64,
+    pub processes: u64,
 }
 
 /// What shows the failure of what was built or started.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use cooper_repair::compose::Model;
-use cooper_repair::diagnosis::{Phase, Remedy, State};
+use cooper_repair::diagnosis::{Phase, Remedy, State, unpinned};
 use cooper_repair::plan::{self, StepKind};
 use cooper_repair::{Class, Decision, Diagnosis, Evidence, NoDiagnosis, RepairPlan, RuleSet, diagnose};
 
@@ -71,6 +71,18 @@ fn a_requirement_goes_into_the_file_that_the_image_installs_from() {
 }
 
 #[test]
+fn what_is_added_is_pinned_to_the_version_that_the_image_would_install() {
+    let mut case = Case::runtime(YAML).file("Dockerfile", REQUIREMENTS).file("requirements.txt", "flask\n");
+    assert_eq!(unpinned(RuleSet::builtin(), &case.0), ["PyYAML"]);
+    case.0.versions.insert("pyyaml".to_owned(), "6.0.3".to_owned());
+    assert_eq!(case.patched().1, "flask\nPyYAML==6.0.3\n");
+    assert!(unpinned(RuleSet::builtin(), &case.0).is_empty());
+    let mut asked = Case::asked("add package rich").file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
+    asked.0.versions.insert("rich".to_owned(), "1.2 --index-url x".to_owned());
+    assert!(asked.result().is_err() || asked.diagnosis().edits.is_empty(), "what is no version is not written");
+}
+
+#[test]
 fn a_requirement_goes_to_the_stage_that_the_final_image_copies_from() {
     let dockerfile = "FROM python:3.11 AS builder\nRUN pip install flask\nFROM python:3.11 AS tools\nRUN pip install black\n\
         FROM python:3.11-slim\nCOPY --from=builder /usr /usr\n";
@@ -87,6 +99,10 @@ fn a_project_gets_a_dependency_of_its_own() {
     let project = "[project]\nname = \"x\"\ndependencies = [\"flask\"]\n";
     let case = Case::runtime(YAML).file("Dockerfile", dockerfile).file("pyproject.toml", project);
     assert!(case.patched().1.contains("[\"flask\", \"PyYAML\"]"));
+    assert_eq!(case.diagnosis().class, Class::Auto);
+    let locked = case.file("uv.lock", "").diagnosis();
+    assert_eq!(locked.class, Class::Approve, "somebody has to lock it again");
+    assert!(locked.edits[0].description.contains("uv.lock"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod git;
 mod good;
 mod log;
 mod main;
+mod measure;
 mod observe;
 mod observer;
 mod offline;
@@ -34,6 +35,7 @@ mod survey;
 mod tree;
 mod undo;
 mod verify;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -189,12 +191,22 @@ fn parts(input: &Input) -> (&StackRef, &str, Option<&RepairPlan>) {
 
 impl Step<'_> {
     async fn perform(mut self, input: &Input) -> Result<Report> {
+        let report = self.act(input).await?;
+        let looks = match input {
+            Input::Analyze { mode, .. } => !matches!(mode, Analysis::After(_)),
+            Input::Verify { .. } | Input::Rollback { .. } => true,
+            _ => false,
+        };
+        Ok(if looks { Report { measured: self.measure().await, ..report } } else { report })
+    }
+
+    async fn act(&mut self, input: &Input) -> Result<Report> {
         match input {
             Input::Analyze { log, instruction, mode, rules, .. } => match mode {
                 Analysis::Service => {
                     self.analyze(log.as_deref(), instruction.as_deref(), rules.as_deref()).await
                 }
-                Analysis::After(failure) => self.analyze_after(failure),
+                Analysis::After(failure) => self.analyze_after(failure).await,
                 Analysis::Start => self.only_start().await,
                 Analysis::Undo { of } => self.analyze_undo(of).await,
             },

@@ -29,7 +29,7 @@ use prost::Message as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    Settings, approvals, artifacts, automatic, memory,
+    Settings, approvals, artifacts, automatic, memory, metrics,
     model::{Answered, Model},
     planner, stats,
 };
@@ -208,6 +208,7 @@ impl Driver {
             // The run's end does not depend on it.
             tracing::warn!(run = %id, %error, "what a run has learned could not be kept");
         }
+        self.keep_metrics(id).await;
         let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
         let changes = run.take_changes(now());
         let ended = run.body.state.ended();
@@ -222,6 +223,29 @@ impl Driver {
         }
         let _ = self.changes.send(id);
         Ok(())
+    }
+
+    /// Of a run that ends, in numbers. Its end does not depend on them.
+    async fn keep_metrics(&mut self, id: RunId) {
+        let Some(run) = self.runs.get(&id).filter(|run| run.body.state.ended()) else { return };
+        let mut measured = Vec::new();
+        for step in &run.steps {
+            let Some(task) = step.task else { continue };
+            if let Ok(report) = self.report(task).await
+                && !report.measured.is_empty()
+            {
+                measured.push((step.attempt, step.kind, report.measured));
+            }
+        }
+        let numbers = format!("{:#}\n", metrics::of(run, &measured, now().wall_ms));
+        match artifacts::store(&self.blobs, metrics::NAME, numbers.into_bytes()).await {
+            Ok(artifact) => {
+                if let Some(run) = self.runs.get_mut(&id) {
+                    run.artifact(artifact);
+                }
+            }
+            Err(error) => tracing::warn!(run = %id, %error, "the numbers of a run could not be kept"),
+        }
     }
 
     async fn save_logged(&mut self, id: RunId) {

@@ -120,6 +120,19 @@ fn in_stage(
     scene.dockerfile_change(edit(stage), description).map(Resolved::patch)
 }
 
+/// What pip does not read may hold for others: a lock file that does not fit any more wants a person.
+pub(super) fn required(scene: &Scene<'_>, mut change: FileChange) -> Resolved {
+    const LOCKS: [&str; 3] = ["uv.lock", "poetry.lock", "pdm.lock"];
+    let lock = LOCKS.iter().find(|lock| scene.evidence.files.contains_key(**lock));
+    match lock.filter(|_| change.path == "pyproject.toml") {
+        None => Resolved::patch(change),
+        Some(lock) => {
+            change.description = format!("{}; {lock} has to be locked again afterwards", change.description);
+            Resolved { class: Class::Approve, ..Resolved::patch(change) }
+        }
+    }
+}
+
 fn python_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
     let top = module.split('.').next().unwrap_or(module);
     let is_own =
@@ -135,7 +148,7 @@ fn python_module(scene: &Scene<'_>, module: &str) -> Result<Resolved, String> {
         ));
     }
     match scene.names.distribution(module) {
-        Distribution::Known(requirement) => python::add(scene, &requirement).map(Resolved::patch),
+        Distribution::Known(requirement) => Ok(required(scene, python::add(scene, &requirement)?)),
         // The name may belong to somebody else's distribution: a person has to look.
         Distribution::Guessed(name) => Ok(Resolved::patch(python::add(scene, &name)?).guessed()),
         Distribution::Standard => {
@@ -209,7 +222,7 @@ fn apt_provider(scene: &Scene<'_>, what: Provides, name: &str) -> Result<Resolve
     }
     // Some commands come with a Python distribution of the same name: gunicorn, celery, alembic.
     if what == Provides::Command && scene.names.knows_distribution(name) {
-        return python::add(scene, &distribution_name(name)).map(Resolved::patch);
+        return Ok(required(scene, python::add(scene, &distribution_name(name))?));
     }
     Err(format!("it is not known which Debian package provides {name}"))
 }

@@ -58,7 +58,7 @@ pub(super) fn follow(
         }
         Request::AddPackage => {
             let known = rules.names().knows_distribution(package.split("==").next().unwrap_or(package));
-            let added = python::add(&scene, package).map(Resolved::patch);
+            let added = python::add(&scene, package).map(|change| fix::required(&scene, change));
             let cause = format!("The Python distribution {package} was asked for.");
             ("instruction.add-package", cause, if known { added } else { added.map(Resolved::guessed) })
         }

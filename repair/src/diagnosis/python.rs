@@ -7,12 +7,21 @@ use crate::edit::{self, Edit, FileChange, pip_installs};
 
 use super::scene::Scene;
 
+/// A name without version, extras or marker.
+pub(super) fn is_bare(requirement: &str) -> bool {
+    requirement.chars().all(|part| part.is_ascii_alphanumeric() || "-_.".contains(part))
+}
+
 /// Adds a requirement where the failing stage, or one it is made from, installs its distributions: a requirements
 /// file, else the project's own list, else the `pip install` line itself.
 pub(super) fn add(scene: &Scene<'_>, requirement: &str) -> Result<FileChange, String> {
     let file = scene.dockerfile()?;
     let place = scene.place(&file);
-    let requirement = requirement.to_owned();
+    let resolved = scene.evidence.versions.get(&edit::distribution_name(requirement));
+    let requirement = match resolved.filter(|_| is_bare(requirement)) {
+        Some(version) => format!("{requirement}=={version}"),
+        None => requirement.to_owned(),
+    };
     let mut problems = Vec::new();
     for stage in file.lineage(place.stage) {
         let installs = pip_installs(&file, stage);

@@ -9,7 +9,7 @@ use super::shell::{self, Command};
 use super::{Error, check, splice};
 
 /// A distribution's name as the index compares it: lower case, `-` for any run of `-_.`.
-pub(crate) fn distribution_name(name: &str) -> String {
+pub fn distribution_name(name: &str) -> String {
     let lower = name.to_ascii_lowercase();
     lower.split(['-', '_', '.']).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
 }

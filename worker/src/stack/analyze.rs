@@ -111,6 +111,9 @@ impl Step<'_> {
         if class == HealthClass::Healthy && log.is_none() {
             self.keep_good(seen.as_ref(), None).await;
         }
+        if let Some(rules) = known(rules)? {
+            self.resolve_versions(&mut found, &rules, &start.record.container_image_id).await;
+        }
         let is = match (&seen, found.phase) {
             _ if log.is_some() => "the given log was taken".to_owned(),
             (_, Phase::Build) => format!("{} does not build", self.service),
@@ -122,8 +125,8 @@ impl Step<'_> {
     }
 
     /// The evidence of a later attempt: the newest failure, with the files as they are.
-    pub(super) fn analyze_after(&self, failure: &Failure) -> Result<Report> {
-        self.start()?;
+    pub(super) async fn analyze_after(&self, failure: &Failure) -> Result<Report> {
+        let start = self.start()?;
         let redactor = self.log.redactor();
         let model = without_secrets(&self.project.model, &redactor)?;
         let mut found = Evidence {
@@ -138,6 +141,7 @@ impl Step<'_> {
         };
         log.clone_from(&failure.log);
         found.good_log = good::read(self.worker_dir, &self.project.model.name, &self.service, failure.phase)?;
+        self.resolve_versions(&mut found, RuleSet::builtin(), &start.record.container_image_id).await;
         let message = format!("the {what} log of the attempt before was taken: {} bytes", failure.log.len());
         Ok(Report { evidence: Some(found), ..done(message) })
     }
@@ -258,18 +262,37 @@ impl Step<'_> {
 
 /// Whether the coordinator will know what it means: by the rules it goes by. Where they are not known, nothing is.
 fn explained(found: &Evidence, rules: Option<&[(String, String)]>) -> Result<bool> {
-    let own: RuleSet;
-    let rules = match rules {
-        None => return Ok(false),
-        Some([]) => RuleSet::builtin(),
+    Ok(known(rules)?.is_some_and(|rules| cooper_repair::diagnose(&rules, found).is_ok()))
+}
+
+/// The rules that the coordinator goes by, where it said so.
+fn known(rules: Option<&[(String, String)]>) -> Result<Option<Known>> {
+    Ok(match rules {
+        None => None,
+        Some([]) => Some(Known::Builtin),
         Some(further) => {
             let texts: Vec<(&str, &str)> =
                 further.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect();
-            own = RuleSet::with(&texts).while_doing("reading the coordinator's rules")?;
-            &own
+            let own = RuleSet::with(&texts).while_doing("reading the coordinator's rules")?;
+            Some(Known::Own(Box::new(own)))
         }
-    };
-    Ok(cooper_repair::diagnose(rules, found).is_ok())
+    })
+}
+
+enum Known {
+    Builtin,
+    Own(Box<RuleSet>),
+}
+
+impl std::ops::Deref for Known {
+    type Target = RuleSet;
+
+    fn deref(&self) -> &RuleSet {
+        match self {
+            Self::Builtin => RuleSet::builtin(),
+            Self::Own(own) => own,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use bollard::errors::Error as Refused;
 use bollard::models::{ContainerInspectResponse, EventMessage};
 use bollard::query_parameters::{
     EventsOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StatsOptionsBuilder, TagImageOptionsBuilder,
     WaitContainerOptionsBuilder,
 };
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use futures::{Stream, StreamExt};
 use tokio::time::timeout;
 
 use cooper_common::error::{Code, Error, Result};
+use cooper_repair::step::Measured;
 
 use super::While;
 
@@ -221,6 +222,23 @@ impl Engine {
             .collect();
         tags.sort();
         Ok(tags)
+    }
+
+    /// What a container uses now.
+    pub(super) async fn usage(&self, id: &str) -> Result<Measured> {
+        let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
+        let mut told = std::pin::pin!(self.docker.stats(id, Some(options)));
+        let first = async { told.next().await.unwrap_or_else(|| Ok(Default::default())) };
+        let stats = answer(format_args!("measuring container {id}"), first).await?;
+        let memory = stats.memory_stats.unwrap_or_default();
+        let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage).and_then(|usage| usage.total_usage);
+        Ok(Measured {
+            memory_bytes: memory.usage.unwrap_or_default(),
+            memory_limit_bytes: memory.limit.unwrap_or_default(),
+            cpu_ms: cpu.unwrap_or_default() / 1_000_000,
+            processes: stats.pids_stats.and_then(|pids| pids.current).unwrap_or_default(),
+            ..Measured::default()
+        })
     }
 
     /// What happens to the containers of projects, from now on or from a time (Unix nanoseconds) on, until the engine ends.

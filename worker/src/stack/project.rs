@@ -52,11 +52,11 @@ impl Project {
         // As YAML: JSON leaves the extension fields out, and policy is one (`x-cooper`).
         let told = process::read(compose(&dir, staged.as_deref(), &[], &["config"]), CONFIG_LIMIT).await?;
         if !told.status.success() {
-            return Err(failed(format!(
-                "compose cannot read the stack in {}: {}",
-                dir.display(),
-                log.redact(&told.last_line())
-            )));
+            let said = log.redact(&told.last_line());
+            let near = near_env_file(&said).map_or_else(String::new, |near| {
+                format!("; {near} is there: if that is meant, correct env_file by hand, since nothing is repaired in a stack that compose cannot read")
+            });
+            return Err(failed(format!("compose cannot read the stack in {}: {said}{near}", dir.display())));
         }
         let resolved: Value = serde_norway::from_slice(&told.output)
             .while_doing("reading what `docker compose config` printed")?;
@@ -153,6 +153,26 @@ impl Project {
         }
         Err(failed(format!("`docker compose {}` failed: {}", args.join(" "), finished.last_line())))
     }
+}
+
+/// A file beside the `env_file` that compose did not find, of nearly the same name.
+fn near_env_file(said: &str) -> Option<String> {
+    let (_, rest) = said.split_once("env file ")?;
+    let wanted = Path::new(rest.split_once(" not found")?.0);
+    let name = wanted.file_name()?.to_str()?;
+    let plain = |name: &str| name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    let names = std::fs::read_dir(wanted.parent()?).ok()?.flatten().filter_map(|it| it.file_name().into_string().ok());
+    let is_env = |name: &String| name.starts_with(".env") || name.ends_with(".env") || name.ends_with(".env.example");
+    let alike = |other: &String| {
+        let (a, b) = (plain(name), plain(other));
+        a == b || a.starts_with(&b) || b.starts_with(&a) || {
+            let differ = a.chars().zip(b.chars()).filter(|(a, b)| a != b).count();
+            a.len().abs_diff(b.len()) <= 1 && differ <= 2
+        }
+    };
+    let mut near: Vec<String> = names.filter(is_env).filter(alike).collect();
+    near.sort();
+    near.into_iter().next()
 }
 
 fn compose(dir: &Path, files: Option<&[PathBuf]>, options: &[&str], args: &[&str]) -> Command {
@@ -281,6 +301,18 @@ pub(super) fn without_secrets(model: &Model, redactor: &Redactor) -> Result<Mode
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_env_file_that_is_not_there_is_told_with_the_one_that_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let said = |name: &str| format!("env file {}/{name} not found: stat: no such file", dir.path().display());
+        assert_eq!(near_env_file(&said(".env.prod")), None);
+        std::fs::write(dir.path().join(".env.production"), "").expect("written");
+        std::fs::write(dir.path().join("compose.yaml"), "").expect("written");
+        assert_eq!(near_env_file(&said(".env.prod")).as_deref(), Some(".env.production"));
+        assert_eq!(near_env_file(&said("web.conf")), None);
+        assert_eq!(near_env_file("services.web must be a mapping"), None);
+    }
 
     #[test]
     fn a_model_leaves_without_its_secrets() {
