@@ -96,19 +96,23 @@ fn work(cases: &[Case], cluster: &Cluster, table: &mut Table) {
 fn kills(cases: &[&Case], cluster: &Cluster) -> usize {
     println!("\nkilled with SIGKILL at a step:\n{HEADING}");
     let (mut count, mut wrong) = (0, 0);
+    type Kill = fn(&Case, &Cluster, &str, &str) -> Option<Verdict>;
+    let kinds: [(&str, Kill); 2] = [("", cases::kill), ("undo, ", cases::kill_undo)];
     for case in cases {
-        for role in cases::ROLES {
-            for step in cases::STEPS {
-                let mut met = true;
-                let verdict = caught(|| {
-                    let verdict = cases::kill(case, cluster, role, step);
-                    met = verdict.is_some();
-                    verdict.unwrap_or_else(nothing)
-                });
-                if met {
-                    count += 1;
-                    wrong += usize::from(verdict.end == End::Wrong);
-                    print(&format!("{role} at {step}"), &case.name, &verdict);
+        for (kind, kill) in kinds.into_iter().filter(|(kind, _)| kind.is_empty() || case.fixable()) {
+            for role in cases::ROLES {
+                for step in cases::STEPS {
+                    let mut met = true;
+                    let verdict = caught(|| {
+                        let verdict = kill(case, cluster, role, step);
+                        met = verdict.is_some();
+                        verdict.unwrap_or_else(nothing)
+                    });
+                    if met {
+                        count += 1;
+                        wrong += usize::from(verdict.end == End::Wrong);
+                        print(&format!("{kind}{role} at {step}"), &case.name, &verdict);
+                    }
                 }
             }
         }

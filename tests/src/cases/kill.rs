@@ -64,6 +64,62 @@ pub fn kill(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Ve
     Some(verdict)
 }
 
+/// Kills the process in a role while a repair is taken back, as soon as a step of that is seen to run, or to be over. It ends
+/// with everything as before the repair, or as after it. `None` if it has no such step.
+pub fn kill_undo(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Verdict> {
+    let stack = work::broken(case);
+    let before = Before::of(&stack);
+    let cooper = cluster.cooper().patience(work::PATIENCE);
+    let start = clock::mono_ms();
+    let args = work::arguments(case, &stack);
+    let repaired = cooper.json(args.iter().map(String::as_str));
+    let after = Before::of(&stack);
+    assert_eq!(repaired["state"], "succeeded", "{repaired:#}");
+    let id = repaired["run_id"].as_str().expect("an id");
+    let undo = cooper.json(["runs", "undo", id, "--detach"]);
+    let id = undo["run_id"].as_str().expect("an id").to_owned();
+    let ask = || {
+        let done = cooper.run(["--json", "runs", "show", &id]);
+        (done.status == 0).then(|| done.json())
+    };
+    let met = wait::until(&format!("{step} of its undo"), work::PATIENCE, || {
+        let run = ask()?;
+        let met = begun(&run, step);
+        (met || ended(&run)).then_some(met)
+    });
+    if !met {
+        return None;
+    }
+    cluster.kill(role);
+    let run = wait::until("the end of its undo", work::PATIENCE, || ask().filter(ended));
+    let now = Before::of(&stack);
+    let mut problems = Vec::new();
+    let wanted = if run["state"] == "succeeded" { &before } else { &after };
+    if run["state"] == "rollback_failed" || now.tree != wanted.tree {
+        problems.push(format!("it ended {}, and the files are not what that means: {run:#}", run["state"]));
+    }
+    let images = |seen: &Before| seen.services.values().map(|it| it.image.clone()).collect::<Vec<_>>();
+    if images(&now) != images(wanted) {
+        problems.push(format!("it ended {}, with other images than that means", run["state"]));
+    }
+    let end = match (problems.is_empty(), &run["state"]) {
+        (false, _) => judge::End::Wrong,
+        (true, state) if state == "succeeded" => judge::End::RolledBackExactly,
+        (true, _) => judge::End::Untouched,
+    };
+    let mut verdict = Verdict {
+        end,
+        problems,
+        outside: vec![],
+        rule: repaired["rule_id"].as_str().unwrap_or_default().to_owned(),
+        attempts: 1,
+        lines: 0,
+        ms: clock::mono_ms() - start,
+    };
+    forget(&stack, &mut verdict);
+    Some(verdict)
+}
+
 fn begun(run: &Answer, step: &str) -> bool {
     let steps = run["steps"].as_array().into_iter().flatten();
     steps
