@@ -19,8 +19,8 @@ use crate::limits;
 use crate::log::{Failure, Log};
 use crate::rules::{Class, Rule, RuleSet, fill};
 
-use fix::Resolved;
 pub use crate::edit::distribution_name;
+use fix::Resolved;
 pub use instruction::undo_asked;
 pub use past::{FileEdits, Ground, Learned, Outcome, Past, Repair};
 use scene::Scene;

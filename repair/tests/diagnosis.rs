@@ -77,9 +77,13 @@ fn what_is_added_is_pinned_to_the_version_that_the_image_would_install() {
     case.0.versions.insert("pyyaml".to_owned(), "6.0.3".to_owned());
     assert_eq!(case.patched().1, "flask\nPyYAML==6.0.3\n");
     assert!(unpinned(RuleSet::builtin(), &case.0).is_empty());
-    let mut asked = Case::asked("add package rich").file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
+    let mut asked =
+        Case::asked("add package rich").file("Dockerfile", REQUIREMENTS).file("requirements.txt", "");
     asked.0.versions.insert("rich".to_owned(), "1.2 --index-url x".to_owned());
-    assert!(asked.result().is_err() || asked.diagnosis().edits.is_empty(), "what is no version is not written");
+    assert!(
+        asked.result().is_err() || asked.diagnosis().edits.is_empty(),
+        "what is no version is not written"
+    );
 }
 
 #[test]

@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub(super) use self::steps::report_of;
 use super::{
-    Settings, approvals, artifacts, metrics,
+    Settings, approvals, artifacts, measures,
     model::{Answered, Model},
     stats,
 };
@@ -232,8 +232,8 @@ impl Driver {
                 measured.push((step.attempt, step.kind, report.measured));
             }
         }
-        let numbers = format!("{:#}\n", metrics::of(run, &measured, now().wall_ms));
-        match artifacts::store(&self.blobs, metrics::NAME, numbers.into_bytes()).await {
+        let numbers = format!("{:#}\n", measures::of(run, &measured, now().wall_ms));
+        match artifacts::store(&self.blobs, measures::NAME, numbers.into_bytes()).await {
             Ok(artifact) => {
                 if let Some(run) = self.runs.get_mut(&id) {
                     run.artifact(artifact);

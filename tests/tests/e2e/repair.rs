@@ -26,7 +26,9 @@ fn check_artifacts(cooper: &Cooper, run: &Answer) {
     let scratch = cooper_tests::Scratch::new("artifacts");
     cooper.ok(["runs", "artifacts", id, "--to", scratch.path().to_str().expect("plain")]);
     let listed = cooper.json(["runs", "artifacts", id]);
-    for name in ["analyze.log", "plan.json", "patch.diff", "build.log", "restart.log", "verify.log", "metrics.json"] {
+    for name in
+        ["analyze.log", "plan.json", "patch.diff", "build.log", "restart.log", "verify.log", "metrics.json"]
+    {
         assert!(names(run).contains(&name), "{name} in {run:#}");
         let content = artifact(cooper, id, name);
         assert!(!content.is_empty(), "{name}");
@@ -39,8 +41,15 @@ fn check_artifacts(cooper: &Cooper, run: &Answer) {
     assert!(plan.to_string().contains(text(run, "rule_id")), "{plan:#}");
     let metrics: Answer = serde_json::from_slice(&artifact(cooper, id, "metrics.json")).expect("JSON");
     let after = &metrics["containers_after"][0];
-    assert_eq!((&metrics["state"], &after["health"]), (&"succeeded".into(), &"healthy".into()), "{metrics:#}");
-    assert!(after["memory_bytes"].as_u64() > Some(0) && metrics["duration_ms"].as_u64() > Some(0), "{metrics:#}");
+    assert_eq!(
+        (&metrics["state"], &after["health"]),
+        (&"succeeded".into(), &"healthy".into()),
+        "{metrics:#}"
+    );
+    assert!(
+        after["memory_bytes"].as_u64() > Some(0) && metrics["duration_ms"].as_u64() > Some(0),
+        "{metrics:#}"
+    );
     assert!(metrics["containers_before"].is_array(), "{metrics:#}");
 }
 

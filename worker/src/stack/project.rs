@@ -161,8 +161,12 @@ fn near_env_file(said: &str) -> Option<String> {
     let wanted = Path::new(rest.split_once(" not found")?.0);
     let name = wanted.file_name()?.to_str()?;
     let plain = |name: &str| name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
-    let names = std::fs::read_dir(wanted.parent()?).ok()?.flatten().filter_map(|it| it.file_name().into_string().ok());
-    let is_env = |name: &String| name.starts_with(".env") || name.ends_with(".env") || name.ends_with(".env.example");
+    let names = std::fs::read_dir(wanted.parent()?)
+        .ok()?
+        .flatten()
+        .filter_map(|it| it.file_name().into_string().ok());
+    let is_env =
+        |name: &String| name.starts_with(".env") || name.ends_with(".env") || name.ends_with(".env.example");
     let alike = |other: &String| {
         let (a, b) = (plain(name), plain(other));
         a == b || a.starts_with(&b) || b.starts_with(&a) || {
@@ -305,7 +309,8 @@ mod tests {
     #[test]
     fn an_env_file_that_is_not_there_is_told_with_the_one_that_is() {
         let dir = tempfile::tempdir().expect("a directory");
-        let said = |name: &str| format!("env file {}/{name} not found: stat: no such file", dir.path().display());
+        let said =
+            |name: &str| format!("env file {}/{name} not found: stat: no such file", dir.path().display());
         assert_eq!(near_env_file(&said(".env.prod")), None);
         std::fs::write(dir.path().join(".env.production"), "").expect("written");
         std::fs::write(dir.path().join("compose.yaml"), "").expect("written");

@@ -33,12 +33,7 @@ struct Metadata {
 impl Step<'_> {
     /// Adds them to the evidence. Where the image has no pip, or that reaches no index, there is none, and what is added is not
     /// pinned.
-    pub(super) async fn resolve_versions(
-        &self,
-        found: &mut Evidence,
-        rules: &RuleSet,
-        image: &str,
-    ) {
+    pub(super) async fn resolve_versions(&self, found: &mut Evidence, rules: &RuleSet, image: &str) {
         if image.is_empty() {
             return;
         }
