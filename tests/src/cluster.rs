@@ -49,7 +49,10 @@ impl Setup {
     fn new(name: &'static str) -> Self {
         // All tests of a shared cluster together, which leave their sessions to its end.
         let env = vec![("MAX_SESSIONS".to_owned(), "256".to_owned())];
-        Self { args: Vec::new(), env, shared: false, name }.env("CANARY", "a secret of the worker's")
+        // A name that tests ask by, as behind a proxy.
+        let setup =
+            Self { args: Vec::new(), env, shared: false, name }.env("COOPER_ALLOWED_HOSTS", "cooper.test");
+        setup.env("CANARY", "a secret of the worker's")
     }
 
     pub fn arg(mut self, arg: &str) -> Self {
