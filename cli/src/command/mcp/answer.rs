@@ -77,14 +77,17 @@ async fn next(body: &mut Body) -> Result<Option<Bytes>> {
     }
 }
 
-/// Where the first event ends, and where what follows it begins.
+/// Where the first event ends, which is at an empty line, and where what follows it begins. Lines end by LF or CR LF.
 fn event_end(text: &[u8]) -> Option<(usize, usize)> {
-    let unix = text.windows(2).position(|end| end == b"\n\n").map(|at| (at, at + 2));
-    let dos = text.windows(4).position(|end| end == b"\r\n\r\n").map(|at| (at, at + 4));
-    match (unix, dos) {
-        (Some(unix), Some(dos)) => Some(unix.min(dos)),
-        (unix, dos) => unix.or(dos),
+    let mut begin = 0;
+    while let Some(length) = text[begin..].iter().position(|byte| *byte == b'\n') {
+        let next = begin + length + 1;
+        if matches!(&text[begin..next], b"\n" | b"\r\n") {
+            return Some((begin, next));
+        }
+        begin = next;
     }
+    None
 }
 
 /// The message of an event; comments and events without data have none.
