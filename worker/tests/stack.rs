@@ -54,7 +54,9 @@ fn a_missing_python_package_is_repaired_and_repeating_a_step_changes_nothing() {
     assert_eq!(fixture.container("store"), neighbour);
     let mut expected = before.clone();
     let requirements = expected.get_mut("web/requirements.txt").expect("it is there");
-    requirements.extend_from_slice(b"PyYAML\n");
+    // What is added is pinned to what is now in the image.
+    let version = ["exec", "-T", "web", "python", "-c", "import yaml; print(yaml.__version__)"];
+    requirements.extend_from_slice(format!("PyYAML=={}\n", fixture.compose(&version).trim()).as_bytes());
     assert_eq!(fixture.checkout(), expected);
     assert_eq!(fixture.run_tags(), Vec::<String>::new(), "only the old image stays named");
     assert_eq!(fixture.image(&fixture.kept()), start.image_id);
