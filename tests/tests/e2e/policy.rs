@@ -113,7 +113,7 @@ fn a_dry_run_shows_the_plan_and_touches_nothing() {
     let cooper = patient(shared_compose().cooper());
     let (status, run) = cooper.run_json(["repair", "web", "--stack", stack.arg(), "--dry-run"]);
     assert_eq!((status, text(&run, "state"), &run["dry_run"]), (0, "succeeded", &true.into()), "{run:#}");
-    assert_eq!(names(&run), ["analyze.log", "plan.json", "patch.diff"]);
+    assert_eq!(names(&run), ["analyze.log", "plan.json", "patch.diff", "metrics.json"]);
     assert_eq!(run["files"], serde_json::json!(["web/requirements.txt"]));
     let patch = artifact(&cooper, text(&run, "run_id"), "patch.diff");
     assert!(String::from_utf8_lossy(&patch).contains("+PyYAML"), "{}", String::from_utf8_lossy(&patch));
