@@ -16,15 +16,29 @@ readonly stages=(set-up lint build unit e2e docker) minutes_max=50
 readonly e2e_threads=4
 logs=target/test
 
-skips_# The images of the real Dockerfile; compiled as the tests' own binary is, since a release takes as long as all of the rest.
-# `make docker-build docker-test docker-test-multi` do the same with the release, and see to its size.
-docker() {
-  if skips_docker; then echo "skipped by request: images and docker-compose.yml (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; return; fi
-  export COOPER_PROFILE="${COOPER_PROFILE:-dev}" COOPER_TAG=test
-  scripts/docker-build.sh
-  scripts/test-docker-integration.sh
-  scripts/test-multi-worker.sh
-  command docker image rm cooper-coordinator:test cooper-worker:test cooper-stack-worker:test >/dev/null
+skips_docker() { [[ ",${COOPER_TEST_SKIP:-}," == *,docker,* ]]; }
+
+set_up() {
+  local missing=() tool
+  # Command and the Debian package that has it.
+  for tool in git:git python3:python3 node:nodejs npm:npm make:make cc:build-essential curl:curl; do
+    command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+  done
+  python3 -m ensurepip --version >/dev/null 2>&1 || missing+=(python3-venv)
+  # Without these the run under faults leaves some faults out, and says so.
+  if ((EUID == 0)); then
+    for tool in ip:iproute2 iptables:iptables faketime:faketime; do
+      command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+    done
+  fi
+  if ((${#missing[@]})); then
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+      echo "test: install ${missing[*]}" >&2
+      return 1
+    fi
+    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}"
+  fi
+  skips_docker || { scripts/ensure-engine.sh && scripts/base-images.sh; }
 }
 
 lint() { make --no-print-directory lint; }
@@ -38,13 +52,15 @@ unit()  { cargo test "${selection[@]}" --no-fail-fast -- --skip=e2e::; }
 e2e()   { cargo test "${selection[@]}" --tests --no-fail-fast -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
 
 # The Dockerfile's own build, twice: everything, and what a change of the program takes. Then the tests of the images.
+# The images of the real Dockerfile; compiled as the tests' own binary is, since a release takes as long as all of the rest.
+# `make docker-build docker-test docker-test-multi` do the same with the release, and see to its size.
 docker() {
   if skips_docker; then echo "skipped by request: images and docker-compose.yml (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; return; fi
+  export COOPER_PROFILE="${COOPER_PROFILE:-dev}" COOPER_TAG=test
   scripts/docker-build.sh
-  COOPER_COMMIT=again COOPER_TAG=again scripts/docker-build.sh coordinator worker
   scripts/test-docker-integration.sh
   scripts/test-multi-worker.sh
-  command docker image rm cooper-coordinator:again cooper-worker:again >/dev/null
+  command docker image rm cooper-coordinator:test cooper-worker:test cooper-stack-worker:test >/dev/null
 }
 
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
