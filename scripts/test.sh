@@ -51,7 +51,6 @@ build() { cargo build "${selection[@]}" --all-targets; }
 unit()  { cargo test "${selection[@]}" --no-fail-fast -- --skip=e2e::; }
 e2e()   { cargo test "${selection[@]}" --tests --no-fail-fast -- --test-threads="$e2e_threads" "${COOPER_TEST_FILTER:-e2e::}"; }
 
-# The Dockerfile's own build, twice: everything, and what a change of the program takes. Then the tests of the images.
 # The images of the real Dockerfile; compiled as the tests' own binary is, since a release takes as long as all of the rest.
 # `make docker-build docker-test docker-test-multi` do the same with the release, and see to its size.
 docker() {
