@@ -50,11 +50,12 @@ mod e2e {
     const BOMB: &str = "b() { b | b & }; b";
     /// As many at a time say that it went off: its shells end as soon as one cannot fork, so that one who looks sees few.
     const BOMB_SEEN: usize = 2;
+    const BOMBS: u32 = 5;
     /// What it leaves is gone so soon after its session.
     const GONE_MS: u64 = 5_000;
     /// Processes that others of the machine may start meanwhile; it also has those that are dead and have no name any more.
     const OTHERS: usize = 200;
-    const LOOK: Duration = Duration::from_millis(20);
+    const LOOK: Duration = Duration::from_millis(5);
 
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -349,29 +350,36 @@ mod e2e {
         let (before, _) = processes();
         let victim = session(client, SHELL_BOMB.limits()).await;
         let code = format!("{known}{PRELUDE}{}", SHELL_BOMB.code);
-        let goes_on = AtomicBool::new(true);
-        let attempt = async {
-            let attempt = run(client, &victim, code, SHELL_BOMB.timeout_ms);
-            let attempted = tokio::time::timeout(CASE, attempt).await;
-            goes_on.store(false, Ordering::Relaxed);
-            attempted
-        };
-        let look = async {
-            let mut most = 0;
-            while goes_on.load(Ordering::Relaxed) {
-                most = most.max(processes().1);
-                tokio::time::sleep(LOOK).await;
+        let (mut found, mut most) = (Vec::new(), 0);
+        // One that was over before anybody looked has shown nothing.
+        for _ in 0..BOMBS {
+            let goes_on = AtomicBool::new(true);
+            let attempt = async {
+                let attempt = run(client, &victim, code.clone(), SHELL_BOMB.timeout_ms);
+                let attempted = tokio::time::timeout(CASE, attempt).await;
+                goes_on.store(false, Ordering::Relaxed);
+                attempted
+            };
+            let look = async {
+                let mut most = 0;
+                while goes_on.load(Ordering::Relaxed) {
+                    most = most.max(processes().1);
+                    tokio::time::sleep(LOOK).await;
+                }
+                most
+            };
+            let (attempted, _, seen) = tokio::join!(attempt, probe(client, neighbour, &goes_on), look);
+            most = most.max(seen);
+            match attempted {
+                Ok((task, printed)) => {
+                    println!("shell_bomb: {:?} with up to {seen} processes", task.state());
+                    found.extend(judge(&SHELL_BOMB, &task, &printed));
+                }
+                Err(_) => found.push("shell_bomb: it does not end".to_owned()),
             }
-            most
-        };
-        let (attempted, _, most) = tokio::join!(attempt, probe(client, neighbour, &goes_on), look);
-        let mut found = Vec::new();
-        match attempted {
-            Ok((task, printed)) => {
-                println!("shell_bomb: {:?} with up to {most} processes", task.state());
-                found.extend(judge(&SHELL_BOMB, &task, &printed));
+            if most >= BOMB_SEEN || !found.is_empty() {
+                break;
             }
-            Err(_) => found.push("shell_bomb: it does not end".to_owned()),
         }
         if most < BOMB_SEEN {
             found.push(format!("shell_bomb: no more than {most} processes were seen"));
