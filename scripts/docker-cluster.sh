@@ -4,7 +4,8 @@
 #   COOPER_KEEP=1    leaves them for a look
 # shellcheck shell=bash
 
-export COOPER_PROJECT="${COOPER_PROJECT:-cooper-test}" COOPER_SECRETS="${COOPER_SECRETS:-$PWD/target/$COOPER_PROJECT}"
+export COOPER_PROJECT="${COOPER_PROJECT:-cooper-test}"
+export COOPER_SECRETS="${COOPER_SECRETS:-$PWD/target/$COOPER_PROJECT}"
 # Any free port: others may have a cluster here.
 export GRPC_PORT="${GRPC_PORT:-0}"
 # Faults are noticed in seconds.

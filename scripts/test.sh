@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that proves Cooper, in stages: set-up, lint, build, unit (also properties and real stacks), e2e, docker (the
+# Everything that proves Cooper, in stages: set-up, build, unit (also properties and real stacks), e2e, lint, docker (the
 # images that are shipped, and docker-compose.yml).
 #
-#   scripts/test.sh [stage...]      default: all of them, in this order
+#   scripts/test.sh [stage...]      default: all of them, in this order; lint and docker side by side
 #
 #   COOPER_TEST_SKIP=docker   leaves out what needs a Docker engine; the summary says so
 #   COOPER_TEST_FILTER=NAME   of the end-to-end tests only those whose name contains NAME, e.g. e2e::repair::
@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly stages=(set-up lint build unit e2e docker) minutes_max=50
+readonly stages=(set-up build unit e2e lint docker) minutes_max=50
 # Most of what runs end to end waits for something.
 readonly e2e_threads=4
 logs=target/test
@@ -56,10 +56,9 @@ e2e()   { cargo test "${selection[@]}" --tests --no-fail-fast -- --test-threads=
 docker() {
   if skips_docker; then echo "skipped by request: images and docker-compose.yml (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; return; fi
   export COOPER_PROFILE="${COOPER_PROFILE:-dev}" COOPER_TAG=test
-  scripts/docker-build.sh
-  scripts/test-docker-integration.sh
-  scripts/test-multi-worker.sh
-  command docker image rm cooper-coordinator:test cooper-worker:test cooper-stack-worker:test >/dev/null
+  # One behind the other by `&&`: `set -e` does not hold in here, as main looks at how a stage ends.
+  scripts/docker-build.sh && scripts/test-docker-integration.sh && scripts/test-multi-worker.sh &&
+    command docker image rm cooper-coordinator:test cooper-worker:test cooper-stack-worker:test >/dev/null
 }
 
 # stage NAME: runs it, its output also in a log; its seconds and its verdict.
@@ -93,16 +92,27 @@ summary() {
 }
 
 main() {
-  local wanted=("$@") name
+  local wanted=("$@") name beside=''
   ((${#wanted[@]})) || wanted=("${stages[@]}")
   table=() failed=()
   rm -rf "$logs"
   mkdir -p "$logs"
   for name in "${wanted[@]}"; do
+    if [[ "$name" == lint && " ${wanted[*]} " == *" docker "* ]]; then
+      # It compiles while containers are waited for.
+      (stage lint >"$logs/lint.out" 2>&1 && status=0 || status=1; echo "${table[-1]}" >"$logs/lint.row"; exit $status) &
+      beside=$!
+      continue
+    fi
     [[ " ${stages[*]} " == *" $name "* ]] || { echo "test: no stage $name; there are: ${stages[*]}" >&2; return 2; }
     # Without tools or a build there is nothing to go on with; a finding of lint or a failed test hides no other.
     stage "$name" || [[ "$name" != set-up && "$name" != build ]] || break
   done
+  if [[ -n "$beside" ]]; then
+    wait "$beside" || failed+=(lint)
+    cat "$logs/lint.out"
+    table+=("$(cat "$logs/lint.row")")
+  fi
   summary
 }
 
