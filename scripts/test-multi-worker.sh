@@ -62,7 +62,8 @@ partition() {
 for i in range(120): print(i, flush=True); time.sleep(0.1)')"
   within 10 'a task runs' is running task_state "$task"
   docker network disconnect "$network" "$container"
-  within 40 'a worker that is cut off is suspected' is 1 workers suspect
+  # A coordinator that has just started suspects nobody for a while.
+  within 90 'a worker that is cut off is suspected' is 1 workers suspect
   docker network connect "$network" "$container"
   within 40 'it is back when the network is' is 2 workers ready
   same 'its task went on meanwhile, every byte of it' "$(seq 0 119)" "$(cooper tasks follow "$task")"
