@@ -26,7 +26,7 @@ DEV := docker compose -f docker-compose.dev.yml
 # What belongs to profiles is stopped, shown and removed as well.
 EVERY := $(COMPOSE) --profile multi-worker --profile stack
 
-.PHONY: help up build test lint fmt bench chaos sim repair-cases watch dist \
+.PHONY: help up build test lint fmt docs bench chaos sim repair-cases watch dist \
 	docker-build docker-up docker-up-dev docker-up-multi docker-up-stack docker-upgrade docker-down docker-logs docker-ps docker-restart \
 	docker-restart-worker docker-shell-worker docker-shell-coordinator docker-test docker-test-multi docker-clean docker-clean-all
 
@@ -49,6 +49,9 @@ lint: $(TOOLS)/bin/cargo-deny ## Formatting, clippy without warnings, licences a
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+
+docs: ## Write docs/api.md anew from the contract; a test says when it is not as it should be
+	COOPER_WRITE_DOCS=1 $(CARGO) test --locked -p cooper-coordinator --lib the_page_of_the_api
 
 sim: ## Simulate whole clusters with faults, one for each seed (make sim SEEDS=5000 FROM=1); a failed seed shows what happened
 	$(CARGO) run --release --locked -p cooper-sim -- --seeds $(SEEDS) --from $(FROM)

@@ -4,6 +4,8 @@
 mod call;
 mod json;
 mod openapi;
+#[cfg(test)]
+mod reference;
 mod routes;
 
 use std::{collections::HashMap, io, sync::Arc};

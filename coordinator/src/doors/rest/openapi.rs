@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Comments of a file, by the places of what they are about.
-type Comments = BTreeMap<(String, Vec<i32>), String>;
+pub(super) type Comments = BTreeMap<(String, Vec<i32>), String>;
 
 /// OpenAPI 3.1.
 ///
@@ -257,7 +257,8 @@ fn enumeration(of: &EnumDescriptor) -> Value {
     json!({"enum": names::names(of).into_iter().map(Value::from).chain([Value::Null]).collect::<Vec<_>>()})
 }
 
-fn comments(pool: &DescriptorPool) -> Comments {
+/// What the contract's files say above each thing they name.
+pub(super) fn comments(pool: &DescriptorPool) -> Comments {
     let mut comments = Comments::new();
     for file in pool.files() {
         let places = file.file_descriptor_proto().source_code_info.iter().flat_map(|info| &info.location);
