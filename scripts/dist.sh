@@ -2,11 +2,11 @@
 # What is shipped, in dist/: the stripped binary with shell completions, manual pages and systemd units as a .tar.gz, the
 # same as a Debian package, and SHA256SUMS.
 #
-#   scripts/dist.sh [BINARY]      default: builds target/release/cooper
+#   scripts/dist.sh [BINARY]      default: builds target/release/cooper; COOPER_DIST names another directory
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly architectures=(x86_64:amd64 aarch64:arm64) dist=dist
+readonly architectures=(x86_64:amd64 aarch64:arm64) dist="${COOPER_DIST:-dist}"
 
 # field NAME: a text of `cooper --json version`.
 field() { sed -nE "s/.*\"$1\": *\"([^\"]*)\".*/\1/p" <<<"$(tr -d '\n' <<<"$about")"; }
@@ -54,7 +54,18 @@ if [ "$1" = configure ] && ! getent passwd cooper >/dev/null; then
 fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload || true; fi
 END
-  chmod 755 "$root/DEBIAN/postinst"
+  # An upgrade restarts nothing: when, and whether sessions go elsewhere before, is for who operates it to say.
+  cat >"$root/DEBIAN/prerm" <<'END'
+#!/bin/sh
+set -e
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then systemctl disable --now cooper-worker cooper-coordinator || true; fi
+END
+  cat >"$root/DEBIAN/postrm" <<'END'
+#!/bin/sh
+set -e
+if [ -d /run/systemd/system ]; then systemctl daemon-reload || true; fi
+END
+  chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm" "$root/DEBIAN/postrm"
   dpkg-deb --root-owner-group --build "$root" "$dist/cooper_${version}_$architecture.deb" >/dev/null
 }
 

@@ -67,9 +67,17 @@ remove() {
   [[ -n "${COOPER_KEEP_SECRETS:-}" ]] || rm -rf "$COOPER_SECRETS"
 }
 
-begin() {
+# test_parts FIRST PART...: begins with a cluster by FIRST; then the named parts, or all of `parts`.
+test_parts() {
+  local first="$1" part; shift
+  local wanted=("$@")
+  ((${#wanted[@]})) || wanted=("${parts[@]}")
   trap 'status=$?; if [[ -z "${COOPER_KEEP:-}" ]]; then remove; fi; exit $status' EXIT
   remove
+  "$first"
+  for part in "${wanted[@]}"; do
+    printf '    %s\n' "${part//_/ }"
+    "$part"
+  done
+  printf '%s: %d checks passed in %d s\n' "$(basename "$0")" "$checks" "$SECONDS"
 }
-
-finish() { printf '%s: %d checks passed in %d s\n' "$(basename "$0")" "$checks" "$SECONDS"; }

@@ -132,6 +132,26 @@ open("kept.txt", "w").write("kept")' >/dev/null
   docker image rm "${COOPER_IMAGE:-cooper}-coordinator:next" "${COOPER_IMAGE:-cooper}-worker:next" >/dev/null
 }
 
+# The same worker with the packages for science in it: they are loaded before a session asks.
+science_is_at_hand() {
+  local session coordinator="${COOPER_IMAGE:-cooper}-coordinator" worker="${COOPER_IMAGE:-cooper}-worker"
+  COOPER_PRELOAD=science COOPER_TAG=science scripts/docker-build.sh worker >"$COOPER_SECRETS.log" 2>&1 ||
+    { tail "$COOPER_SECRETS.log" >&2; fail 'docker-build with COOPER_PRELOAD=science'; }
+  printf '      with numpy, pandas and matplotlib the worker has %d MB\n' "$(COOPER_TAG=science size_of worker)"
+  docker tag "$coordinator:${COOPER_TAG:-latest}" "$coordinator:science"
+  COOPER_TAG=science compose up -d --no-build --wait
+  session="$(cooper session create)"
+  same 'numpy and pandas are there, and loaded' 'True 6' "$(cooper exec "$session" -c '
+import sys; loaded = {"numpy", "pandas"} <= set(sys.modules)
+import pandas; print(loaded, pandas.DataFrame({"a": [1, 2, 3]})["a"].sum())')"
+  same 'matplotlib draws' True "$(cooper exec "$session" -c '
+import io, matplotlib.pyplot as plt
+plt.plot([1, 2]); out = io.BytesIO(); plt.savefig(out); plt.close(); print(len(out.getvalue()) > 1000)')"
+  cooper session destroy "$session" >/dev/null
+  compose up -d --no-build --wait
+  docker image rm "$coordinator:science" "$worker:science" >/dev/null
+}
+
 # A stack that binds `./data`, repaired by the worker that holds the engine's socket; and one that lies elsewhere in it.
 a_stack_is_repaired() {
   local dir said port
@@ -150,6 +170,8 @@ a_stack_is_repaired() {
   compose --profile stack run -d --no-deps -v "$dir:/elsewhere" -e COOPER_STACKS=moved=/elsewhere -e WORKER_ID=moved \
     -e COOPER_SLOTS=/tmp/slots -e GRPC_PORT=50064 stack-worker
   within 15 'another worker has it at another path' sh -c "docker compose exec -T coordinator cooper stacks list | grep -q moved"
+  said="$(cooper stacks check moved 2>&1 || true)"
+  grep -q 'takes .*/elsewhere/data from' <<<"$said" || { echo "$said" >&2; fail 'a check does not say that a stack lies elsewhere'; }
   said="$(cooper repair web --stack moved 2>&1 || true)"
   grep -q 'takes .*/elsewhere/data from' <<<"$said" || { echo "$said" >&2; fail 'a stack that lies elsewhere is not refused'; }
   ok 'a stack whose binds the engine would take from elsewhere is refused, and why'
@@ -157,18 +179,6 @@ a_stack_is_repaired() {
   rm -rf "$dir"
 }
 
-readonly parts=(images_are_small registers strangers_stay_out sessions_work sessions_are_kept_in worker_is_killed coordinator_is_restarted images_are_upgraded a_stack_is_repaired)
+readonly parts=(images_are_small registers strangers_stay_out sessions_work sessions_are_kept_in worker_is_killed coordinator_is_restarted images_are_upgraded science_is_at_hand a_stack_is_repaired)
 
-main() {
-  local wanted=("$@") part
-  ((${#wanted[@]})) || wanted=("${parts[@]}")
-  begin
-  starts
-  for part in "${wanted[@]}"; do
-    printf '    %s\n' "${part//_/ }"
-    "$part"
-  done
-  finish
-}
-
-main "$@"
+test_parts starts "$@"

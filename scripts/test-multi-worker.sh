@@ -95,16 +95,4 @@ scaling() {
 
 readonly parts=(six_sessions files_at_once packages_apart partition scaling)
 
-main() {
-  local wanted=("$@") part
-  ((${#wanted[@]})) || wanted=("${parts[@]}")
-  begin
-  two_workers
-  for part in "${wanted[@]}"; do
-    printf '    %s\n' "${part//_/ }"
-    "$part"
-  done
-  finish
-}
-
-main "$@"
+test_parts two_workers "$@"

@@ -18,6 +18,9 @@ pub struct Survey {
     pub model: Model,
     /// The files of each build context, by service; relative to the context.
     pub files: BTreeMap<String, Vec<String>>,
+    /// Why no service can be repaired from there: the engine takes what the stack binds from somewhere else.
+    #[serde(default)]
+    pub elsewhere: Option<String>,
 }
 
 /// What else is known of where the stack would be repaired.
@@ -78,6 +81,9 @@ pub fn check(survey: &Survey, known: &Known<'_>) -> StackCheck {
     let model = &survey.model;
     let mut problems = Vec::new();
     let mut services = Vec::new();
+    if let Some(why) = &survey.elsewhere {
+        push(&mut problems, true, "the stack's directory".to_owned(), why.clone());
+    }
     for (name, described) in &model.services {
         let files = survey.files.get(name).map(Vec::as_slice).unwrap_or_default();
         match Policy::of(model, name) {
@@ -218,7 +224,11 @@ mod tests {
         let model = json!({ "name": "p", "services": services });
         let model = Model::from_config(&model.to_string()).unwrap();
         let files: Vec<String> = files.iter().map(|&path| path.to_owned()).collect();
-        Survey { files: model.services.keys().map(|name| (name.clone(), files.clone())).collect(), model }
+        Survey {
+            files: model.services.keys().map(|name| (name.clone(), files.clone())).collect(),
+            model,
+            elsewhere: None,
+        }
     }
 
     fn problems(checked: &StackCheck) -> Vec<(bool, String)> {
@@ -244,6 +254,15 @@ mod tests {
         assert_eq!(web.files, ["Dockerfile", "requirements.txt"]);
         assert!(web.approval.is_empty() && web.no_preflight.is_empty());
         assert!(web.verification.iter().any(|said| said.contains("GET http://web/")));
+    }
+
+    #[test]
+    fn a_stack_that_the_engine_would_take_from_elsewhere_is_an_error_of_all_of_it() {
+        let mut survey = survey(json!({ "web": { "build": { "context": "/s" } } }), &[]);
+        survey.elsewhere = Some("service web takes /s/data from elsewhere".to_owned());
+        let checked = check(&survey, &Known::default());
+        let said = "the stack's directory: service web takes /s/data from elsewhere".to_owned();
+        assert_eq!((checked.services.len(), problems(&checked)), (1, vec![(true, said)]));
     }
 
     #[test]

@@ -5,15 +5,25 @@ use std::path::Path;
 use cooper_common::error::{Code, Error, Result};
 use cooper_repair::check::Survey;
 
+use super::engine::Engine;
 use super::project::{Project, without_secrets};
 use super::tree::LeftOut;
-use super::{Log, evidence};
+use super::{Log, evidence, place};
 
 /// Of a stack in a directory. `left_out` is the worker's own, which may lie inside it.
 pub(super) async fn survey(dir: &Path, log: &Log, left_out: LeftOut) -> Result<Survey> {
     let project = Project::load(dir, log).await?;
-    let mut survey =
-        Survey { model: without_secrets(&project.model, &log.redactor())?, files: Default::default() };
+    let elsewhere = match Engine::connect().await {
+        Ok(engine) => place::check(&engine, dir, &project.model).await,
+        // What a stack could be is also known where no engine runs.
+        Err(_) => Ok(()),
+    };
+    let elsewhere = match elsewhere {
+        Err(error) if error.code == Code::StackElsewhere => Some(error.message),
+        _ => None,
+    };
+    let model = without_secrets(&project.model, &log.redactor())?;
+    let mut survey = Survey { model, files: Default::default(), elsewhere };
     for (name, service) in &project.model.services {
         let context = service.build.as_ref().map(|build| Path::new(&build.context));
         let Some(context) = context.filter(|context| context.is_dir()) else { continue };
