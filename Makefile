@@ -26,7 +26,7 @@ DEV := docker compose -f docker-compose.dev.yml
 # What belongs to profiles is stopped, shown and removed as well.
 EVERY := $(COMPOSE) --profile multi-worker --profile stack
 
-.PHONY: help up build test lint fmt docs bench chaos sim repair-cases watch dist \
+.PHONY: help up build test lint fmt docs bench chaos sim repair-cases watch dist dist-test \
 	docker-build docker-up docker-up-dev docker-up-multi docker-up-stack docker-upgrade docker-down docker-logs docker-ps docker-restart \
 	docker-restart-worker docker-shell-worker docker-shell-coordinator docker-test docker-test-multi docker-clean docker-clean-all
 
@@ -73,6 +73,9 @@ watch: ## Build and restart the cluster of docker-up-dev whenever sources change
 
 dist: ## Release: binary, completions, manual pages, systemd units, checksums, Debian package, in dist/
 	scripts/dist.sh
+
+dist-test: ## Install the Debian package in a container with systemd, and use, upgrade and remove it (needs make docker-build)
+	scripts/test-package.sh
 
 docker-build: ## Build the images of coordinator, worker and stack worker; prints time and sizes
 	scripts/docker-build.sh

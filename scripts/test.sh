@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that proves Cooper, in stages: set-up, build, unit (also properties and real stacks), e2e, lint, docker (the
-# images that are shipped, and docker-compose.yml).
+# images that are shipped, docker-compose.yml, and the Debian package).
 #
 #   scripts/test.sh [stage...]      default: all of them, in this order; lint and docker side by side
 #
@@ -57,7 +57,7 @@ docker() {
   if skips_docker; then echo "skipped by request: images and docker-compose.yml (COOPER_TEST_SKIP=$COOPER_TEST_SKIP)"; return; fi
   export COOPER_PROFILE="${COOPER_PROFILE:-dev}" COOPER_TAG=test
   # One behind the other by `&&`: `set -e` does not hold in here, as main looks at how a stage ends.
-  scripts/docker-build.sh && scripts/test-docker-integration.sh && scripts/test-multi-worker.sh &&
+  scripts/docker-build.sh && scripts/test-docker-integration.sh && scripts/test-multi-worker.sh && scripts/test-package.sh &&
     command docker image rm cooper-coordinator:test cooper-worker:test cooper-stack-worker:test >/dev/null
 }
 
