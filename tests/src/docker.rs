@@ -112,14 +112,19 @@ impl Stack {
         Self::of(name, &[&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stack")])
     }
 
-    /// The files of these directories, later ones over earlier ones.
-    pub fn of(name: &str, layers: &[&Path]) -> Self {
+    /// A place for one: its directory is not there yet.
+    pub fn place(name: &str) -> Self {
         let turn = Turn::take();
         let scratch = Scratch::new(name);
         let project = format!("e2e-{name}-{:08x}", rand::random::<u32>());
         let dir = scratch.join(&project);
-        fs::create_dir(&dir).expect("made");
-        let stack = Self { scratch, dir, project, _turn: turn };
+        Self { scratch, dir, project, _turn: turn }
+    }
+
+    /// The files of these directories, later ones over earlier ones.
+    pub fn of(name: &str, layers: &[&Path]) -> Self {
+        let stack = Self::place(name);
+        fs::create_dir(&stack.dir).expect("made");
         for layer in layers {
             stack.lay(layer);
         }
@@ -258,6 +263,9 @@ fn configuration(inspected: &Value) -> Value {
 
 impl Drop for Stack {
     fn drop(&mut self) {
+        if !self.dir.exists() {
+            return;
+        }
         if std::thread::panicking() {
             let logs = self.compose(&["logs", "--no-color", "--tail", "50"]);
             let _ = fs::write(self.scratch.join("compose.log"), logs.stdout);

@@ -2,8 +2,8 @@
 //!
 //! An example is a fenced block marked `console`: lines that begin with `$ ` are commands for bash, lines that begin with
 //! `> ` go on with the command above, everything else is what it prints, both streams together. `…` stands for any text
-//! within a line; a line that is only `…` for any lines; and so do ids, digests, addresses and durations, which no two runs
-//! share. All examples of a page run in one shell, in order, so that later ones see the variables and sessions of earlier
+//! within a line; a line that is only `…` for any lines; and so do ids, digests, addresses, durations and times of day, which
+//! no two runs share. All examples of a page run in one shell, in order, so that later ones see the variables and sessions of earlier
 //! ones. Every command has to succeed, unless the next one is `echo $?`.
 
 use std::{fs, path::Path, sync::LazyLock, time::Duration};
@@ -12,11 +12,12 @@ use regex::Regex;
 
 use crate::{
     Cluster, binary,
+    docker::Stack,
     program::{Running, command},
     seconds,
 };
 
-const PATIENCE: Duration = seconds(240);
+const PATIENCE: Duration = seconds(480);
 /// Before each command and behind the last one: its number, and how the one before ended. Nothing else prints this.
 const MARK: &str = "\u{1}cooper-example";
 
@@ -40,18 +41,35 @@ pub fn run(page: &Path, cluster: &Cluster, directory: &Path) -> usize {
 /// The same of one section, from its heading to the next of its level.
 #[track_caller]
 pub fn run_section(page: &Path, heading: &str, cluster: &Cluster, directory: &Path) -> usize {
+    run_text(&section(page, heading), page, cluster, directory)
+}
+
+/// The same of a section that works on a stack which it puts into `/tmp/NAME`: here that is the place of this one, under the
+/// name of this one, so that nobody's own is touched and nothing stays behind.
+#[track_caller]
+pub fn run_with_stack(page: &Path, heading: &str, name: &str, stack: &Stack, cluster: &Cluster) -> usize {
+    let called = Regex::new(&format!(r"(/tmp/)?\b{name}\b")).expect("a name");
+    let text = called
+        .replace_all(&section(page, heading), |found: &regex::Captures| match found.get(1) {
+            Some(_) => stack.arg().to_owned(),
+            None => stack.project.clone(),
+        })
+        .into_owned();
+    run_text(&text, page, cluster, stack.dir.parent().expect("it lies in a directory"))
+}
+
+/// The lines of a section; others are there and empty, so that an error names the right one.
+fn section(page: &Path, heading: &str) -> String {
     let text = fs::read_to_string(page).expect("the page can be read");
     let level = format!("{} ", heading.split(' ').next().expect("#s"));
     let mut inside = false;
-    // Other lines are there and empty, so that an error names the right one.
     let kept = text.lines().map(|line| {
         if line.starts_with(&level) {
             inside = line == heading;
         }
         if inside { line } else { "" }
     });
-    let kept: Vec<_> = kept.collect();
-    run_text(&kept.join("\n"), page, cluster, directory)
+    kept.collect::<Vec<_>>().join("\n")
 }
 
 #[track_caller]
@@ -168,7 +186,8 @@ pub fn fits(expected: &[String], printed: &str) -> bool {
     static VARIES: LazyLock<Regex> = LazyLock::new(|| {
         let kinds = [
             r"\b(?:ses|run|tsk|apr|wrk|tok|ckp)_[0-9a-z]{26}",
-            r"sha256:[0-9a-f]{64}",
+            r"\b(?:sha256:)?[0-9a-f]{64}\b",
+            r"\b\d\d:\d\d:\d\d\.\d{3}\b",
             r"\b\d+\.\d+\.\d+\.\d+(?::\d+)?\b",
             r"\s+\d+(?:\.\d+)? (?:ms|s)\b",
         ];

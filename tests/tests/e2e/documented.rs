@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use cooper_tests::{
-    Scratch, Setup,
+    Scratch, Setup, docker,
+    docker::Stack,
     document::{self, Block, examples},
     program::{Running, command},
     seconds, shared, venv,
@@ -38,6 +39,35 @@ fn the_tour_of_sessions_in_the_readme_goes_as_it_shows() {
     assert!(examples >= 15, "{examples} examples are left");
 }
 
+/// Runs a section that repairs stacks, on a cluster of its own: another's memory would know the fixes already.
+fn repairs(page: &str, heading: &str, name: &str) -> usize {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let stack = Stack::place(name);
+    let directory = stack.dir.parent().expect("it lies in a directory");
+    // What the commands copy is named from the top of the checkout.
+    for part in ["examples", "tests"] {
+        let from = top.join(part).canonicalize().expect("a directory of the checkout");
+        std::os::unix::fs::symlink(from, directory.join(part)).expect("a link");
+    }
+    document::run_with_stack(&top.join(page), heading, name, &stack, &Setup::compose().start())
+}
+
+#[test]
+fn the_tour_of_repairs_in_the_readme_goes_as_it_shows() {
+    if docker::wanted("the_tour_of_repairs_in_the_readme_goes_as_it_shows") {
+        let examples = repairs("README.md", "## A tour of repairs", "tour");
+        assert!(examples >= 13, "{examples} examples are left");
+    }
+}
+
+#[test]
+fn the_walk_through_a_repair_in_docs_repair_md_goes_as_it_shows() {
+    if docker::wanted("the_walk_through_a_repair_in_docs_repair_md_goes_as_it_shows") {
+        let examples = repairs("docs/repair.md", "## A walk through a repair", "shop");
+        assert!(examples >= 10, "{examples} examples are left");
+    }
+}
+
 #[test]
 fn the_manifest_for_kubernetes_is_what_its_schemas_ask_for() {
     let validate =
@@ -49,7 +79,7 @@ fn the_manifest_for_kubernetes_is_what_its_schemas_ask_for() {
 }
 
 /// Pages whose `console` blocks are run, with the tests above.
-const RUN: [&str; 3] = ["README.md", "docs/doors.md", "docs/sessions.md"];
+const RUN: [&str; 4] = ["README.md", "docs/doors.md", "docs/repair.md", "docs/sessions.md"];
 
 #[test]
 fn every_command_of_a_page_is_run_or_says_why_it_is_not() {
