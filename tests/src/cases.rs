@@ -16,7 +16,7 @@ use std::{
 use serde::Deserialize;
 
 pub use judge::{End, Verdict};
-pub use kill::{ROLES, STEPS, kill, kill_undo};
+pub use kill::{ROLES, STEPS, kill, kill_retry, kill_undo};
 pub use work::work;
 
 /// `case.toml`.

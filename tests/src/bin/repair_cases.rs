@@ -97,7 +97,8 @@ fn kills(cases: &[&Case], cluster: &Cluster) -> usize {
     println!("\nkilled with SIGKILL at a step:\n{HEADING}");
     let (mut count, mut wrong) = (0, 0);
     type Kill = fn(&Case, &Cluster, &str, &str) -> Option<Verdict>;
-    let kinds: [(&str, Kill); 2] = [("", cases::kill), ("undo, ", cases::kill_undo)];
+    let kinds: [(&str, Kill); 3] =
+        [("", cases::kill), ("retry, ", cases::kill_retry), ("undo, ", cases::kill_undo)];
     for case in cases {
         for (kind, kill) in kinds.into_iter().filter(|(kind, _)| kind.is_empty() || case.fixable()) {
             for role in cases::ROLES {

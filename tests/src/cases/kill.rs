@@ -2,7 +2,7 @@
 
 use cooper_common::clock;
 
-use crate::{Answer, Cluster, docker, docker::Stack, wait};
+use crate::{Answer, Cluster, Cooper, docker, docker::Stack, wait};
 
 use super::{
     Case, Verdict, Wanted,
@@ -15,14 +15,42 @@ pub const ROLES: [&str; 3] = ["coordinator", "worker-link", "worker"];
 /// When they are killed.
 pub const STEPS: [&str; 7] = ["analyze", "patch", "build", "restart", "verify", "promote", "rollback"];
 
-/// Kills the process in a role as soon as a step is seen to run, or to be over. `None` if the run has no such step.
+/// Kills the process in a role as soon as a step of a repair is seen to run, or to be over. `None` if the run has no such step.
 pub fn kill(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Verdict> {
+    kill_at(case, cluster, role, step, |cooper, stack| detached(case, cooper, stack))
+}
+
+/// The same of a retry: the repair that it begins over again was cancelled.
+pub fn kill_retry(case: &Case, cluster: &Cluster, role: &str, step: &str) -> Option<Verdict> {
+    kill_at(case, cluster, role, step, |cooper, stack| {
+        let id = detached(case, cooper, stack);
+        cooper.ok(["cancel", &id]);
+        wait::until_true("the end of what is cancelled", work::PATIENCE, || {
+            ended(&cooper.json(["runs", "show", &id]))
+        });
+        let retry = cooper.json(["runs", "retry", &id, "--detach"]);
+        retry["run_id"].as_str().expect("an id").to_owned()
+    })
+}
+
+/// Id of a repair that goes on while nobody watches.
+fn detached(case: &Case, cooper: &Cooper, stack: &Stack) -> String {
+    let args = work::arguments(case, stack);
+    cooper.ok(args.iter().map(String::as_str).chain(["--detach"]))
+}
+
+fn kill_at(
+    case: &Case,
+    cluster: &Cluster,
+    role: &str,
+    step: &str,
+    begin: impl FnOnce(&Cooper, &Stack) -> String,
+) -> Option<Verdict> {
     let stack = work::broken(case);
     let before = Before::of(&stack);
     let cooper = cluster.cooper().patience(work::PATIENCE);
     let start = clock::mono_ms();
-    let args = work::arguments(case, &stack);
-    let id = cooper.ok(args.iter().map(String::as_str).chain(["--detach"]));
+    let id = begin(&cooper, &stack);
     // What is asked while nobody answers is asked again.
     let ask = || {
         let done = cooper.run(["--json", "runs", "show", &id]);

@@ -64,6 +64,16 @@ fn a_successful_repair_is_taken_back_bytes_image_and_all() {
     let (repaired, repaired_image) = (stack.tree(), stack.image("web"));
     let id = text(&run, "run_id");
 
+    let stats = cooper.json(["runs", "stats", "--stack", text(&run, "stack")]);
+    let took = |run: &Answer| Some(run["updated_at_ms"].as_u64()? - run["created_at_ms"].as_u64()?);
+    assert_eq!((&stats["runs"], &stats["succeeded"]), (&1.into(), &1.into()), "{stats:#}");
+    assert_eq!(
+        (&stats["success_rate"], &stats["first_attempt_rate"]),
+        (&1.0.into(), &1.0.into()),
+        "{stats:#}"
+    );
+    assert_eq!(stats["mean_time_to_repair_ms"].as_u64(), took(&run), "{stats:#}");
+
     // A file that somebody has changed since stops it, and nothing is touched.
     stack.append("web/requirements.txt", "# mine\n");
     let mine = stack.tree();
