@@ -41,7 +41,7 @@ packages() {
   # The same as a later version.
   dpkg-deb -R "$dist/cooper.deb" "$dist/next"
   sed -i 's/^\(Version: .*\)/\1+next/' "$dist/next/DEBIAN/control"
-  dpkg-deb --root-owner-group --build "$dist/next" "$dist/next.deb" >/dev/null
+  dpkg-deb -Znone --root-owner-group --build "$dist/next" "$dist/next.deb" >/dev/null
 }
 
 # A Debian as on a machine: with systemd as its first process.
@@ -66,7 +66,7 @@ installs() {
   inside dpkg -i /cooper.deb >/dev/null || fail 'dpkg -i'
   same 'its user is there' cooper "$(inside id -un cooper)"
   same 'its units are known' 'disabled disabled' "$(inside systemctl is-enabled cooper-coordinator cooper-worker | xargs)"
-  inside systemd-analyze verify cooper-coordinator.service cooper-worker.service || fail 'units that systemd finds fault with'
+  inside systemd-analyze --man=no verify cooper-coordinator.service cooper-worker.service || fail 'units that systemd finds fault with'
   ok 'systemd finds no fault with them'
 }
 
