@@ -218,7 +218,7 @@ pub fn diagnose_after(rules: &RuleSet, evidence: &Evidence, past: &Past) -> Resu
     for candidate in candidates {
         let fingerprint = candidate.fingerprint(evidence);
         let resolved = fix::resolve(&scene, candidate.rule, &candidate.captures);
-        let (resolved, learned) = past.preferred(&fingerprint, resolved, &scene.evidence.files);
+        let (resolved, learned) = past.preferred(&fingerprint, resolved, scene.evidence);
         match resolved {
             // What explains it best and cannot be repaired says more than what explains it less and is not repaired either.
             Ok(resolved) if resolved.remedy == Remedy::Escalate && first_without_remedy.is_some() => {}

@@ -84,6 +84,23 @@ fn a_failure_that_is_still_there_is_not_repaired_the_same_way_again() {
 }
 
 #[test]
+fn what_was_verified_of_a_directory_is_left_where_that_is_in_a_volume() {
+    let mut owned = evidence(Phase::Runtime, "PermissionError: [Errno 13] Permission denied: '/data/log'\n");
+    owned.files.insert("Dockerfile".to_owned(), format!("{DOCKERFILE}RUN useradd app\nUSER app\n"));
+    let past = Past {
+        learned: vec![learned(&plan(&owned, &Past::default()), Outcome::Verified)],
+        ..Past::default()
+    };
+    assert_eq!(after(&owned, &past).unwrap().verified_by.as_deref(), Some("run_0"));
+    owned.model = Model::from_config(
+        "{name: p, services: {web: {build: {context: /s/web}, volumes: [{type: volume, source: d, target: /data}]}}}",
+    )
+    .unwrap();
+    let refused = after(&owned, &past).map(|found| (found.remedy, found.edits.len()));
+    assert!(!matches!(refused, Ok((_, 1..))), "{refused:?}");
+}
+
+#[test]
 fn what_was_changed_meanwhile_is_not_built_upon() {
     let past = Past { tried: vec![plan(&missing("yaml"), &Past::default())], ..Past::default() };
     let mut changed = missing("tabulate");

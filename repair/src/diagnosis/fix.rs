@@ -10,7 +10,7 @@ use crate::rules::{Class, Fix, Rule, fill};
 use super::compose;
 use super::python;
 use super::scene::Scene;
-use super::{Phase, Remedy};
+use super::{Evidence, Phase, Remedy};
 
 /// What a fix came to.
 pub(super) struct Resolved {
@@ -388,21 +388,21 @@ fn copy_source(scene: &Scene<'_>, source: &str) -> Result<Resolved, String> {
 fn writable(scene: &Scene<'_>, path: &str) -> Result<Resolved, String> {
     let (above, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", path));
     let directory = if name.contains('.') { above } else { path };
-    let service = scene.evidence.model.service(&scene.evidence.service).map_err(|error| error.to_string())?;
-    let mounted = |mount: &&crate::compose::Mount| {
-        let target = mount.target.trim_end_matches('/');
-        directory == target || directory.starts_with(&format!("{target}/"))
-    };
-    // A new named volume takes the owner of the image's directory; one that has data keeps its own.
-    if let Some(mount) = service.volumes.iter().find(mounted) {
-        return Err(format!(
-            "{} is a mount of the stack, whose owner the image does not decide",
-            mount.target
-        ));
+    if let Some(target) = mounted(scene.evidence, directory)? {
+        return Err(format!("{target} is a mount of the stack, whose owner the image does not decide"));
     }
     let description = format!("give the service's user {directory}");
     let directory = directory.to_owned();
     in_stage(scene, description, |stage| Edit::OwnDirectory { stage, path: directory })
+}
+
+/// Where in the container the mount is that holds this directory, if it is in one.
+pub(super) fn mounted(evidence: &Evidence, directory: &str) -> Result<Option<String>, String> {
+    let service = evidence.model.service(&evidence.service).map_err(|error| error.to_string())?;
+    // A new named volume takes the owner of the image's directory; one that has data keeps its own.
+    let mut targets = service.volumes.iter().map(|mount| mount.target.trim_end_matches('/'));
+    let holds = |target: &&str| directory == *target || directory.starts_with(&format!("{target}/"));
+    Ok(targets.find(holds).map(str::to_owned))
 }
 
 fn script(scene: &Scene<'_>, path: &str) -> Result<Resolved, String> {

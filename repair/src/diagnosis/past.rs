@@ -1,7 +1,5 @@
 //! What came before a diagnosis: attempts of the same run, and what other runs have learned about the same failures.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::edit::{self, Edit, FileChange, Root};
@@ -9,7 +7,7 @@ use crate::plan::{RepairPlan, canonical};
 use crate::rules::Class;
 use crate::{compose, diff};
 
-use super::fix::Resolved;
+use super::fix::{self, Resolved};
 use super::{Diagnosis, Evidence, Remedy};
 
 /// Nothing, for the first attempt of a run on a failure that nobody has seen.
@@ -101,8 +99,9 @@ impl Repair {
         edit::sha256(canonical(&(self.remedy, edits.collect::<Vec<_>>())).as_bytes())
     }
 
-    /// The same in another checkout; `None` where it does not fit, or where a line of another file would be meant.
-    fn again(&self, files: &BTreeMap<String, String>) -> Option<Resolved> {
+    /// The same in another checkout; `None` where it does not fit, or where a line of another file would be meant, or a
+    /// directory which there is no matter of the image.
+    fn again(&self, evidence: &Evidence) -> Option<Resolved> {
         if self.remedy != Remedy::Patch {
             return None;
         }
@@ -112,10 +111,15 @@ impl Repair {
                 let json = serde_json::to_value(edit).unwrap_or_default();
                 ["line", "before_line"].iter().any(|name| !json[*name].is_null())
             };
-            if file.root != Root::Context || file.edits.is_empty() || file.edits.iter().any(names_line) {
+            let elsewhere = |edit: &Edit| match edit {
+                Edit::OwnDirectory { path, .. } => fix::mounted(evidence, path) != Ok(None),
+                _ => false,
+            };
+            let unfit = |edit: &Edit| names_line(edit) || elsewhere(edit);
+            if file.root != Root::Context || file.edits.is_empty() || file.edits.iter().any(unfit) {
                 return None;
             }
-            let old = files.get(&file.path).filter(|text| !text.is_empty())?;
+            let old = evidence.files.get(&file.path).filter(|text| !text.is_empty())?;
             let mut change: Option<FileChange> = None;
             for edit in &file.edits {
                 let text = change.as_ref().map_or(old, |change| &change.new_content);
@@ -160,14 +164,14 @@ impl Past {
         &self,
         fingerprint: &str,
         resolved: Result<Resolved, String>,
-        files: &BTreeMap<String, String>,
+        evidence: &Evidence,
     ) -> (Result<Resolved, String>, Option<&Learned>) {
         let Some(learned) = self.verified(fingerprint) else { return (resolved, None) };
         match resolved {
             Ok(resolved) if Repair::of(&resolved).name() == learned.repair.name() => {
                 (Ok(resolved), Some(learned))
             }
-            resolved => match learned.repair.again(files) {
+            resolved => match learned.repair.again(evidence) {
                 Some(again) => (Ok(Resolved { class: learned.class, ..again }), Some(learned)),
                 None => (resolved, None),
             },
