@@ -144,7 +144,7 @@ impl Coordinator {
         for name in doors::SERVICES {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
-        let plain = doors::http::router(cluster.clone()).merge(rest).merge(mcp);
+        let plain = doors::http::router(cluster.clone(), self.audit.clone()).merge(rest).merge(mcp);
         let routes = grpc(Routes::from(plain)).add_service(health_service);
         let rules = doors::auth::Rules {
             certified: tls.as_ref().is_some_and(|tls| tls.demands_certificates()),

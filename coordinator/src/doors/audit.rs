@@ -1,5 +1,6 @@
 //! Tells the audit trail of every call of the contract that changes something, and of what was refused or not there. REST ends
-//! in the same calls (`rest/call.rs`), so that this is the one place for both.
+//! in the same calls (`rest/call.rs`), so that this is the one place for both; `ports.rs` tells what it refuses by
+//! [`failed`].
 //!
 //! What a call is about is read from its first bytes as they pass: no handler has to say it, and none can forget to.
 
@@ -184,29 +185,48 @@ fn failure(response: &Response) -> Option<Error> {
 
 impl Layer {
     async fn audit(&self, method: &Method, caller: Caller, head: &Head, failed: Option<Error>) {
-        let entry = || Entry {
-            tenant: caller.tenant.to_string(),
-            token_id: caller.token_id.clone(),
-            name: caller.name.clone(),
-            from: caller.from.map(|from| from.to_string()).unwrap_or_default(),
-            action: method.action.clone(),
-            object: head.object(&method.objects),
-            outcome: failed.as_ref().map_or(OK, |error| error.code.as_str()).to_owned(),
-            detail: failed.as_ref().map(|error| error.message.clone()).unwrap_or_default(),
-            ..Entry::default()
-        };
-        let kind = failed.as_ref().map(|error| error.code.kind());
-        if kind == Some(Kind::NotFound) {
+        let entry = || entry(&caller, &method.action, head.object(&method.objects), failed.as_ref());
+        if failed.as_ref().is_some_and(is_absence) {
             self.audit.absent(entry());
         }
-        let refused =
-            failed.as_ref().is_some_and(|error| matches!(error.code, Code::Forbidden | Code::PolicyRefused));
-        match method.changes || refused {
+        match method.changes || failed.as_ref().is_some_and(is_refusal) {
             true if method.weighty => self.audit.record(entry()).await,
             true => self.audit.note(entry()),
             false => {}
         }
     }
+}
+
+/// Tells the trail of a request that failed and is no call of the contract: as of a call that changes nothing.
+pub fn failed(audit: &Audit, caller: &Caller, action: &str, object: &str, error: &Error) {
+    let entry = || entry(caller, action, object.to_owned(), Some(error));
+    if is_absence(error) {
+        audit.absent(entry());
+    } else if is_refusal(error) {
+        audit.note(entry());
+    }
+}
+
+fn entry(caller: &Caller, action: &str, object: String, failed: Option<&Error>) -> Entry {
+    Entry {
+        tenant: caller.tenant.to_string(),
+        token_id: caller.token_id.clone(),
+        name: caller.name.clone(),
+        from: caller.from.map(|from| from.to_string()).unwrap_or_default(),
+        action: action.to_owned(),
+        object,
+        outcome: failed.map_or(OK, |error| error.code.as_str()).to_owned(),
+        detail: failed.map(|error| error.message.clone()).unwrap_or_default(),
+        ..Entry::default()
+    }
+}
+
+fn is_absence(error: &Error) -> bool {
+    error.code.kind() == Kind::NotFound
+}
+
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.code, Code::Forbidden | Code::PolicyRefused)
 }
 
 /// The first bytes of a request.

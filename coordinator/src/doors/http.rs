@@ -21,7 +21,7 @@ use serde_json::json;
 use tonic::Status;
 
 use super::{auth::is_grpc, error::problem};
-use crate::cluster::Cluster;
+use crate::{audit::Audit, cluster::Cluster};
 
 /// A store that has not answered by then is not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
@@ -39,14 +39,14 @@ struct Door {
 }
 
 /// The routes, with the fallback of the whole port.
-pub fn router(cluster: Arc<Cluster>) -> Router {
+pub fn router(cluster: Arc<Cluster>, audit: Arc<Audit>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_text))
         .fallback(absent)
         .with_state(Door { cluster: cluster.clone(), metrics: recorder() })
-        .merge(super::ports::router(cluster))
+        .merge(super::ports::router(cluster, audit))
 }
 
 /// Alive: this process answers. Says nothing about the disk, so that nobody restarts a coordinator whose disk is full.

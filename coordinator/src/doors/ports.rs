@@ -25,17 +25,26 @@ use super::{
     error::{problem, problem_as},
     wire::Peer,
 };
-use crate::{caller::Caller, cluster::Cluster, ports};
+use crate::{audit::Audit, caller::Caller, cluster::Cluster, ports};
 
-pub fn router(cluster: Arc<Cluster>) -> Router {
+/// What is behind these paths.
+#[derive(Clone)]
+struct Door {
+    cluster: Arc<Cluster>,
+    audit: Arc<Audit>,
+}
+
+pub fn router(cluster: Arc<Cluster>, audit: Arc<Audit>) -> Router {
     let port = "/sessions/{session}/ports/{port}";
     Router::new()
         .route(port, any(serve))
         .route(&format!("{port}/"), any(serve))
         .route(&format!("{port}/{{*rest}}"), any(serve))
-        .with_state(cluster)
+        .with_state(Door { cluster, audit })
 }
 
+/// What the audit trail calls a request here: as the call that leads to a port.
+const ACTION: &str = "Sessions/ForwardPort";
 /// Headers of one connection, which go no further.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -73,10 +82,18 @@ impl<'a> Target<'a> {
     }
 }
 
-async fn serve(State(cluster): State<Arc<Cluster>>, request: Request) -> Response {
-    passed_on(&cluster, request).await.unwrap_or_else(|error| match error.code {
-        Code::PortNotOpen | Code::PortFailed => problem_as(StatusCode::BAD_GATEWAY, &error),
-        _ => problem(&error),
+async fn serve(State(door): State<Door>, request: Request) -> Response {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let session = Target::of(request.uri().path()).map(|target| target.session.to_owned());
+    passed_on(&door.cluster, request).await.unwrap_or_else(|error| {
+        if let Some(caller) = caller {
+            let session = session.unwrap_or_default();
+            super::audit::failed(&door.audit, &caller, ACTION, &session, &error);
+        }
+        match error.code {
+            Code::PortNotOpen | Code::PortFailed => problem_as(StatusCode::BAD_GATEWAY, &error),
+            _ => problem(&error),
+        }
     })
 }
 

@@ -160,11 +160,24 @@ fn who_has_no_token_or_another_tenants_gets_nothing_and_says_nothing() {
     }
     let worker = http::get_as(&cluster.token("default", "worker"), &cluster.url, &at);
     assert_eq!((worker.status, &worker.json()["code"]), (403, &json!("forbidden")));
-    let other = cluster.token("ports-other", "client");
+    let made = cooper.json(["token", "create", "--tenant", "ports-other", "--scope", "client"]);
+    let other = made["secret"].as_str().expect("a secret").to_owned();
     let foreign = http::get_as(&other, &cluster.url, &at);
     let unknown = http::get_as(&other, &cluster.url, &path("ses_00000000000000000000000000", "8000"));
     assert_eq!((foreign.status, &foreign.json()["code"]), (404, &json!("session_not_found")));
     assert_eq!((unknown.status, &unknown.json()["code"]), (404, &json!("session_not_found")));
+    // What was refused here, and what was another's, is in the trail.
+    let told = |trail: &Value, token: Option<&Value>, outcome: &str| {
+        trail["rows"].as_array().expect("rows").iter().any(|row| {
+            row["action"] == "Sessions/ForwardPort"
+                && row["object"] == json!(session)
+                && row["outcome"] == outcome
+                && token.is_none_or(|token| row["token_id"] == *token)
+        })
+    };
+    cooper.until_json("both rows", seconds(30), &["audit", "list", "--limit", "1000"], |trail| {
+        told(trail, Some(&made["token_id"]), "cross_tenant") && told(trail, None, "forbidden")
+    });
     let foreign = Cooper::with_token(&cluster.url, &other);
     assert_eq!(foreign.error(["port", "list", &session]).code, "session_not_found");
     assert_eq!(foreign.error(["port", "forward", &session, "8000:0"]).code, "session_not_found");

@@ -43,8 +43,8 @@ async fn port() -> Port {
         let caller = request.extensions().get::<Caller>().cloned();
         caller.map_or("nobody".to_owned(), |caller| format!("{} {:?}", caller.tenant, caller.scope))
     });
-    let routes = Routes::from(router(cluster).route("/whoami", whoami));
     let audit = Audit::new(Arc::clone(&store));
+    let routes = Routes::from(router(cluster, Arc::clone(&audit)).route("/whoami", whoami));
     let rules = Rules { certified: false, hosts: Hosts::parse(""), audit };
     let secret = std::fs::read_to_string(data.path().join(ADMIN_FILE)).unwrap().trim().to_owned();
     Port { door: Layer::new(tokens, rules).layer(routes), store, secret, _data: data }
