@@ -29,6 +29,7 @@ mod e2e {
     mod model;
     mod network;
     mod notify;
+    mod openapi;
     mod packages;
     mod pause;
     mod policy;

@@ -115,6 +115,12 @@ pub fn names(of: &EnumDescriptor) -> Vec<String> {
     of.values().filter(|value| value.number() != 0).map(|value| short(of, value.name())).collect()
 }
 
+/// Whether null stands for the field's absence. Elsewhere it is a mistake of whoever asks: no stack is every stack to some
+/// methods.
+pub fn may_be_null(field: &FieldDescriptor) -> bool {
+    field.supports_presence() || (matches!(field.kind(), Kind::Enum(_)) && !field.is_list())
+}
+
 /// JSON as a message, strictly: what the message has not got is an error, as is a value of another type.
 ///
 /// # Errors
@@ -129,7 +135,7 @@ fn read_at(of: &MessageDescriptor, value: &Value, path: &str) -> Result<DynamicM
     for (name, value) in map {
         let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         if let Some(field) = of.get_field_by_name(name) {
-            if !value.is_null() {
+            if !(value.is_null() && may_be_null(&field)) {
                 let read = read_field(&field, value, &here)?;
                 message.set_field(&field, read);
             }
@@ -291,6 +297,7 @@ mod tests {
         for (value, said) in [
             (json!([]), "the body is []"),
             (json!({"prioriti": 1}), "there is no field prioriti"),
+            (json!({"priority": null}), "priority is null, not a whole number"),
             (json!({"priority": "1"}), "priority is \"1\", not a whole number"),
             (json!({"priority": 1_u64 << 40}), "priority is"),
             (json!({"spec": {"python": {"code": 1}}}), "spec.python.code is 1, not a string"),

@@ -194,11 +194,13 @@ fn parameter(
     comments: &Comments,
     wanted: &mut BTreeSet<String>,
 ) -> Value {
-    let mut schema = field_schema(field, wanted);
     let about = about(field, comments);
-    if field.is_map() {
-        schema = json!({"type": "array", "items": {"type": "string", "description": "NAME=VALUE"}});
-    }
+    // Here nothing stands for null: what has no value is not given.
+    let schema = match (field.is_map(), field.is_list()) {
+        (true, _) => json!({"type": "array", "items": {"type": "string", "description": "NAME=VALUE"}}),
+        (false, true) => json!({"type": "array", "items": one(field, wanted)}),
+        (false, false) => one(field, wanted),
+    };
     json!({"name": field.name(), "in": place, "required": place == "path", "schema": schema, "description": about})
 }
 
@@ -233,7 +235,7 @@ fn field_schema(field: &FieldDescriptor, wanted: &mut BTreeSet<String>) -> Value
         return json!({"type": "object", "additionalProperties": one(&entry.map_entry_value_field(), wanted)});
     }
     let one = one(field, wanted);
-    match (field.is_list(), field.supports_presence()) {
+    match (field.is_list(), names::may_be_null(field)) {
         (true, _) => json!({"type": "array", "items": one}),
         (false, true) => json!({"anyOf": [one, {"type": "null"}]}),
         (false, false) => one,
@@ -254,7 +256,7 @@ fn one(field: &FieldDescriptor, wanted: &mut BTreeSet<String>) -> Value {
 }
 
 fn enumeration(of: &EnumDescriptor) -> Value {
-    json!({"enum": names::names(of).into_iter().map(Value::from).chain([Value::Null]).collect::<Vec<_>>()})
+    json!({"type": "string", "enum": names::names(of)})
 }
 
 /// What the contract's files say above each thing they name.
