@@ -278,6 +278,15 @@ pub mod zygote {
 }
 
 /// Checkpoints.
+/// Packages that sessions of one archive share on a worker.
+pub mod layer {
+    /// Layers of a worker; of more the one that was used least lately goes.
+    pub const LAYERS_MAX: usize = 32;
+    /// One that no session began with for this long goes. Sessions that began with it go on.
+    pub const IDLE_MS: u64 = 3_600_000;
+    /// Directories within directories; what is deeper is not shared.
+    pub const DEPTH_MAX: usize = 64;
+}
 pub mod checkpoint {
     /// Transfers of sessions to or from one worker at once; the others wait.
     pub const TRANSFERS_PER_WORKER_MAX: usize = 4;

@@ -59,6 +59,7 @@ pub mod install;
 mod interpreter;
 mod ladder;
 mod launch;
+mod layers;
 mod link;
 mod listing;
 mod network;
@@ -155,6 +156,7 @@ struct Host {
     writing: files::Writing,
     work: files::work::Work,
     checkpoints: checkpoint::Checkpoints,
+    layers: layers::Layers,
     /// Attempts whose spools grew in this round.
     grown: BTreeSet<u64>,
     timers: Timers<Due>,
@@ -205,6 +207,8 @@ enum Due {
     FileWork(Pid),
     Strays,
     Watch,
+    /// Look which layers are still used.
+    Layers,
     Stop(stop::Phase),
     /// No coordinator was reached for too long.
     Unreached,
@@ -308,6 +312,7 @@ impl Host {
             writing: files::Writing::default(),
             work: files::work::Work::default(),
             checkpoints: checkpoint::Checkpoints::default(),
+            layers: layers::Layers::default(),
             grown: BTreeSet::new(),
             timers: Timers::default(),
             next_id: 0,
@@ -422,6 +427,7 @@ impl Host {
             Due::FileWork(pid) => self.on_late_file_work(pid),
             Due::Strays => self.kill_strays(),
             Due::Watch => self.on_watch(),
+            Due::Layers => self.on_layers_due(),
             Due::Stop(phase) => self.on_stop_due(phase),
             Due::Unreached => self.on_unreached(),
         }

@@ -161,7 +161,12 @@ impl Checkpoints {
         };
         let digest: Digest = manifest.digest.parse().map_err(damaged)?;
         let mut pieces = Box::pin(self.blobs.stream(digest).map_err(damaged)?);
-        let op = v1::call::Op::Unpack(v1::UnpackSession {});
+        // What somebody keeps may be restored often; what was saved for a move or to hibernate is restored once.
+        let shared_digest = match manifest.purpose {
+            Purpose::Keep => manifest.digest,
+            _ => String::new(),
+        };
+        let op = v1::call::Op::Unpack(v1::UnpackSession { shared_digest });
         let (body, unpacked) =
             self.cluster.fleet.write(&transfer.worker, transfer.session.to_string(), op)?;
         let send = async {

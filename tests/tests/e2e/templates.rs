@@ -1,6 +1,6 @@
 //! Templates: built once, versioned, in stock.
 
-use cooper_tests::{Scratch, Setup, seconds, shared};
+use cooper_tests::{Scratch, Setup, fleet::Fleet, seconds, shared};
 use serde_json::Value;
 
 fn recipe(directory: &Scratch, more: &str) -> String {
@@ -103,4 +103,76 @@ fn spares_are_kept_in_stock_taken_warm_and_refilled() {
         let list = list["sessions"].as_array().expect("a list");
         list.iter().all(|session| session["spare"] == false || session["state"] == "destroyed")
     });
+}
+
+/// What a session says of a package's file: where its bytes are, and every way to change them that works.
+const LOOK_AND_TOUCH: &str = "
+import os, six
+def works(change):
+    try:
+        change()
+        return True
+    except PermissionError:
+        return False
+touched = [name for name, change in dict(
+    write=lambda: open(six.__file__, 'a').close(),
+    mode=lambda: os.chmod(six.__file__, 0o666),
+    time=lambda: os.utime(six.__file__, (1, 1)),
+    cut=lambda: os.truncate(six.__file__, 0),
+    link=lambda: os.link(six.__file__, 'mine'),
+).items() if works(change)]
+found = os.stat(six.__file__)
+print(found.st_dev, found.st_ino, touched)
+";
+
+/// Needs sessions with uids, as where the tests run as root.
+#[test]
+fn sessions_of_one_template_share_the_bytes_of_its_packages_and_none_changes_what_another_has() {
+    let (mut fleet, directory) = (Fleet::new(), Scratch::new("template"));
+    fleet.start_coordinator();
+    fleet.start_worker("left");
+    fleet.await_registered(0);
+    let cooper = fleet.cooper();
+    let file = recipe(&directory, "");
+    cooper.ok(["template", "build", &file, "--name", "lent"]);
+    let create = || {
+        let made = cooper.json(["session", "create", "--template", "lent"]);
+        made["session_id"].as_str().expect("an id").to_owned()
+    };
+    let [one, two] = [create(), create()];
+    let seen = [&one, &two].map(|id| cooper.exec(id, LOOK_AND_TOUCH));
+    assert_eq!(seen[0], seen[1], "one file");
+    assert!(seen[0].ends_with(" []"), "it can be changed: {}", seen[0]);
+
+    // What one installs or removes is its own affair.
+    cooper.ok(["packages", "install", &one, "six==1.15.0"]);
+    cooper.ok(["packages", "install", &two, "idna"]);
+    let version = "import importlib.metadata as m; print(m.version('six'))";
+    assert_eq!(cooper.exec(&one, version), "1.15.0");
+    let usual = cooper.exec(&two, version);
+    assert_ne!(usual, "1.15.0");
+    // A worker of these tests has room for two.
+    cooper.ok(["session", "destroy", &one]);
+    let three = create();
+    assert_eq!(cooper.exec(&three, version), usual);
+    assert_eq!(cooper.exec(&three, LOOK_AND_TOUCH), seen[0], "it is still lent");
+    assert_eq!(
+        cooper.exec(&three, "import os; os.remove(six.__file__); os.path.exists(six.__file__)"),
+        "False"
+    );
+    cooper.ok(["session", "destroy", &two]);
+    let four = create();
+    assert_eq!(cooper.exec(&four, LOOK_AND_TOUCH), seen[0], "to those who did not remove it");
+
+    // What is saved is whole: it goes on without the template, on a worker that never had it.
+    let saved = cooper.json(["checkpoint", "create", &four]);
+    cooper.ok(["template", "rm", "lent"]);
+    fleet.start_worker("right");
+    fleet.await_registered(1);
+    cooper.ok(["drain", "left", "--deadline", "0s", "--wait"]);
+    let saved = saved["checkpoint_id"].as_str().expect("an id");
+    let restored = cooper.json(["checkpoint", "restore", saved]);
+    assert_eq!(restored["worker_id"], "right");
+    let id = restored["session_id"].as_str().expect("an id");
+    assert_eq!(cooper.exec(id, version), usual);
 }

@@ -267,7 +267,8 @@ pub type Change<'a> = &'a dyn Fn(&[u8], Vec<u8>) -> Vec<u8>;
 /// Puts an archive beneath `root`. What is there under the same name is replaced; a directory that is there stays and
 /// takes the new one's mode. Files belong to who runs this.
 ///
-/// `changes` says which files are passed through `change`; such a file may have at most `CHANGED_FILE_BYTES_MAX`.
+/// Files that are `there` already stay; `changes` says which of the others are passed through `change`; such a file may have
+/// at most `CHANGED_FILE_BYTES_MAX`.
 ///
 /// # Errors
 /// `path_escapes` for what would be elsewhere; `too_large` beyond the bounds; `invalid_argument` for what is no archive.
@@ -275,6 +276,7 @@ pub fn unpack(
     root: &OwnedFd,
     archive: &mut impl Source,
     bounds: Bounds,
+    there: impl Fn(&[u8]) -> bool,
     changes: impl Fn(&[u8]) -> bool,
     change: Change<'_>,
 ) -> Result<Summary> {
@@ -310,6 +312,11 @@ pub fn unpack(
             }
             Kind::File => {
                 summary.admit(bounds, entry.size)?;
+                summary.files += 1;
+                summary.content_bytes += entry.size;
+                if there(&path) {
+                    continue;
+                }
                 let (dir, at) = tree.place(&path)?;
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -325,8 +332,6 @@ pub fn unpack(
                 }
                 fs::fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(|e| failed(&path, e))?;
                 fs::futimens(&file, &times(entry.modified)).map_err(|e| failed(&path, e))?;
-                summary.files += 1;
-                summary.content_bytes += entry.size;
             }
             Kind::Other => {}
         }
@@ -342,7 +347,7 @@ pub fn unpack(
 
 /// The same; every file is as it is in the archive.
 pub fn unpack_plain(root: &OwnedFd, archive: &mut impl Source, bounds: Bounds) -> Result<Summary> {
-    unpack(root, archive, bounds, |_| false, &|_, content| content)
+    unpack(root, archive, bounds, |_| false, |_| false, &|_, content| content)
 }
 
 fn times(modified: Timespec) -> Timestamps {

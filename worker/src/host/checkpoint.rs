@@ -5,11 +5,11 @@
 //! for itself: scripts that name their interpreter are given the new one's path.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, BufReader, BufWriter, Seek, Write},
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cooper_common::{
@@ -36,7 +36,8 @@ use super::{
     globals,
     helper::{self, Task},
     install::stage,
-    session::State,
+    layers,
+    session::{Session, State},
     sys, to_wire, unknown_session,
 };
 
@@ -51,8 +52,8 @@ const SCRIPT_HEAD_BYTES: usize = 1024;
 /// Archives on their way in, and calls that write.
 #[derive(Default)]
 pub struct Checkpoints {
-    /// By call: the session, and what is received for it.
-    receiving: BTreeMap<u64, (String, OwnedFd)>,
+    /// By call.
+    receiving: BTreeMap<u64, Received>,
     /// Files being written by calls, and whose they are.
     writes: BTreeMap<u64, String>,
     /// Packs that wait for the session's variables.
@@ -73,6 +74,14 @@ impl Checkpoints {
     }
 }
 
+/// An archive on its way in.
+struct Received {
+    session: String,
+    archive: OwnedFd,
+    /// Its digest, where other sessions begin with it too.
+    shared: Option<String>,
+}
+
 /// What a process is doing for a call.
 pub struct Work {
     call_id: u64,
@@ -81,8 +90,17 @@ pub struct Work {
     /// The process says here what came of it.
     report: OwnedFd,
     packs: bool,
+    /// What is unpacked is to be a layer.
+    layer: Option<String>,
     /// What came of the variables, where they were asked for.
     globals: Option<globals::Done>,
+}
+
+/// What was unpacked for a call becomes the layer of its archive.
+pub struct Sharing {
+    session: String,
+    call_id: u64,
+    digest: String,
 }
 
 /// What a process is to do.
@@ -91,6 +109,7 @@ struct Job<'a> {
     call_id: u64,
     packs: bool,
     archive: OwnedFd,
+    layer: Option<String>,
     globals: Option<globals::Done>,
 }
 
@@ -161,17 +180,23 @@ impl Host {
         let root = open_workspace(&workspace)?;
         let keep = [out, keep, root.as_raw_fd()];
         let with = globals.as_ref().is_some_and(globals::Done::is_there);
-        let work = Job { session: id, call_id: call.call_id, packs: true, archive, globals };
-        self.start_work(work, &keep, uid, move || {
-            let out = BufWriter::with_capacity(BUFFER_BYTES, File::from(file));
-            let takes = |path: &[u8], is_dir: bool| match path == globals::FILE.as_bytes() {
-                true => with && !is_dir,
-                false => takes(path),
-            };
-            let packed = archive::pack(&root, &mut tar::Writer::new(out), BOUNDS, takes);
-            let _ = rustix::fs::unlinkat(&root, globals::FILE, rustix::fs::AtFlags::empty());
-            packed
-        })
+        let work = Job { session: id, call_id: call.call_id, packs: true, archive, layer: None, globals };
+        self.start_work(
+            work,
+            &keep,
+            uid,
+            || (),
+            move |()| {
+                let out = BufWriter::with_capacity(BUFFER_BYTES, File::from(file));
+                let takes = |path: &[u8], is_dir: bool| match path == globals::FILE.as_bytes() {
+                    true => with && !is_dir,
+                    false => takes(path),
+                };
+                let packed = archive::pack(&root, &mut tar::Writer::new(out), BOUNDS, takes);
+                let _ = rustix::fs::unlinkat(&root, globals::FILE, rustix::fs::AtFlags::empty());
+                packed
+            },
+        )
     }
 
     pub(super) fn unpack(&mut self, call: &wire::OpenFile) {
@@ -185,7 +210,9 @@ impl Host {
         let mut fds = Vec::new();
         match opened.and_then(|fd| Ok((fd.try_clone().map_err(internal)?, fd))) {
             Ok((fd, kept)) => {
-                self.checkpoints.receiving.insert(call.call_id, (id.clone(), kept));
+                let shared = Some(call.shared_digest.clone()).filter(|digest| self.shares(digest));
+                let received = Received { session: id.clone(), archive: kept, shared };
+                self.checkpoints.receiving.insert(call.call_id, received);
                 fds.push(fd);
             }
             Err(error) => answer.error = Some(to_wire(&error)),
@@ -195,9 +222,9 @@ impl Host {
 
     /// The end of an archive's way in; false = the call is about something else.
     pub(super) fn unpack_received(&mut self, call: &wire::CloseFile) -> bool {
-        let Some((session, archive)) = self.checkpoints.receiving.remove(&call.call_id) else { return false };
+        let Some(received) = self.checkpoints.receiving.remove(&call.call_id) else { return false };
         let started = match call.commit {
-            true => self.start_unpacking(&session, call.call_id, archive),
+            true => self.start_unpacking(received, call.call_id),
             false => Err(Error::new(Code::Cancelled, "thrown away")),
         };
         if let Err(error) = started {
@@ -206,22 +233,70 @@ impl Host {
         true
     }
 
-    fn start_unpacking(&mut self, id: &str, call_id: u64, archive: OwnedFd) -> Result<()> {
-        let busy = |task: &Task| matches!(task, Task::Checkpoint(work) if work.session == id);
+    fn start_unpacking(&mut self, received: Received, call_id: u64) -> Result<()> {
+        let Received { session: id, archive, shared } = received;
+        let busy = |task: &Task| match task {
+            Task::Checkpoint(work) => work.session == id,
+            Task::Layer(work) => work.session == id,
+            _ => false,
+        };
         if self.helpers.values().any(busy) {
             return Err(Error::new(Code::SessionNotReady, format!("session {id} is being unpacked already")));
         }
-        let session = self.sessions.get(id).ok_or_else(|| unknown_session(id))?;
+        // What is shared already is given, not unpacked; what is not yet will be.
+        let layer = shared.as_ref().and_then(|digest| self.use_layer(digest));
+        let to_share = shared.filter(|_| layer.is_none());
+        let session = self.sessions.get(&id).ok_or_else(|| unknown_session(&id))?;
         let (workspace, venv, uid) = (session.home.workspace(), session.home.venv(), session.uid());
+        let site = self.site_of(session);
         let mut file = File::from(archive.try_clone().map_err(internal)?);
         let root = open_workspace(&workspace)?;
         let keep = [archive.as_raw_fd(), file.as_raw_fd(), root.as_raw_fd()];
-        let work = Job { session: id, call_id, packs: false, archive, globals: None };
-        self.start_work(work, &keep, uid, move || {
+        let work = Job { session: &id, call_id, packs: false, archive, layer: to_share, globals: None };
+        let given = || match (layer, site, uid) {
+            (Some(layer), Some(site), Some(uid)) => layers::give(&layer, &root, &site, uid),
+            _ => BTreeSet::new(),
+        };
+        self.start_work(work, &keep, uid, given, |given| {
             file.rewind().map_err(internal)?;
             let mut from = tar::Reader::new(BufReader::with_capacity(BUFFER_BYTES, file));
-            archive::unpack(&root, &mut from, BOUNDS, is_script, &|_, content| moved(&venv, content))
+            let there = |path: &[u8]| given.contains(path);
+            archive::unpack(&root, &mut from, BOUNDS, there, is_script, &|_, content| moved(&venv, content))
         })
+    }
+
+    /// Where a session's packages are in its workspace.
+    fn site_of(&self, session: &Session) -> Option<PathBuf> {
+        let site = self.python_of(session)?.site_packages(&session.home.venv());
+        Some(site.strip_prefix(session.home.workspace()).ok()?.to_owned())
+    }
+
+    /// What was unpacked becomes a layer, before anything runs in the session.
+    fn share(&mut self, archive: OwnedFd, sharing: Sharing) -> Result<()> {
+        let id = &sharing.session;
+        let session = self.sessions.get(id).ok_or_else(|| unknown_session(id))?;
+        let (Some(uid), Some(site)) = (session.uid(), self.site_of(session)) else {
+            return Err(Error::internal("a session without a uid has nothing to share"));
+        };
+        let root = open_workspace(&session.home.workspace())?;
+        let mut archive = File::from(archive);
+        let (layer, digest) = (self.layer_dir(&sharing.digest), sharing.digest.clone());
+        let keep = [archive.as_raw_fd(), root.as_raw_fd()];
+        let made = self.help(Task::Layer(sharing), &keep, move || {
+            let archive = archive.rewind().map(|()| BufReader::with_capacity(BUFFER_BYTES, archive));
+            let made = archive.and_then(|archive| layers::make(&layer, &digest, archive, &root, &site, uid));
+            made.inspect_err(|error| tracing::warn!(%error, digest, "packages are not shared")).is_ok()
+        });
+        let pid = made.map_err(internal)?;
+        self.timers.add(clock::mono_ms() + limits::WORK_MS, Due::Helper(pid));
+        Ok(())
+    }
+
+    /// Whatever came of the layer: the session has its files.
+    pub(super) fn sharing_done(&mut self, sharing: &Sharing) {
+        self.layer_made(&sharing.digest);
+        let filled = self.filled(&sharing.session);
+        self.answer_unpack(sharing.call_id, filled.err().as_ref());
     }
 
     /// A file without a name, beside the sessions: an archive may be as large as they are.
@@ -248,30 +323,33 @@ impl Host {
         }
     }
 
-    fn start_work(
+    /// `first` is done as the host, `work` as the session.
+    fn start_work<T>(
         &mut self,
         job: Job<'_>,
         keep: &[i32],
         uid: Option<u32>,
-        work: impl FnOnce() -> Result<Summary>,
+        first: impl FnOnce() -> T,
+        work: impl FnOnce(T) -> Result<Summary>,
     ) -> Result<()> {
         let report =
             rustix::fs::memfd_create("cooper-report", MemfdFlags::CLOEXEC).map_err(|e| internal(e.into()))?;
         let told = File::from(report.try_clone().map_err(internal)?);
         let keep = [keep, &[told.as_raw_fd()]].concat();
-        let Job { session, call_id, packs, archive, globals } = job;
-        let task =
-            Task::Checkpoint(Work { call_id, session: session.to_owned(), archive, report, packs, globals });
+        let Job { session, call_id, packs, archive, layer, globals } = job;
+        let session = session.to_owned();
+        let task = Task::Checkpoint(Work { call_id, session, archive, report, packs, layer, globals });
         let run = move || {
             // A panic must not unwind into the host's loop, of which this is a copy.
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 // New files are what the archive says, whatever the host's own mask.
                 rustix::process::umask(Mode::empty());
+                let done = first();
                 uid.map_or(Ok(()), sys::become_user).map_err(internal)?;
                 // Anew: a change of uid takes it back.
                 rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
                     .map_err(|e| internal(e.into()))?;
-                work()
+                work(done)
             }));
             let report = match done {
                 Ok(Ok(summary)) => Report::Done(summary),
@@ -303,6 +381,14 @@ impl Host {
         if work.packs {
             let globals = work.globals.map(globals::Done::into_wire);
             return self.answer_pack(work.call_id, done.map(|summary| (summary, work.archive, globals)));
+        }
+        if let (Ok(_), Some(digest)) = (&done, work.layer) {
+            let sharing = Sharing { session: work.session.clone(), call_id: work.call_id, digest };
+            match self.share(work.archive, sharing) {
+                // The session begins when it is done.
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "packages are not shared"),
+            }
         }
         let filled = done.and_then(|_| self.filled(&work.session));
         self.answer_unpack(work.call_id, filled.err().as_ref());

@@ -33,6 +33,8 @@ pub enum Task {
     },
     /// Packs a session, or unpacks into it.
     Checkpoint(super::checkpoint::Work),
+    /// Makes what was unpacked into a session a layer.
+    Layer(super::checkpoint::Sharing),
     /// Copies what an execution made.
     Artifacts(super::artifacts::Work),
 }
@@ -137,6 +139,7 @@ impl Host {
             Task::Sweep if !well => tracing::warn!("not all that was left of calls could be looked for"),
             Task::Sweep => {}
             Task::Checkpoint(work) => self.checkpoint_work_done(work, well),
+            Task::Layer(sharing) => self.sharing_done(&sharing),
             Task::Artifacts(work) => self.collecting_done(work, well),
         }
     }

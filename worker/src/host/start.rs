@@ -280,6 +280,7 @@ impl Host {
             return;
         }
         self.sweep_spools();
+        self.find_layers();
         for mut record in Record::read_all(&self.dir.base, &self.dir.worker_id) {
             let home = Home::new(&self.dir.base, &record.session_id);
             let owned = self.own_found(&mut record, &home);

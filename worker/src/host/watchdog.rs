@@ -307,6 +307,10 @@ impl Host {
         if free >= FREE_BYTES_MIN {
             return self.out_of_space.clear();
         }
+        // What nobody begins with now can be unpacked again.
+        if self.drop_all_layers() {
+            return;
+        }
         let bytes = |id: &&String| self.sessions.get(*id).map(|session| session.disk.bytes);
         let most = busy.iter().filter(|id| !self.out_of_space.contains(*id)).max_by_key(bytes).cloned();
         if let Some(id) = most {

@@ -209,7 +209,7 @@ async fn serve(desk: Desk, call: v1::Call) {
         Some(call::Op::Read(read)) => transfer::read(&desk, call_id, session_id, read).await,
         Some(call::Op::Write(write)) => transfer::write(&desk, call_id, session_id, write).await,
         Some(call::Op::Pack(pack)) => checkpoint::pack(&desk, call_id, session_id, pack).await,
-        Some(call::Op::Unpack(_)) => checkpoint::unpack(&desk, call_id, session_id).await,
+        Some(call::Op::Unpack(unpack)) => checkpoint::unpack(&desk, call_id, session_id, unpack).await,
         Some(call::Op::ReadArchive(read)) => transfer::read_archive(&desk, call_id, session_id, read).await,
         Some(call::Op::WriteArchive(header)) => {
             transfer::write_archive(&desk, call_id, session_id, header).await

@@ -48,8 +48,15 @@ pub async fn pack(
 }
 
 /// Receives an archive and has the host unpack it.
-pub async fn unpack(desk: &Desk, call_id: u64, session_id: String) -> Result<(), v1::Error> {
-    let open = OpenFile { session_id, mode: Mode::Unpack.into(), ..OpenFile::default() };
+pub async fn unpack(
+    desk: &Desk,
+    call_id: u64,
+    session_id: String,
+    unpack: v1::UnpackSession,
+) -> Result<(), v1::Error> {
+    let mode = Mode::Unpack.into();
+    let v1::UnpackSession { shared_digest } = unpack;
+    let open = OpenFile { session_id, mode, shared_digest, ..OpenFile::default() };
     let OpenedFile { id, fd, .. } = desk.open(open).await?;
     let (parts, outbound) = mpsc::channel(PIECES);
     let _ = parts.try_send(TransferUp { part: Some(Part::CallId(call_id)) });

@@ -22,7 +22,7 @@ fn packed(dir: &Path, bounds: Bounds) -> Result<(Vec<u8>, Summary)> {
 }
 
 fn unpacked(dir: &Path, tar: &[u8]) -> Result<Summary> {
-    unpack(&opened(dir), &mut tar::Reader::new(Cursor::new(tar)), WIDE, |_| false, &|_, content| content)
+    unpack_plain(&opened(dir), &mut tar::Reader::new(Cursor::new(tar)), WIDE)
 }
 
 /// One entry as a hostile hand writes it.
@@ -150,13 +150,7 @@ fn bounds_hold_on_both_sides() {
     for bounds in [Bounds { entries: 4, ..WIDE }, Bounds { bytes: 4_999, ..WIDE }] {
         assert_eq!(packed(dir.path(), bounds).unwrap_err().code, Code::TooLarge);
         let to = tempfile::tempdir().unwrap();
-        let over = unpack(
-            &opened(to.path()),
-            &mut tar::Reader::new(Cursor::new(&tar)),
-            bounds,
-            |_| false,
-            &|_, content| content,
-        );
+        let over = unpack_plain(&opened(to.path()), &mut tar::Reader::new(Cursor::new(&tar)), bounds);
         assert_eq!(over.unwrap_err().code, Code::TooLarge);
     }
     // A file that says that it has more than anybody can store.

@@ -2,7 +2,8 @@
 //! the venv is as it was.
 //!
 //! Files of the copy are hard links. Installers replace files, they do not write into those that are there; the scripts in
-//! `bin`, of which that is not sure, are copied. All of this runs as the session, within its confinement.
+//! `bin`, of which that is not sure, are copied, and so are files that are not the session's (`layers`). All of this runs as
+//! the session, within its confinement.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +28,8 @@ pub struct Stage {
     venv: PathBuf,
     copy: PathBuf,
     gone: PathBuf,
+    /// Files that are no links: by inode, that of the file in the venv.
+    copies: BTreeMap<u64, u64>,
     /// Held until the end: one change at a time.
     _lock: File,
 }
@@ -44,8 +47,9 @@ impl Stage {
         }
         remove(&copy)?;
         remove(&gone)?;
-        let stage = Self { venv: venv.to_owned(), copy, gone, _lock: lock };
-        copied(&stage.venv, &stage.copy, false)?;
+        let copies = BTreeMap::new();
+        let mut stage = Self { venv: venv.to_owned(), copy, gone, copies, _lock: lock };
+        copied(&stage.venv, &stage.copy, false, &mut stage.copies)?;
         Ok(stage)
     }
 
@@ -62,7 +66,8 @@ impl Stage {
     pub fn changed(&self, modules: &BTreeSet<String>) -> BTreeSet<String> {
         let mut all: Vec<&str> = modules.iter().map(String::as_str).collect();
         all.sort_unstable();
-        let (before, after) = (inodes(&self.venv, &all), inodes(&self.copy, &all));
+        let none = BTreeMap::new();
+        let (before, after) = (inodes(&self.venv, &all, &none), inodes(&self.copy, &all, &self.copies));
         all.into_iter().filter(|name| before.get(*name) != after.get(*name)).map(str::to_owned).collect()
     }
 
@@ -114,29 +119,34 @@ fn sites(venv: &Path) -> impl Iterator<Item = PathBuf> {
     lib.map(|entry| entry.path().join("site-packages")).filter(|site| site.is_dir())
 }
 
-/// Files of each of these modules by inode. `six.py`, `_cffi.cpython-311-x86_64-linux-gnu.so` and `numpy` are modules.
-fn inodes<'a>(venv: &Path, modules: &[&'a str]) -> BTreeMap<&'a str, BTreeMap<PathBuf, u64>> {
+/// Files of each of these modules by inode; of a copy, that of its original. `six.py`,
+/// `_cffi.cpython-311-x86_64-linux-gnu.so` and `numpy` are modules.
+fn inodes<'a>(
+    venv: &Path,
+    modules: &[&'a str],
+    copies: &BTreeMap<u64, u64>,
+) -> BTreeMap<&'a str, BTreeMap<PathBuf, u64>> {
     let mut found: BTreeMap<&str, BTreeMap<PathBuf, u64>> = BTreeMap::new();
     for entry in sites(venv).filter_map(|site| fs::read_dir(site).ok()).flatten().flatten() {
         let name = entry.file_name();
         let module = name.to_str().and_then(|name| name.split('.').next()).unwrap_or_default();
         if let Ok(at) = modules.binary_search(&module) {
             let files = found.entry(modules[at]).or_default();
-            note(&entry.path(), Path::new(&name), files);
+            note(&entry.path(), Path::new(&name), copies, files);
         }
     }
     found
 }
 
-fn note(path: &Path, name: &Path, files: &mut BTreeMap<PathBuf, u64>) {
+fn note(path: &Path, name: &Path, copies: &BTreeMap<u64, u64>, files: &mut BTreeMap<PathBuf, u64>) {
     let Ok(meta) = path.symlink_metadata() else { return };
     if !meta.is_dir() {
-        files.insert(name.to_owned(), meta.ino());
+        files.insert(name.to_owned(), *copies.get(&meta.ino()).unwrap_or(&meta.ino()));
         return;
     }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_name() != OsStr::new("__pycache__") && files.len() < exec::INSTALLED_SEEN_MAX {
-            note(&entry.path(), &name.join(entry.file_name()), files);
+            note(&entry.path(), &name.join(entry.file_name()), copies, files);
         }
     }
 }
@@ -149,14 +159,14 @@ fn remove(dir: &Path) -> io::Result<()> {
 }
 
 /// Links are kept as they are and never followed; what is no file, directory or link is left out.
-fn copied(from: &Path, to: &Path, whole: bool) -> io::Result<()> {
+fn copied(from: &Path, to: &Path, whole: bool, copies: &mut BTreeMap<u64, u64>) -> io::Result<()> {
     let meta = from.symlink_metadata()?;
     if meta.is_symlink() {
         return symlink(fs::read_link(from)?, to);
     }
     if meta.is_file() {
         if whole || fs::hard_link(from, to).is_err() {
-            copy_file(from, to, meta.mode())?;
+            copies.insert(copy_file(from, to, meta.mode())?, meta.ino());
         }
         return Ok(());
     }
@@ -167,17 +177,18 @@ fn copied(from: &Path, to: &Path, whole: bool) -> io::Result<()> {
     fs::DirBuilder::new().mode(meta.mode() & 0o7777 | 0o700).create(to)?;
     for entry in fs::read_dir(from)? {
         let name = entry?.file_name();
-        copied(&from.join(&name), &to.join(&name), whole || name == "bin")?;
+        copied(&from.join(&name), &to.join(&name), whole || name == "bin", copies)?;
     }
     Ok(())
 }
 
-/// Made with its mode, not given it: where the host changes modes for a session it changes none for this process, which
+/// Answers with its inode. Made with its mode, not given it: where the host changes modes for a session it changes none for this process, which
 /// nobody may look into.
-fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<()> {
+fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<u64> {
     let mut options = OpenOptions::new();
     let mut copy = options.write(true).create_new(true).mode(mode & 0o7777).open(to)?;
-    io::copy(&mut File::open(from)?, &mut copy).map(drop)
+    io::copy(&mut File::open(from)?, &mut copy)?;
+    Ok(copy.metadata()?.ino())
 }
 
 #[cfg(test)]
