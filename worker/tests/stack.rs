@@ -2,6 +2,7 @@
 
 mod stack_fixture;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use cooper_repair::Decision;
@@ -106,6 +107,35 @@ fn a_rollback_after_any_step_restores() {
     for n in 0..=STEPS.len() {
         forth_and_back(&mut fixture, &STEPS[..n]);
     }
+}
+
+/// I7 after a kill: the engine is still at what the killed step had asked for.
+#[test]
+fn a_rollback_is_tried_again_where_the_engine_refuses_for_a_moment() {
+    let Some(fixture) = small_or_skip("refused") else { return };
+    fixture.up();
+    let before = state(&fixture);
+    let plan = fixture.plan_to_set(&fixture.analyze(None), "COLOUR", "blue");
+    for step in ["patch", "build", "restart"] {
+        assert!(fixture.step(step, &plan).ok, "{step}");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let docker = directory.path().join("docker");
+    let path = std::env::var("PATH").expect("a path");
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' up '*) if mkdir \"$0.refused\" 2>/dev/null; then\n\
+         echo 'removal of container is already in progress' >&2; exit 1; fi;; esac\n\
+         PATH='{path}' exec docker \"$@\"\n"
+    );
+    std::fs::write(&docker, text).expect("a program");
+    std::fs::set_permissions(&docker, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    let path = format!("{}:{path}", directory.path().display());
+    let process = fixture.spawn("step_process", &fixture.input("rollback", &plan), &[("PATH", &path)]);
+    let (report, log) = process.wait();
+    let report = report.expect("a report");
+    assert!(report.restored, "{}\n{log}", report.message);
+    assert!(log.contains("already in progress"), "it was refused once: {log}");
+    assert_eq!(state(&fixture), before);
 }
 
 #[test]

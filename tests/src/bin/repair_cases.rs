@@ -1,5 +1,6 @@
 //! `make repair-cases`: works through the repair cases and prints what came of each. Arguments are names or parts of
-//! names. Then a sample is repaired while processes are killed: `--no-kills` leaves that out, `--only-kills` the rest.
+//! names. Then a sample is repaired while processes are killed: `--no-kills` leaves that out, `--only-kills` the rest;
+//! `--kill=PART` is one or some of them, as "worker at rollback".
 
 use std::{
     collections::VecDeque,
@@ -21,8 +22,10 @@ const AT_ONCE: usize = 2;
 fn main() -> ExitCode {
     let (flags, wanted): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
-    if let Some(unknown) = flags.iter().find(|flag| !["--no-kills", "--only-kills"].contains(&&***flag)) {
-        eprintln!("no option {unknown}; there are --no-kills, --only-kills, and names of cases");
+    let kill = flags.iter().find_map(|flag| flag.strip_prefix("--kill="));
+    let known = |flag: &str| ["--no-kills", "--only-kills"].contains(&flag) || flag.starts_with("--kill=");
+    if let Some(unknown) = flags.iter().find(|flag| !known(flag)) {
+        eprintln!("no option {unknown}; there are --no-kills, --only-kills, --kill=PART, and names of cases");
         return ExitCode::from(2);
     }
     if !docker::wanted("repair cases") {
@@ -36,14 +39,14 @@ fn main() -> ExitCode {
     // What it says stands in the table.
     panic::set_hook(Box::new(|_| {}));
     let mut table = Table::default();
-    if !has("--only-kills") {
+    if !has("--only-kills") && kill.is_none() {
         println!("{HEADING}");
         work(&all, &cluster, &mut table);
         table.totals();
     }
     if !has("--no-kills") {
         let killed: Vec<&Case> = all.iter().filter(|case| case.killed).collect();
-        table.kills_wrong = kills(&killed, &cluster);
+        table.kills_wrong = kills(&killed, kill.unwrap_or_default(), &cluster);
     }
     if table.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -92,8 +95,8 @@ fn work(cases: &[Case], cluster: &Cluster, table: &mut Table) {
     });
 }
 
-/// One after the other: a kill is felt by whatever else goes on.
-fn kills(cases: &[&Case], cluster: &Cluster) -> usize {
+/// One after the other: a kill is felt by whatever else goes on. Those whose names have `part` in them.
+fn kills(cases: &[&Case], part: &str, cluster: &Cluster) -> usize {
     println!("\nkilled with SIGKILL at a step:\n{HEADING}");
     let (mut count, mut wrong) = (0, 0);
     type Kill = fn(&Case, &Cluster, &str, &str) -> Option<Verdict>;
@@ -103,6 +106,10 @@ fn kills(cases: &[&Case], cluster: &Cluster) -> usize {
         for (kind, kill) in kinds.into_iter().filter(|(kind, _)| kind.is_empty() || case.fixable()) {
             for role in cases::ROLES {
                 for step in cases::STEPS {
+                    let name = format!("{kind}{role} at {step}");
+                    if !name.contains(part) {
+                        continue;
+                    }
                     let mut met = true;
                     let verdict = caught(|| {
                         let verdict = kill(case, cluster, role, step);
@@ -112,7 +119,7 @@ fn kills(cases: &[&Case], cluster: &Cluster) -> usize {
                     if met {
                         count += 1;
                         wrong += usize::from(verdict.end == End::Wrong);
-                        print(&format!("{kind}{role} at {step}"), &case.name, &verdict);
+                        print(&name, &case.name, &verdict);
                     }
                 }
             }

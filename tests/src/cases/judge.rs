@@ -116,7 +116,8 @@ pub(super) fn untouched(stack: &Stack, before: &Before, outcome: &Outcome) -> Ve
     let changed = tree::changed(&before.tree, &Before::of(stack).tree);
     let mut problems = Vec::new();
     if outcome.run["state"] == "rollback_failed" || Before::of(stack) != *before {
-        problems.push(format!("it ended {}, and not as it was: {changed:?}", outcome.run["state"]));
+        let (state, why) = (&outcome.run["state"], &outcome.run["reason"]["message"]);
+        problems.push(format!("it ended {state} ({why}), and not as it was: {changed:?}"));
     }
     Verdict {
         end: if problems.is_empty() { End::Untouched } else { End::Wrong },

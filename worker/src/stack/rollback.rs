@@ -19,6 +19,10 @@ use super::restart::{Restart, disturbed};
 use super::{Step, configuration, done, run_dir};
 
 const LOOK: Duration = Duration::from_millis(500);
+/// How often a container is brought back before that is left to a person, and what is waited between: what a step that
+/// was killed had asked of the engine may still be going on there, and whatever comes meanwhile is refused.
+const TRIES: u32 = 4;
+const BETWEEN_TRIES: Duration = Duration::from_secs(3);
 
 impl Step<'_> {
     pub(super) async fn rollback(&mut self, plan: &RepairPlan) -> Result<Report> {
@@ -37,7 +41,7 @@ impl Step<'_> {
         }
         if let Some(restart) = self.dir.read::<Restart>(run_dir::RESTART)? {
             let before = self.neighbours().await?;
-            note(&mut differences, "container", self.bring_back(&start, limit).await);
+            note(&mut differences, "container", self.bring_back_at_last(&start, limit).await);
             let named = restart.disturbed.into_iter().chain(disturbed(&before, &self.neighbours().await?));
             differences.extend(named.map(|name| {
                 Difference::new(format!("container {name} of another service is not the same"))
@@ -96,6 +100,17 @@ impl Step<'_> {
             self.project.dir.display(),
             self.service
         )
+    }
+
+    async fn bring_back_at_last(&self, start: &Start, limit: Duration) -> Result<Vec<Difference>> {
+        for _ in 1..TRIES {
+            match self.bring_back(start, limit).await {
+                Err(error) => self.log.say(format_args!("{}: trying again", error.message)),
+                done => return done,
+            }
+            sleep(BETWEEN_TRIES).await;
+        }
+        self.bring_back(start, limit).await
     }
 
     /// The service's tag and container as recorded. Names what could not be brought back.
