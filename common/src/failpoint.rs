@@ -3,6 +3,9 @@
 //!
 //! `FAILPOINTS=commit-before-reply=21,mid-group-commit=300` lets 20 passes of the one go and dies at the 21st. By count
 //! and not by chance, so that the same seed kills at the same pass.
+//!
+//! `FAILPOINTS_ONCE=FILE` is for a process whose children pass failpoints, and are started anew with the same environment:
+//! who makes the file dies, and nobody after it. Else a child that dies at its first pass always would.
 
 /// Every failpoint, by the process that passes it.
 pub mod name {
@@ -67,10 +70,14 @@ mod armed {
         static ARMED: OnceLock<Vec<Failpoint>> = OnceLock::new();
         let armed = ARMED.get_or_init(|| read(&std::env::var("FAILPOINTS").unwrap_or_default()));
         for failpoint in armed.iter().filter(|failpoint| failpoint.name == name) {
-            if failpoint.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            if failpoint.left.fetch_sub(1, Ordering::Relaxed) == 1 && is_first() {
                 let _ = kill_process(getpid(), Signal::KILL);
             }
         }
+    }
+
+    fn is_first() -> bool {
+        std::env::var_os("FAILPOINTS_ONCE").is_none_or(|file| std::fs::File::create_new(file).is_ok())
     }
 
     fn read(text: &str) -> Vec<Failpoint> {

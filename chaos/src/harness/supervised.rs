@@ -59,7 +59,9 @@ impl Supervised {
         command.args(&argv[1..]).args(["--supervisor", &std::process::id().to_string()]);
         command.envs(env.iter().map(|(name, value)| (name, value)));
         if let Some(failpoints) = self.state.borrow_mut().arm.take() {
-            command.env("FAILPOINTS", failpoints);
+            let died = self.recipe.log.with_extension("died");
+            let _ = fs::remove_file(&died);
+            command.env("FAILPOINTS", failpoints).env("FAILPOINTS_ONCE", died);
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("{name}: {argv:?}"))?;
