@@ -110,7 +110,10 @@ fn a_data_directory_that_goes_away_is_waited_for_and_nothing_is_lost() {
     fs::rename(&data, &away).expect("moved");
     let why = fleet.await_ready(503);
     assert_eq!(why["code"], "data_unusable", "{why:#}");
-    until_true("an epoch of nobody", seconds(10), || epoch(&fleet) == 0);
+    // It begins anew meanwhile, which cuts a connection.
+    until_true("an epoch of nobody", seconds(10), || {
+        http::try_get(&fleet.url(), "/health", None).is_ok_and(|answer| answer.body.contains("\"epoch\":0"))
+    });
     assert!(!data.join("cooper.db").exists(), "no new beginning");
     // Something may have been made there meanwhile.
     let _ = fs::remove_dir_all(&data);
