@@ -144,6 +144,8 @@ import pandas; print(loaded, pandas.DataFrame({"a": [1, 2, 3]})["a"].sum())')"
 # The same worker with the packages for science in it: they are loaded before a session asks.
 science_is_at_hand() {
   local session coordinator="${COOPER_IMAGE:-cooper}-coordinator" worker="${COOPER_IMAGE:-cooper}-worker"
+  # Minutes of downloads, which `make test` has no time for.
+  if [[ "${COOPER_PROFILE:-release}" != release ]]; then echo "      left to make docker-test: this is profile $COOPER_PROFILE"; return; fi
   COOPER_PRELOAD=science COOPER_TAG=science scripts/docker-build.sh worker >"$COOPER_SECRETS.log" 2>&1 ||
     { tail "$COOPER_SECRETS.log" >&2; fail 'docker-build with COOPER_PRELOAD=science'; }
   printf '      with numpy, pandas and matplotlib the worker has %d MB\n' "$(COOPER_TAG=science size_of worker)"
