@@ -77,7 +77,8 @@ starts() {
   inside sh -c 'umask 077; printf "COORDINATOR_ADDR=127.0.0.1:50051\nCOOPER_JOIN_TOKEN_FILE=/var/lib/cooper/worker.token\n" >/etc/default/cooper-worker'
   inside systemctl enable --now cooper-worker
   within 20 'the worker is ready' sh -c "docker exec -e COOPER_DATA=/var/lib/cooper $container cooper workers | grep -q ready"
-  same 'the coordinator runs as its user' cooper "$(inside sh -c 'ps -o user= -p $(systemctl show -P MainPID cooper-coordinator)' 2>/dev/null || inside sh -c 'stat -c %U /proc/$(systemctl show -P MainPID cooper-coordinator)')"
+  # shellcheck disable=SC2016 # a shell in the container expands it
+  same 'the coordinator runs as its user' cooper "$(inside sh -c 'stat -c %U "/proc/$(systemctl show -P MainPID cooper-coordinator)"')"
   printf '      tier %s\n' "$(cooper workers | grep -oE 'T[0-4]' | head -n 1)"
   cooper session create --name kept >/dev/null
   cooper exec kept -c 'x = 41; open("kept.txt", "w").write("kept")' >/dev/null
@@ -92,13 +93,13 @@ outlives() {
   inside systemctl restart cooper-coordinator cooper-worker
   within 20 'the upgraded coordinator serves' cooper health
   within 30 'its session has its files still' sh -c "docker exec -e COOPER_DATA=/var/lib/cooper $container cooper exec kept -c 'print(open(\"kept.txt\").read())' | grep -q kept"
-  same 'nothing is left of the version before' 1 "$(inside sh -c "dpkg-query -W cooper | grep -c +next")"
+  same 'the package is the later one' 1 "$(inside sh -c "dpkg-query -W cooper | grep -c +next")"
 }
 
 removes() {
   inside dpkg -P cooper >/dev/null 2>&1 || fail 'dpkg -P'
   within 15 'a removal stops both' sh -c "! docker exec $container pgrep -x cooper"
-  inside test -s /var/lib/cooper/cooper.db || inside sh -c 'ls /var/lib/cooper | grep -q .' || fail 'the data is gone'
+  inside test -s /var/lib/cooper/cooper.db || fail 'the data is gone'
   ok 'and leaves the data'
 }
 
